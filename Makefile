@@ -1,0 +1,35 @@
+# make demo   install into .venv, train on scikit-learn's digits, show the result
+# make test   install into .venv, check style and types, run the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+
+.PHONY: demo test lint slow install clean
+
+demo: install
+	$(BIN)/mambaverse train vision/digits trainer.run_name=demo trainer.overwrite=true
+	$(BIN)/mambaverse eval $(RUN)
+	@echo "The pictures are in $(RUN): curves.png, confusion.png, predictions.png"
+
+test: install lint
+	$(BIN)/python -m pytest
+
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mambaverse needs Python 3.11 or newer; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

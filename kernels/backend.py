@@ -1,0 +1,102 @@
+"""Which implementation of an operator runs: "auto", "triton", "cpu" or "reference".
+
+The public function of an operator asks `current_backend()` and passes the name into the torch op as a string, so that
+backward runs what forward ran, whatever context it is called in. Inside the op, `load()` turns the name into a module:
+
+- "auto": the device decides. A CPU tensor goes to `cpu.py`, a GPU tensor to `triton.py`.
+- float64 and complex128 always run the reference: it is the only one in that precision.
+- What cannot run raises `BackendError` with the reason and the backend that can. Nothing falls back in silence.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "triton", "cpu", "reference")
+ENVIRONMENT = "MAMBAVERSE_BACKEND"
+_chosen: ContextVar[str | None] = ContextVar("mambaverse_backend", default=None)
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for cannot run here; the message says why and what can."""
+
+
+def _check_name(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
+    return name
+
+
+_default = _check_name(os.environ.get(ENVIRONMENT, "auto"), f"environment variable {ENVIRONMENT}")
+
+
+def current_backend() -> str:
+    """Return the backend in force: that of `use_backend`, else `MAMBAVERSE_BACKEND`, else "auto"."""
+    return _chosen.get() or _default
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the operators called inside the `with` block (in this thread) on the backend `name`.
+
+    Raises:
+        ValueError: if `name` is not one of `BACKENDS`.
+    """
+    token = _chosen.set(_check_name(name, "use_backend"))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def resolve(op: str, backend: str, tensor: Tensor) -> str:
+    """Return the backend, never "auto", that runs operator `op` on `tensor`, or raise `BackendError`.
+
+    Args:
+        op: Name of the operator's folder.
+        backend: One of `BACKENDS`.
+        tensor: The operator's main input; its device and dtype decide.
+    """
+    if tensor.dtype in (torch.float64, torch.complex128):
+        return "reference"
+    device = tensor.device.type
+    if backend == "auto":
+        backend = {"cpu": "cpu", "cuda": "triton"}.get(device, "")
+        if not backend:
+            raise BackendError(f'{op}: no fast kernel for device {device!r}; use_backend("reference") runs anywhere')
+    if reason := why_not(op, backend, device):
+        raise BackendError(f"{op}: backend {backend!r} cannot run on device {device!r}: {reason}")
+    return backend
+
+
+def why_not(op: str, backend: str, device: str) -> str | None:
+    """Return why `backend` cannot run `op` on `device` ("cpu", "cuda", ...), or None if it can."""
+    if backend == "reference":
+        return None
+    if importlib.util.find_spec(f"mambaverse.kernels.{op}.{backend}") is None:
+        return f'{op} has no {backend}.py; use_backend("reference") runs anywhere'
+    if backend == "cpu":
+        if device != "cpu":
+            return "it takes CPU tensors only"
+        if importlib.util.find_spec("numba") is None:
+            return 'numba is not installed: `pip install numba`, or use_backend("reference")'
+        return None
+    if importlib.util.find_spec("triton") is None:
+        return 'triton is not installed (it exists for Linux only); use_backend("cpu") on CPU tensors'
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "CPU tensors run in Triton's interpreter only: set TRITON_INTERPRET=1 before the first import"
+    return None
+
+
+def load(op: str, backend: str, tensor: Tensor) -> ModuleType:
+    """Return the module, e.g. `mambaverse.kernels.ssd.cpu`, that runs `op` on `tensor` (see `resolve`)."""
+    return importlib.import_module(f"mambaverse.kernels.{op}.{resolve(op, backend, tensor)}")

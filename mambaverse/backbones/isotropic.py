@@ -1,0 +1,188 @@
+"""The isotropic backbone: `depth` equal blocks of one mixer, or of a repeated pattern of mixers, and a last norm.
+
+Vim, the DNA models, AuM and language models are this stack with different stems and heads. State-dict names are those
+of mamba_ssm and Vim: `layers.{i}.norm`, `layers.{i}.mixer`, `norm_f`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mambaverse.blocks import Block, Norm, build_mixer, layer_pattern
+
+
+class Isotropic(nn.Module):
+    """`depth` blocks on tokens of `dim` channels.
+
+    Args:
+        dim: Channels D.
+        depth: Number of blocks.
+        mixer: A mixer's name, or a pattern of names that is repeated over the layers.
+        mixer_args: Arguments keyed by mixer: {"ssd": {"d_state": 64}}.
+        causal: Whether a token may only see those before it.
+        directions: 1 leaves a causal mixer of a bidirectional stack in one direction.
+        norm: "rms" or "layer".
+        eps: Of the norms.
+        mlp_ratio: Width of an MLP in each block, in units of D; 0: none.
+        drop_path_rate: Rate of the last block; it grows linearly from 0 at the first.
+        layer_scale: First value of a learnt factor on the branches; None: no factor.
+        residual_in_fp32: Carry the residual sum in fp32.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        UserError: unknown mixer or argument; a mixer that does not fit (see `build_mixer`).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        mixer: str | Sequence[str] = "s6",
+        mixer_args: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        causal: bool,
+        directions: int | None = None,
+        norm: str = "rms",
+        eps: float = 1e-5,
+        mlp_ratio: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale: float | None = None,
+        residual_in_fp32: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.dim, self.depth, self.causal = dim, depth, causal
+        self.grad_checkpointing = False
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        mixers = [
+            build_mixer(name, dim, mixer_args, causal=causal, directions=directions, **dd)
+            for name in layer_pattern(mixer, depth)
+        ]
+        self.needs_spatial_shape = any(m.needs_spatial_shape for m in mixers)
+        self.layers = nn.ModuleList(
+            Block(dim, m, norm, eps, mlp_ratio, rate, layer_scale, residual_in_fp32, **dd)
+            for m, rate in zip(mixers, rates, strict=True)
+        )
+        self.norm_f = Norm(dim, norm, eps, **dd)
+        self.rescale_residual_branches()
+
+    @torch.jit.ignore
+    def rescale_residual_branches(self) -> None:
+        """Divide each branch's last matrix by √(number of branches), so that their sum keeps its scale (GPT-2)."""
+        branches = sum(1 if layer.mlp is None else 2 for layer in self.layers)
+        with torch.no_grad():
+            for name, parameter in self.layers.named_parameters():
+                if name.endswith(("out_proj.weight", "mlp.fc2.weight")):
+                    parameter /= math.sqrt(branches)
+
+    def forward(
+        self,
+        x: Tensor,
+        lengths: Optional[Tensor] = None,  # noqa: UP045 (TorchScript reads these annotations)
+        cu_seqlens: Optional[Tensor] = None,  # noqa: UP045
+    ) -> Tensor:
+        """Run the stack.
+
+        Args:
+            x: Tokens (B, L, D).
+            lengths: Of a padded batch, (B,): tokens from `lengths[b]` on are padding, change nothing and come back as
+                zeros. The batch is packed, so padding costs nothing. Eager mode only.
+            cu_seqlens: Boundaries (S + 1,) int32 of packed sequences; then B is 1.
+
+        Returns:
+            Tokens (B, L, D) after the last norm.
+        """
+        if not torch.jit.is_scripting() and (lengths is not None or cu_seqlens is not None):
+            return self._forward_packed(x, lengths, cu_seqlens)
+        residual: Optional[Tensor] = None  # noqa: UP045
+        for layer in self.layers:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x, residual = checkpoint(layer, x, residual, use_reentrant=False)
+            else:
+                x, residual = layer(x, residual)
+        return self.norm_f(x, residual)[0]
+
+    @torch.jit.ignore
+    def forward_grid(self, x: Tensor, spatial_shape: tuple[int, int]) -> Tensor:
+        """Run the stack on tokens (B, H · W, D) of a grid `spatial_shape` (H, W)."""
+        return self._run(x, spatial_shape=spatial_shape)[0]
+
+    @torch.jit.ignore
+    def forward_state(self, x: Tensor, states: Sequence[Any] | None = None) -> tuple[Tensor, list[Any]]:
+        """Run x (B, L, D) on from `states`, one a layer (None: the start); returns (tokens, new states)."""
+        return self._run(x, states=states, return_state=True)
+
+    @torch.jit.ignore
+    def init_states(self, batch_size: int) -> list[Any]:
+        """Return the states before the first token, one a layer."""
+        return [layer.mixer.init_state(batch_size) for layer in self.layers]
+
+    @torch.jit.ignore
+    def step(self, x_t: Tensor, states: Sequence[Any]) -> tuple[Tensor, list[Any]]:
+        """Advance by one token x_t (B, D); returns (token (B, D), new states)."""
+        residual: Tensor | None = None
+        finals = []
+        for layer, state in zip(self.layers, states, strict=True):
+            x_t, residual, final = layer.step(x_t, residual, state)
+            finals.append(final)
+        return self.norm_f(x_t, residual)[0], finals
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in backward instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that weight decay would harm: each mixer's own list."""
+        return {
+            f"layers.{i}.mixer.{name}" for i, layer in enumerate(self.layers) for name in layer.mixer.no_weight_decay()
+        }
+
+    @torch.jit.ignore
+    def _run(
+        self,
+        x: Tensor,
+        states: Sequence[Any] | None = None,
+        cu_seqlens: Tensor | None = None,
+        spatial_shape: tuple[int, int] | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, list[Any]]:
+        residual: Tensor | None = None
+        finals = []
+        for i, layer in enumerate(self.layers):
+            state = None if states is None else states[i]
+            arguments = (x, residual, state, cu_seqlens, spatial_shape, return_state)
+            if self.grad_checkpointing:
+                x, residual, final = checkpoint(layer.forward_sequence, *arguments, use_reentrant=False)
+            else:
+                x, residual, final = layer.forward_sequence(*arguments)
+            finals.append(final)
+        return self.norm_f(x, residual)[0], finals
+
+    @torch.jit.ignore
+    def _forward_packed(self, x: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+        if cu_seqlens is not None:
+            if lengths is not None:
+                raise ValueError("give lengths (of a padded batch) or cu_seqlens (of packed sequences), not both")
+            return self._run(x, cu_seqlens=cu_seqlens)[0]
+        assert lengths is not None
+        if lengths.shape != x.shape[:1]:
+            raise ValueError(f"lengths: expected shape ({x.shape[0]},), one a sequence, got {tuple(lengths.shape)}")
+        if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]:
+            raise ValueError(f"lengths: expected values from 0 to L = {x.shape[1]}, got {lengths.tolist()}")
+        kept = torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]  # (B, L)
+        bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(x.device, torch.int32)
+        y = self._run(x[kept][None], cu_seqlens=bounds)[0]
+        out = torch.zeros_like(x, dtype=y.dtype)
+        out[kept] = y[0]
+        return out

@@ -1,0 +1,209 @@
+"""The block that every backbone repeats: norm -> mixer -> residual, with an optional MLP behind it.
+
+The sum is carried beside the branch, so that adding and normalising is one fused pass over the tokens:
+
+    residual <- residual + hidden,   hidden <- drop_path(gamma * mixer(norm(residual)))
+
+which is the pre-norm block x <- x + mixer(norm(x)), with the addition moved into the next norm.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional, Tuple  # noqa: UP035 (TorchScript reads these annotations)
+
+import torch
+from timm.layers import DropPath, LayerScale, Mlp
+from torch import Tensor, nn
+
+from mambaverse.errors import UserError, suggest
+from mambaverse.kernels.norm import layer_norm, rms_norm
+from mambaverse.mixers import MIXERS, Mixer, create_mixer
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last axis, fused with the addition of a residual.
+
+    Args:
+        dim: Channels D.
+        kind: "rms" (a weight) or "layer" (a weight and a bias).
+        eps: Added to the variance.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        kind: str = "rms",
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if kind not in ("rms", "layer"):
+            raise UserError(f"norm: expected 'rms' or 'layer', got {kind!r}")
+        self.eps = eps
+        self.is_rms = kind == "rms"
+        self.weight = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
+        self.bias = None if self.is_rms else nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:  # noqa: UP006, UP045
+        """Return (norm(x + residual), x + residual) for x (..., D): in x's dtype, and in the residual's."""
+        if torch.jit.is_scripting():
+            total = x if residual is None else x + residual
+            wide = total.float()
+            if not self.is_rms:
+                wide = wide - wide.mean(-1, keepdim=True)
+            y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()
+            if self.bias is not None:
+                y = y + self.bias.float()
+            return y.to(x.dtype), total
+        return self._fused(x, residual)
+
+    @torch.jit.ignore
+    def _fused(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.is_rms:
+            return rms_norm(x, self.weight, residual=residual, eps=self.eps)
+        return layer_norm(x, self.weight, self.bias, residual=residual, eps=self.eps)
+
+
+class Block(nn.Module):
+    """One layer: norm -> mixer (-> norm2 -> mlp), on (hidden, residual) pairs.
+
+    Args:
+        dim: Channels D.
+        mixer: Mixes (B, L, D) along L.
+        norm: "rms" or "layer".
+        eps: Of the norms.
+        mlp_ratio: Hidden width of an MLP behind the mixer, in units of D; 0: none.
+        drop_path: Probability that a sample skips the layer's branches while training.
+        layer_scale: First value of a learnt factor per channel on the branches; None: no factor.
+        residual_in_fp32: Carry the sum in fp32 whatever the dtype of the tokens.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: Mixer,
+        norm: str = "rms",
+        eps: float = 1e-5,
+        mlp_ratio: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        residual_in_fp32: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.residual_in_fp32 = residual_in_fp32
+        self.norm = Norm(dim, norm, eps, **dd)
+        self.mixer = mixer
+        self.scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.mlp: Mlp | None = None
+        if mlp_ratio > 0:
+            self.norm2 = Norm(dim, norm, eps, **dd)
+            self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
+            self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
+
+    def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:  # noqa: UP006, UP045
+        """Take and return (hidden (B, L, D), residual (B, L, D) or None before the first layer)."""
+        x, residual = self.norm(x, residual)
+        if self.residual_in_fp32:
+            residual = residual.float()
+        x = self.drop_path(self.scale(self.mixer(x)))
+        return self._mlp(x, residual)
+
+    @torch.jit.ignore
+    def forward_sequence(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        state: Any = None,
+        cu_seqlens: Tensor | None = None,
+        spatial_shape: tuple[int, int] | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, Tensor, Any]:
+        """As `forward`, with all that a mixer may take; returns (hidden, residual, state or None)."""
+        x, residual = self.norm(x, residual)
+        if self.residual_in_fp32:
+            residual = residual.float()
+        out: Any = self.mixer(
+            x=x, state=state, cu_seqlens=cu_seqlens, spatial_shape=spatial_shape, return_state=return_state
+        )
+        y, final = out if return_state else (out, None)
+        x, residual = self._mlp(self.drop_path(self.scale(y)), residual)
+        return x, residual, final
+
+    @torch.jit.ignore
+    def step(self, x_t: Tensor, residual: Tensor | None, state: Any) -> tuple[Tensor, Tensor, Any]:
+        """Advance by one token: x_t (B, D); returns (hidden (B, D), residual (B, D), state)."""
+        x_t, residual = self.norm(x_t, residual)
+        if self.residual_in_fp32:
+            residual = residual.float()
+        x_t, state = self.mixer.step(x_t, state)
+        x_t, residual = self._mlp(self.scale(x_t), residual)
+        return x_t, residual, state
+
+    def _mlp(self, x: Tensor, residual: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        if self.mlp is not None:
+            x, residual = self.norm2(x, residual)
+            x = self.drop_path(self.scale2(self.mlp(x)))
+        return x, residual
+
+
+def layer_pattern(mixer: str | Sequence[str], depth: int) -> list[str]:
+    """Return one mixer's name a layer: a name is repeated, a pattern such as ["s6", "s6", "attention"] is cycled."""
+    names = [mixer] if isinstance(mixer, str) else list(mixer)
+    if not names:
+        raise UserError("mixer: expected a name or a list of names, got an empty list")
+    return [names[i % len(names)] for i in range(depth)]
+
+
+def build_mixer(
+    name: str,
+    dim: int,
+    mixer_args: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    causal: bool,
+    directions: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Mixer:
+    """Build the mixer `name` for a causal or a bidirectional backbone.
+
+    In a bidirectional backbone a causal mixer is wrapped as `bidirectional(mixer, merge="mean")`, unless
+    `directions=1`. A mixer with an argument `causal` (attention) is told the backbone's.
+
+    Args:
+        name: Registered, or "package.module:Class".
+        dim: Channels D.
+        mixer_args: Arguments keyed by mixer; only those of `name` (and of the wrapper) are used.
+        causal: Whether the backbone is causal.
+        directions: 1: never wrap; None or 2: wrap where it is needed.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        UserError: a mixer that looks ahead in a causal backbone; arguments of an unknown mixer.
+    """
+    arguments = {key: dict(value) for key, value in (mixer_args or {}).items()}
+    for key in arguments:
+        if key != name and ":" not in key and key not in MIXERS:
+            raise UserError(f"mixer_args: no mixer is called {key!r}{suggest(key, MIXERS.list())}")
+    cls = MIXERS.get(name)
+    own = arguments.get(name, {})
+    dd: dict[str, Any] = {"device": device, "dtype": dtype}
+    if "causal" in inspect.signature(cls).parameters:
+        return create_mixer(name, dim, **{"causal": causal, **own}, **dd)
+    if causal and not cls.causal:
+        raise UserError(f"mixer {name!r} looks ahead (causal is False) and cannot be used in a causal backbone")
+    if causal or not cls.causal or directions == 1:
+        return create_mixer(name, dim, **own, **dd)
+    wrapper = {"merge": "mean", **arguments.get("bidirectional", {})}
+    return create_mixer("bidirectional", dim, mixer=name, mixer_args=own, **wrapper, **dd)

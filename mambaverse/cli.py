@@ -1,0 +1,183 @@
+"""The command line: mambaverse train | eval | predict | list | config | data | bench.
+
+Each command imports only what it runs. What the user gave wrong is one line on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mambaverse._version import __version__
+from mambaverse.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the process's own) and return the exit status."""
+    from mambaverse.kernels.backend import BackendError
+
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except (UserError, BackendError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `mambaverse list models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mambaverse", description="State-space models for images, DNA and audio.")
+    parser.add_argument("--version", action="version", version=f"mambaverse {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int | None], summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(run=run)
+        return sub
+
+    def config_dir(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--config-dir", type=Path, help="a folder of your own configs, searched first")
+
+    train = command("train", _train, "Train from a config: mambaverse train vision/digits model.mixer=ssd")
+    train.add_argument("config", nargs="?", help="a config's name, such as vision/digits, or a .yaml file")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
+    config_dir(train)
+
+    evaluate = command("eval", _eval, "Evaluate a run's best weights on its evaluation data")
+    evaluate.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+
+    predict = command("predict", _predict, "Label files with a trained run")
+    predict.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+    predict.add_argument("inputs", nargs="+", metavar="FILE", help="files, or folders of files")
+    predict.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    predict.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="what to do with a bad file")
+
+    listing = command("list", _list, "List what there is: mambaverse list models 'vim*'")
+    listing.add_argument("kind", choices=("mixers", "models", "datasets", "configs"))
+    listing.add_argument("pattern", nargs="?", default="*", help="such as 'vim_*'")
+    listing.add_argument("-v", "--verbose", action="store_true", help="import each and say what it is")
+    config_dir(listing)
+
+    config = command("config", _config, "Print a resolved config")
+    config.add_argument("config", help="a config's name, such as vision/digits, or a .yaml file")
+    config.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    config_dir(config)
+
+    data = command("data", _data, "Say where a data set is, or how to get it")
+    data.add_argument("name", help="such as vision/cifar10")
+    data.add_argument("--root", help="where its files are")
+
+    bench = command("bench", _bench, "Time an operator's backends against its reference, correctness first")
+    bench.add_argument("op", help="such as selective_scan")
+    bench.add_argument("--case", default="*", metavar="PATTERN", help="only the cases that match")
+    bench.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
+    bench.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    bench.add_argument("--repeat", type=int, default=10, help="timed runs of each")
+    bench.add_argument("--csv", type=Path, help="write the table to this file too")
+    return parser
+
+
+def _roots(arguments: argparse.Namespace) -> list[Path]:
+    from mambaverse.config import CONFIGS
+
+    own = arguments.config_dir
+    if own is not None and not own.is_dir():
+        raise UserError(f"--config-dir: no folder {str(own)!r}")
+    return [CONFIGS] if own is None else [own, CONFIGS]
+
+
+def _train(arguments: argparse.Namespace) -> int | None:
+    from mambaverse.config import compose
+    from mambaverse.engine import run
+
+    if arguments.resume is not None:
+        if arguments.config is not None:
+            raise UserError("--resume RUN takes its config from the run folder; give one or the other")
+        run.resume(arguments.resume)
+        return None
+    if arguments.config is None:
+        raise UserError("train: give a config, such as vision/digits, or --resume RUN; see `mambaverse list configs`")
+    run.train(compose(arguments.config, arguments.overrides, roots=_roots(arguments)), name=arguments.config)
+    return None
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from mambaverse.engine import evaluate
+
+    evaluate.evaluate_run(arguments.folder, arguments.overrides)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from mambaverse.engine import evaluate
+
+    evaluate.predict_run(arguments.folder, arguments.inputs, form=arguments.format, on_error=arguments.on_error)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    names, describe = _catalogue(arguments)
+    if not names:
+        raise UserError(f"no {arguments.kind} match {arguments.pattern!r}")
+    if not arguments.verbose or describe is None:
+        print("\n".join(names))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "summary", "source", "arguments")
+    for name in names:
+        about = describe(name)
+        table.add_row(name, about["summary"], about["source"], about["signature"])
+    Console().print(table)
+
+
+def _catalogue(arguments: argparse.Namespace) -> tuple[list[str], Callable[[str], dict[str, str]] | None]:
+    pattern = arguments.pattern
+    if arguments.kind == "mixers":
+        from mambaverse.mixers import describe_mixer, list_mixers
+
+        return list_mixers(pattern), describe_mixer
+    if arguments.kind == "models":
+        from mambaverse.models import describe_model, list_models
+
+        return list_models(pattern), describe_model
+    if arguments.kind == "datasets":
+        from mambaverse.datasets import list_datasets
+
+        return list_datasets(pattern), None
+    from fnmatch import fnmatchcase
+
+    from mambaverse.config import list_configs
+
+    return [name for name in list_configs(_roots(arguments)) if fnmatchcase(name, pattern)], None
+
+
+def _config(arguments: argparse.Namespace) -> None:
+    from mambaverse.config import compose, to_yaml
+
+    print(to_yaml(compose(arguments.config, arguments.overrides, roots=_roots(arguments))), end="")
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from mambaverse.datasets import describe_dataset
+
+    for key, value in describe_dataset(arguments.name, arguments.root).items():
+        print(f"{key}: {value}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from mambaverse.bench import bench
+
+    options: dict[str, Any] = {k: getattr(arguments, k) for k in ("case", "device", "dtype", "repeat", "csv")}
+    bench(arguments.op, **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""A run as data: dataclass defaults < YAML (its `defaults:` first, then its body) < `key=value` arguments.
+
+Each layer is merged alone, so that an error can name the file or the argument it came from. The program only ever sees
+the dataclasses below; what a domain adds (`data.img_size`, `task.mixup`) is in its own subclasses of `DataConfig` and
+`TaskConfig`, which its `Task` names and `compose` puts in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from mambaverse.errors import UserError, suggest
+
+CONFIGS = Path(__file__).parent / "configs"  # the shipped ones
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run; the message names the layer, the key and what was expected."""
+
+
+@dataclass
+class TaskConfig:
+    """What is learnt; each domain's task adds its own fields."""
+
+    name: str = MISSING  # a registered task: vision
+
+
+@dataclass
+class ModelConfig:
+    """What learns."""
+
+    name: str = MISSING  # a registered model: vim_nano_patch4_32
+    mixer: Any = None  # a mixer's name, "package.module:Class", or a list of them, one a layer, repeated; None: its own
+    mixer_args: dict[str, dict[str, Any]] = field(default_factory=dict)  # keyed by mixer: {ssd: {d_state: 64}}
+    directions: int | None = None  # 1 leaves a causal mixer of a bidirectional backbone causal; None or 2 wraps it
+    checkpoint: str | None = None  # a weights file to start from
+    args: dict[str, Any] = field(default_factory=dict)  # further arguments of the model's factory
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        if self.mixer is not None and not isinstance(self.mixer, str | list):
+            raise ConfigError(f"model.mixer: expected a name or a list of names, got {self.mixer!r}")
+        if isinstance(self.mixer, list) and not (self.mixer and all(isinstance(m, str) for m in self.mixer)):
+            raise ConfigError(f"model.mixer: expected a list of names, got {self.mixer!r}")
+        if self.directions not in (None, 1, 2):
+            raise ConfigError(f"model.directions: expected 1 or 2, got {self.directions}")
+
+
+@dataclass
+class DataConfig:
+    """What it learns from; each domain's task adds its own fields."""
+
+    name: str = MISSING  # a data set of the task's domain: digits
+    root: str | None = None  # where its files are
+    download: bool = False  # whether they may be fetched
+    batch_size: int = 64  # samples a step and process
+    eval_batch_size: int = 256  # samples a batch in evaluation and prediction
+    num_workers: int = 0  # loading processes
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        _at_least("data", self, batch_size=1, eval_batch_size=1, num_workers=0)
+
+
+@dataclass
+class OptimConfig:
+    """How it learns: names and arguments of timm's optimizers and schedulers."""
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    layer_decay: float | None = None  # the rate of a layer, relative to that of the layer above it
+    args: dict[str, Any] = field(default_factory=dict)  # further arguments of the optimizer: {betas: [0.9, 0.95]}
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        _at_least("optim", self, lr=0, weight_decay=0, warmup_epochs=0, min_lr=0)
+
+
+@dataclass
+class TrainerConfig:
+    """How long, how exactly and where."""
+
+    epochs: int = 10
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+    precision: str = "fp32"  # fp32 | bf16 | fp16 (autocast; the weights stay fp32)
+    accumulate: int = 1  # batches an optimizer step
+    clip_grad: float | None = 1.0  # largest norm of the gradient
+    ema_decay: float | None = None  # keep (and evaluate) an exponential moving average of the weights
+    patience: int | None = None  # epochs without a better monitored metric after which training stops
+    monitor: str | None = None  # the metric that chooses the best weights; None: the task's own
+    num_threads: int | None = None  # CPU threads; None: torch's choice
+    tensorboard: bool = False
+    log_every: int = 20  # optimizer steps between two lines of metrics.jsonl
+    output_dir: str = "runs"  # a run gets its own folder in here
+    run_name: str | None = None  # that folder's name; None: from the config's name and the time
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        _at_least("trainer", self, epochs=1, seed=0, accumulate=1, log_every=1, patience=1, num_threads=1)
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise ConfigError(f"trainer.precision: expected fp32, bf16 or fp16, got {self.precision!r}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"trainer.ema_decay: expected a number between 0 and 1, got {self.ema_decay}")
+
+
+@dataclass
+class RunConfig:
+    """Everything a run depends on; saved in its folder as config.yaml, which can be trained from again."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    plugins: list[str] = field(default_factory=list)  # modules imported before names are looked up
+
+
+def compose(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    roots: Iterable[Path] = (CONFIGS,),
+    schema: Callable[[str], RunConfig] | None = None,
+) -> RunConfig:
+    """Return the run that the YAML `name` and the `overrides` describe.
+
+    Args:
+        name: "vision/cifar10" (looked for in `roots`, in order) or a path that ends in .yaml.
+        overrides: "key.subkey=value" each.
+        roots: Folders of configs.
+        schema: Task name to an empty `RunConfig` with that task's own `data` and `task` sections.
+
+    Raises:
+        ConfigError: unknown config, key or task; a value of the wrong type; a required value that is missing.
+    """
+    if schema is None:
+        from mambaverse.engine.task import run_schema as schema
+    layers = [*_yaml_layers(name, list(roots)), *_argument_layers(overrides)]
+    config: Any = OmegaConf.structured(schema(_task_name(name, layers)))
+    for source, layer in layers:
+        try:
+            config = OmegaConf.merge(config, layer)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{source}: {_explain(error)}") from None
+    try:
+        run = OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{name}: {error.full_key or 'a value'} is not set") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{name}: {_explain(error)}") from None
+    assert isinstance(run, RunConfig)
+    return run
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the YAML of `config`, from which `compose` makes an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def list_configs(roots: Iterable[Path] = (CONFIGS,)) -> list[str]:
+    """Return the names of the configs that can be run; files whose name starts with "_" are only parts of others."""
+    found = (path.relative_to(root) for root in roots for path in root.rglob("*.yaml"))
+    return sorted({p.with_suffix("").as_posix() for p in found if not p.name.startswith("_")})
+
+
+def _task_name(name: str, layers: Sequence[tuple[str, DictConfig]]) -> str:
+    for _, layer in reversed(layers):
+        if isinstance(found := OmegaConf.select(layer, "task.name"), str):
+            return found
+    raise ConfigError(f"{name}: task.name is not set; it names the task, such as 'vision'")
+
+
+def _yaml_layers(name: str, roots: list[Path], parents: tuple[str, ...] = ()) -> Iterator[tuple[str, DictConfig]]:
+    """Yield (source, layer) for `name` and everything its `defaults:` name, depth first, base before derived."""
+    if name in parents:
+        raise ConfigError(f"defaults form a loop: {' -> '.join((*parents, name))}")
+    path = _find(name, roots)
+    try:
+        body = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(body, DictConfig):
+        raise ConfigError(f"{path}: expected a mapping of sections (task, model, data, ...)")
+    for base in body.pop("defaults", None) or []:
+        yield from _yaml_layers(str(base), roots, (*parents, name))
+    yield str(path), body
+
+
+def _find(name: str, roots: list[Path]) -> Path:
+    candidates = [Path(name)] if name.endswith((".yaml", ".yml")) else [root / f"{name}.yaml" for root in roots]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ConfigError(f"no config {name!r}{suggest(name, list_configs(roots), limit=30)}")
+
+
+def _argument_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"argument {item!r}: expected key=value, such as trainer.epochs=5")
+        try:
+            yield f"argument {item!r}", OmegaConf.from_dotlist([item])
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"argument {item!r}: {' '.join(str(error).split())}") from None
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    """Say what OmegaConf found wrong; for an unknown key, also what would have been right."""
+    if isinstance(error, ConfigKeyError) and error.parent_node is not None:
+        return f"unknown key {error.full_key!r}{suggest(str(error.key), map(str, error.parent_node))}"
+    text = str(error).splitlines()[0].partition(". Did you mean")[0]
+    return f"{error.full_key}: {text}" if error.full_key else text
+
+
+def _at_least(section: str, config: Any, **bounds: float) -> None:
+    for key, bound in bounds.items():
+        value = getattr(config, key)
+        if value is not None and value != MISSING and value < bound:
+            raise ConfigError(f"{section}.{key}: expected at least {bound}, got {value}")

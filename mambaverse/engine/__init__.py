@@ -1,0 +1,1 @@
+"""Training, evaluation and the run folder; knows tasks only through `mambaverse.engine.task.Task`."""

@@ -1,0 +1,20 @@
+"""Errors that are addressed to the person at the keyboard; the command line prints them in one line, exit status 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used; the message says what was given, what was expected and where from."""
+
+
+def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
+    """Return ", did you mean 'x'?" for the nearest of `known`, else the start of the list of what exists."""
+    names = sorted(known)
+    if close := get_close_matches(name, names, n=1):
+        return f", did you mean {close[0]!r}?"
+    if not names:
+        return "; there are none"
+    return f"; known: {', '.join(names[:limit])}" + (", ..." if len(names) > limit else "")

@@ -1,0 +1,75 @@
+"""Models by name, in timm's manner: `create_model("vim_tiny_patch16_224", num_classes=10)`.
+
+Factories live with their domain, in tasks/<domain>/models/<family>.py; the registry finds them by listing the folders.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import nn
+
+from mambaverse.errors import UserError, suggest
+from mambaverse.registry import Registry
+
+Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
+MODELS: Registry[Callable[..., nn.Module]] = Registry(
+    "model", builtins="mambaverse.tasks.*.models", group="mambaverse.models", module_is_name=False
+)
+
+
+def register_model(
+    *, domain: str, model: Callable[..., nn.Module], also: Sequence[str] = (), overwrite: bool = False
+) -> Callable[[Factory], Factory]:
+    """Function decorator: register a factory `f(pretrained=False, **overrides) -> nn.Module` under its own name.
+
+    Args:
+        domain: "vision", "dna", "audio", ...: what `list_models(domain=...)` filters by.
+        model: The class that the factory builds; overrides are checked against its signature.
+        also: Further arguments that the factory takes.
+        overwrite: Replace a factory of the same name rather than raise.
+    """
+
+    def add(factory: Factory) -> Factory:
+        tags = {"domain": domain, "model": model, "also": tuple(also)}
+        MODELS.register(factory.__name__, factory, overwrite=overwrite, **tags)
+        return factory
+
+    return add
+
+
+def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Module:
+    """Build the model `name`.
+
+    Args:
+        name: A registered name, or "package.module:factory".
+        pretrained: Load the published weights.
+        overrides: Arguments of the family: `num_classes`, `mixer`, `mixer_args`, `drop_path_rate`, `device`, ...
+
+    Raises:
+        RegistryError: unknown model.
+        UserError: an argument that the family or its mixer does not have.
+    """
+    factory = MODELS.get(name)
+    if name in MODELS:
+        tags = MODELS.entry(name).tags
+        known = {*inspect.signature(tags["model"]).parameters, *tags["also"]} if "model" in tags else set(overrides)
+        for key in overrides:
+            if key not in known:
+                raise UserError(f"model {name!r}: unknown argument {key!r}{suggest(key, known)}")
+    return factory(pretrained=pretrained, **overrides)
+
+
+def list_models(pattern: str = "*", domain: str | None = None) -> list[str]:
+    """Return the sorted names of the models that match `pattern` (of one `domain`)."""
+    return MODELS.list(pattern) if domain is None else MODELS.list(pattern, domain=domain)
+
+
+def describe_model(name: str) -> dict[str, str]:
+    """Return a model's name, source, summary and the signature of its class."""
+    description = MODELS.describe(name)
+    if "model" in MODELS.entry(name).tags:
+        description["signature"] = str(inspect.signature(MODELS.entry(name).tags["model"]))
+    return description

@@ -1,0 +1,241 @@
+"""One small registry for mixers, models, data sets and tasks: names to objects, imported when they are first used.
+
+A name comes from one of four doors:
+
+1. a file in a folder of ours (`builtins`): the file's name is the entry's name, so a new entry is one new file;
+2. the decorator `register`;
+3. an entry point of an installed package (`group`), kept as a string until somebody asks for it;
+4. a path "package.module:Attribute", which needs no registration at all.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from mambaverse.errors import UserError, suggest
+
+T = TypeVar("T")
+PLUGINS_VARIABLE = "MAMBAVERSE_PLUGINS"  # "off", or the distributions (comma-separated) whose entry points are used
+
+
+class RegistryError(UserError):
+    """A name that is unknown, taken, or whose object cannot be imported."""
+
+
+@dataclass
+class Entry(Generic[T]):
+    """One name of a registry."""
+
+    name: str
+    target: T | str  # the object, or where to import it from: "package.module:Attribute"
+    source: str  # who registered it, for messages: "built-in", "entry point of package x", a module
+    tags: dict[str, Any] = field(default_factory=dict)
+
+
+class Registry(Generic[T]):
+    """Names to objects of one kind.
+
+    Args:
+        kind: What is registered, for messages: "mixer".
+        builtins: Packages whose modules are built-ins; "*" stands for one folder: "mambaverse.tasks.*.models".
+        group: Entry-point group of third parties.
+        module_is_name: A module of `builtins` holds one object, registered under the module's name, so that the names
+            are known without importing anything. Otherwise modules are imported to learn what they register.
+        qualified: The name is "folder/module", with the folder that "*" stood for.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        builtins: str = "",
+        group: str = "",
+        module_is_name: bool = True,
+        qualified: bool = False,
+    ) -> None:
+        self.kind = kind
+        self._builtins, self._group = builtins, group
+        self._module_is_name, self._qualified = module_is_name, qualified
+        self._entries: dict[str, Entry[T]] = {}
+        self._modules: dict[str, str] | None = None  # built-in modules: name -> module path
+        self._discovered = False
+
+    def register(
+        self, name: str, target: T | str | None = None, *, overwrite: bool = False, **tags: Any
+    ) -> Callable[[T], T]:
+        """Register `target` (an object, or "package.module:Attribute" to import on first use), or decorate one.
+
+        Raises:
+            RegistryError: if the name is taken and `overwrite` is False.
+        """
+
+        def add(obj: T) -> T:
+            source = obj if isinstance(obj, str) else getattr(obj, "__module__", "?")
+            taken = self._entries.get(name)
+            builtin = self._builtin_modules().get(name)
+            if not overwrite and taken is not None and taken.target is not obj and not _same(taken.target, obj):
+                raise RegistryError(
+                    f"{self.kind} {name!r} is already registered by {taken.source}; overwrite=True replaces it"
+                )
+            if not overwrite and builtin is not None and source != builtin:
+                raise RegistryError(f"{self.kind} {name!r} is built in ({builtin}); overwrite=True replaces it")
+            self._entries[name] = Entry(name, obj, str(source), tags)
+            return obj
+
+        return add if target is None else add(target)  # type: ignore[arg-type, return-value]
+
+    def get(self, name: str) -> T:
+        """Return the object called `name`, importing it if need be; "package.module:Attribute" needs no registration.
+
+        Raises:
+            RegistryError: unknown name (with the nearest known one), or the import failed (with its reason).
+        """
+        if ":" in name and name not in self._entries:
+            return self._import(name, f"{self.kind} {name!r}")
+        entry = self.entry(name)
+        if isinstance(entry.target, str):
+            entry.target = self._import(entry.target, f"{self.kind} {name!r} ({entry.source})")
+        return entry.target
+
+    def entry(self, name: str) -> Entry[T]:
+        """Return the entry called `name`, without importing what it points to."""
+        self._discover()
+        if name not in self._entries:
+            self._load_builtins(name)
+        if name not in self._entries:
+            raise RegistryError(f"unknown {self.kind} {name!r}{suggest(name, self.list())}")
+        return self._entries[name]
+
+    def list(self, pattern: str = "*", **tags: Any) -> list[str]:
+        """Return the sorted names that match `pattern` (`*`, `?`, `[...]`) and carry all `tags`."""
+        self._discover()
+        names = set(self._entries)
+        if self._module_is_name and not tags:
+            names |= set(self._builtin_modules())
+        else:
+            self._load_builtins(None)
+            names = {n for n, e in self._entries.items() if all(e.tags.get(k) == v for k, v in tags.items())}
+        return sorted(n for n in names if fnmatch.fnmatchcase(n, pattern))
+
+    def describe(self, name: str) -> dict[str, str]:
+        """Return what is known of `name`: name, source, summary (first line of its docstring) and signature."""
+        try:
+            obj = self.get(name)
+        except RegistryError as error:
+            return {"name": name, "source": "", "summary": f"broken: {error}", "signature": ""}
+        source = self._entries[name].source if name in self._entries else name
+        summary = (inspect.getdoc(obj) or "").partition("\n")[0]
+        return {"name": name, "source": source, "summary": summary, "signature": str(inspect.signature(obj))}  # type: ignore[arg-type]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.list()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.list())
+
+    def _builtin_modules(self) -> dict[str, str]:
+        if self._modules is None:
+            self._modules = dict(_modules(self._builtins, self._qualified)) if self._builtins else {}
+        return self._modules
+
+    def _load_builtins(self, name: str | None) -> None:
+        """Import the module of `name`; where a module's name does not say what it holds, all of them."""
+        modules = self._builtin_modules()
+        if self._module_is_name and name is not None:
+            modules = {n: m for n, m in modules.items() if n == name}
+        for expected, module in modules.items():
+            importlib.import_module(module)
+            if self._module_is_name and expected not in self._entries:
+                raise RegistryError(f"{module} does not register a {self.kind} called {expected!r}, as its name says")
+
+    def _discover(self) -> None:
+        """Read the entry points of the group, once; importing none of them."""
+        if self._discovered or not self._group:
+            return
+        self._discovered = True
+        allowed = os.environ.get(PLUGINS_VARIABLE)
+        if allowed == "off":
+            return
+        names = None if allowed is None else {n.strip().lower().replace("_", "-") for n in allowed.split(",")}
+        for point in entry_points(group=self._group):
+            owner = point.dist.name if point.dist else "?"
+            if names is not None and owner.lower().replace("_", "-") not in names:
+                continue
+            if point.name in self._entries or point.name in self._builtin_modules():
+                warnings.warn(
+                    f"{self.kind} {point.name!r} of package {owner} is ignored: the name is taken", stacklevel=2
+                )
+                continue
+            self._entries[point.name] = Entry(point.name, point.value, f"entry point of package {owner}")
+
+    def _import(self, path: str, what: str) -> T:
+        module, _, attribute = path.partition(":")
+        if not module or not attribute:
+            raise RegistryError(f"{what}: expected 'package.module:Attribute', got {path!r}")
+        try:
+            obj: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                obj = getattr(obj, part)
+        except Exception as error:  # whatever a plug-in's import raises is reported as that plug-in's failure
+            raise RegistryError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+        return obj
+
+
+def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:
+    """Raise UserError unless every name in `arguments` is a parameter of `target`.
+
+    Args:
+        target: A class or function; one that takes `**kwargs` accepts any name.
+        arguments: What it is about to be called with.
+        where: Where the arguments came from, for the message: "model.mixer_args.ssd".
+    """
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in arguments:
+        if name not in parameters:
+            public = [p for p in parameters if p not in ("self", "dim", "device", "dtype")]
+            raise UserError(f"{where}: unknown argument {name!r}{suggest(name, public)}")
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Whether `new` is `old` again (a module that was reloaded)."""
+    both = [(getattr(o, "__module__", None), getattr(o, "__qualname__", None)) for o in (old, new)]
+    return both[0] == both[1] != (None, None)
+
+
+def _modules(pattern: str, qualified: bool) -> Iterator[tuple[str, str]]:
+    """Yield (name, module path) for the public modules of the package, or packages, that `pattern` names."""
+    head, star, tail = pattern.partition(".*.")
+    if not star:
+        for info in pkgutil.iter_modules(_folders(pattern)):
+            if not info.name.startswith("_") and info.name != "base":
+                yield info.name, f"{pattern}.{info.name}"
+        return
+    for folder in pkgutil.iter_modules(_folders(head)):
+        if not folder.ispkg:
+            continue
+        package = f"{head}.{folder.name}.{tail}"
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            continue
+        if spec.submodule_search_locations is None:  # one module a folder: the folder's name is the entry's
+            yield folder.name, package
+            continue
+        for name, path in _modules(package, qualified):
+            yield (f"{folder.name}/{name}" if qualified else name), path
+
+
+def _folders(package: str) -> list[str]:
+    spec = importlib.util.find_spec(package)
+    return list(spec.submodule_search_locations or []) if spec else []

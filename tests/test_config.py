@@ -1,0 +1,111 @@
+"""Configs: layers merge in order, and every mistake names its layer, its key and what was expected."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mambaverse.config import ConfigError, DataConfig, RunConfig, TaskConfig, compose, list_configs, to_yaml
+
+
+@dataclass
+class ToyData(DataConfig):
+    size: int = 8
+
+
+def schema(task: str) -> RunConfig:
+    assert task == "toy"
+    return RunConfig(task=TaskConfig(), data=ToyData())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy/_base.yaml").write_text(
+        "task: {name: toy}\nmodel: {name: m}\ndata: {name: d, size: 4}\noptim: {lr: 0.5}\n"
+    )
+    (tmp_path / "toy/run.yaml").write_text("defaults: [toy/_base]\noptim: {lr: 1e-2}\ntrainer: {epochs: 3}\n")
+    return tmp_path
+
+
+def run(root: Path, *overrides: str, name: str = "toy/run") -> RunConfig:
+    return compose(name, overrides, roots=[root], schema=schema)
+
+
+def fails(root: Path, *overrides: str, name: str = "toy/run") -> str:
+    with pytest.raises(ConfigError) as caught:
+        run(root, *overrides, name=name)
+    return str(caught.value)
+
+
+def test_later_layers_win(root: Path) -> None:
+    config = run(root, "trainer.epochs=5", "data.size=16")
+    assert (config.optim.lr, config.trainer.epochs) == (0.01, 5)
+    assert isinstance(config.data, ToyData) and config.data.size == 16
+
+
+def test_resolved_yaml_feeds_back_in(root: Path, tmp_path: Path) -> None:
+    config = run(root, "model.mixer=[s6,attention]", "model.mixer_args.s6.d_state=8")
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert run(root, name=str(path)) == config
+
+
+def test_scientific_notation_is_a_number(root: Path) -> None:
+    assert run(root, "optim.lr=3e-4").optim.lr == 3e-4
+
+
+def test_arguments_are_keyed_by_mixer_also_by_path(root: Path) -> None:
+    config = run(root, "model.mixer_args.ssd.d_state=64", "model.mixer_args[pkg.module:Class].d_state=32")
+    assert config.model.mixer_args == {"ssd": {"d_state": 64}, "pkg.module:Class": {"d_state": 32}}
+
+
+def test_parts_are_not_listed(root: Path) -> None:
+    assert list_configs([root]) == ["toy/run"]
+
+
+def test_unknown_config(root: Path) -> None:
+    assert fails(root, name="toy/rum") == "no config 'toy/rum', did you mean 'toy/run'?"
+
+
+def test_unknown_key_in_an_argument(root: Path) -> None:
+    assert fails(root, "trainer.epoch=5") == (
+        "argument 'trainer.epoch=5': unknown key 'trainer.epoch', did you mean 'epochs'?"
+    )
+
+
+def test_unknown_key_in_a_file(root: Path) -> None:
+    (root / "toy/run.yaml").write_text("defaults: [toy/_base]\nmodel: {nmae: x}\n")
+    assert fails(root) == f"{root / 'toy/run.yaml'}: unknown key 'model.nmae', did you mean 'name'?"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("trainer.epochs=many", "'many' of type 'str' could not be converted to Integer"),
+        ("trainer.epochs=0", "trainer.epochs: expected at least 1, got 0"),
+        ("trainer.precision=fp8", "trainer.precision: expected fp32, bf16 or fp16, got 'fp8'"),
+        ("model.mixer=3", "model.mixer: expected a name or a list of names, got 3"),
+        ("model.mixer=[]", "model.mixer: expected a list of names, got []"),
+        ("model.directions=3", "model.directions: expected 1 or 2, got 3"),
+        ("trainer.epochs", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("data.batch_size=-1", "data.batch_size: expected at least 1, got -1"),
+        ("data.name=???", "data.name is not set"),
+        ("data={a: [1", "argument 'data={a: [1'"),
+    ],
+)
+def test_wrong_values(root: Path, argument: str, message: str) -> None:
+    assert message in fails(root, argument)
+
+
+def test_broken_files(root: Path) -> None:
+    path = root / "toy/run.yaml"
+    path.write_text("a: [1\n")
+    assert f"{path}: not readable as YAML" in fails(root)
+    path.write_text("- a\n- b\n")
+    assert "expected a mapping of sections" in fails(root)
+    path.write_text("model: {name: x}\n")
+    assert "task.name is not set" in fails(root)
+    path.write_text("defaults: [toy/run]\n")
+    assert "defaults form a loop: toy/run -> toy/run" in fails(root)

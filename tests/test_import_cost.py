@@ -1,0 +1,40 @@
+"""What an import loads: the scan alone needs torch alone, and listing mixers imports none of them."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def loaded_by(statement: str, *, modules: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*(m for m in {modules.split()!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_scan_loads_neither_triton_nor_numba_nor_timm() -> None:
+    found = loaded_by(
+        "from mambaverse.kernels.selective_scan import selective_scan",
+        modules="torch triton timm numba torchvision omegaconf",
+    )
+    assert found == {"torch"}
+
+
+def test_import_mambaverse_loads_nothing() -> None:
+    assert loaded_by("import mambaverse", modules="torch timm numba numpy omegaconf") == set()
+
+
+def test_listing_mixers_imports_none() -> None:
+    found = loaded_by("import mambaverse; mambaverse.list_mixers()", modules="mambaverse.mixers.s6 numba timm")
+    assert found == set()
+
+
+@pytest.mark.parametrize(("code", "bound_s"), [("import mambaverse", 0.3)])
+def test_import_is_quick(code: str, bound_s: float) -> None:
+    def seconds(statement: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", statement], check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds(code) - seconds("pass") for _ in range(3)) < bound_s

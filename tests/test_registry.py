@@ -1,0 +1,136 @@
+"""The registry: names to objects by folder, decorator, entry point and path; errors that teach."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mambaverse import registry as registry_module
+from mambaverse.errors import UserError
+from mambaverse.registry import Registry, RegistryError, check_arguments
+
+
+class Thing:
+    """A thing."""
+
+    def __init__(self, dim: int, size: int = 1) -> None: ...
+
+
+class OtherThing:
+    """Another thing."""
+
+
+@pytest.fixture
+def things() -> Registry[type]:
+    return Registry("thing")
+
+
+def entry_point(name: str, value: str, owner: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, value=value, dist=SimpleNamespace(name=owner))
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Registry[type]:
+    points = [
+        entry_point("good", f"{Thing.__module__}:Thing", "lab-a"),
+        entry_point("broken", "no_such_module_here:Thing", "lab_b"),
+    ]
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: points)
+    monkeypatch.setitem(sys.modules, Thing.__module__, sys.modules[__name__])
+    return Registry("thing", group="mambaverse.things")
+
+
+def test_register_as_decorator_and_directly(things: Registry[type]) -> None:
+    things.register("a")(Thing)
+    things.register("b", OtherThing)
+    assert things.get("a") is Thing
+    assert things.get("b") is OtherThing
+    assert things.list() == ["a", "b"]
+
+
+def test_list_matches_wildcards_and_tags(things: Registry[type]) -> None:
+    things.register("vim_tiny", Thing, domain="vision")
+    things.register("vim_base", OtherThing, domain="vision")
+    things.register("dna_tiny", OtherThing, domain="dna")
+    assert things.list("vim_*") == ["vim_base", "vim_tiny"]
+    assert things.list("*_tiny", domain="dna") == ["dna_tiny"]
+
+
+def test_unknown_name_says_the_nearest(things: Registry[type]) -> None:
+    things.register("selective", Thing)
+    with pytest.raises(RegistryError, match="unknown thing 'selectiv', did you mean 'selective'"):
+        things.get("selectiv")
+    with pytest.raises(RegistryError, match="known: selective"):
+        things.get("zzz")
+
+
+def test_duplicates_raise_unless_overwritten(things: Registry[type]) -> None:
+    things.register("a", Thing)
+    with pytest.raises(RegistryError, match=r"already registered by .*overwrite=True"):
+        things.register("a", OtherThing)
+    things.register("a", OtherThing, overwrite=True)
+    assert things.get("a") is OtherThing
+
+
+def test_built_in_names_are_taken() -> None:
+    mixers: Registry[type] = Registry("mixer", builtins="mambaverse.mixers")
+    with pytest.raises(RegistryError, match="is built in"):
+        mixers.register("s6", Thing)
+
+
+def test_path_needs_no_registration(things: Registry[type]) -> None:
+    assert things.get("pathlib:Path") is Path
+    with pytest.raises(RegistryError, match="cannot be imported: AttributeError"):
+        things.get("pathlib:Pathh")
+    with pytest.raises(RegistryError, match=r"expected 'package.module:Attribute'"):
+        things.get("pathlib:")
+
+
+def test_string_target_is_imported_on_first_use(things: Registry[type]) -> None:
+    things.register("lazy", "no_such_module_here:X")
+    with pytest.raises(RegistryError, match="'lazy'.*cannot be imported: ModuleNotFoundError"):
+        things.get("lazy")
+
+
+def test_entry_points_load_on_use_and_broken_ones_stay_apart(plugins: Registry[type]) -> None:
+    assert plugins.list() == ["broken", "good"]
+    assert plugins.get("good").__name__ == "Thing"
+    with pytest.raises(RegistryError, match="package lab_b.*ModuleNotFoundError"):
+        plugins.get("broken")
+    assert plugins.describe("broken")["summary"].startswith("broken: ")
+    assert plugins.describe("good") == {
+        "name": "good",
+        "source": "entry point of package lab-a",
+        "summary": "A thing.",
+        "signature": "(dim: int, size: int = 1) -> None",
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "names"), [("off", []), ("lab-a", ["good"]), ("lab-b", ["broken"]), ("lab_a, lab_b", ["broken", "good"])]
+)
+def test_plugins_can_be_limited(
+    plugins: Registry[type], monkeypatch: pytest.MonkeyPatch, setting: str, names: list[str]
+) -> None:
+    monkeypatch.setenv("MAMBAVERSE_PLUGINS", setting)
+    assert plugins.list() == names
+
+
+def test_entry_point_cannot_take_a_built_in_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: [entry_point("s6", "x:Y", "lab")])
+    mixers: Registry[type] = Registry("mixer", builtins="mambaverse.mixers", group="mambaverse.mixers")
+    with pytest.warns(UserWarning, match="'s6' of package lab is ignored"):
+        assert "s6" in mixers.list()
+    assert mixers.entry("s6").source == "mambaverse.mixers.s6"
+
+
+def test_arguments_are_checked_against_the_signature() -> None:
+    check_arguments(Thing, {"size": 2}, "here")
+    with pytest.raises(UserError, match="here: unknown argument 'sise', did you mean 'size'"):
+        check_arguments(Thing, {"sise": 2}, "here")
+
+
+def test_installed_metadata_is_what_is_read() -> None:
+    assert registry_module.entry_points is importlib.metadata.entry_points
