@@ -7,14 +7,15 @@ the dataclasses below; what a domain adds (`data.img_size`, `task.mixup`) is in 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from mambaverse.errors import UserError, suggest
 
@@ -78,7 +79,8 @@ class OptimConfig:
     weight_decay: float = 0.05
     layer_decay: float | None = None  # the rate of a layer, relative to that of the layer above it
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of the optimizer: {betas: [0.9, 0.95]}
-    schedule: str = "cosine"
+    schedule: str = "cosine"  # one of timm's, taken a step at every update
+    schedule_args: dict[str, Any] = field(default_factory=dict)  # further arguments of it: {decay_rate: 0.5}
     warmup_epochs: float = 0.0
     warmup_lr: float = 1e-6
     min_lr: float = 1e-6
@@ -104,12 +106,19 @@ class TrainerConfig:
     num_threads: int | None = None  # CPU threads; None: torch's choice
     tensorboard: bool = False
     log_every: int = 20  # optimizer steps between two lines of metrics.jsonl
+    save_minutes: float | None = 15.0  # the state is saved this often within an epoch; None: at its end only
     output_dir: str = "runs"  # a run gets its own folder in here
     run_name: str | None = None  # that folder's name; None: from the config's name and the time
+    overwrite: bool = False  # replace the run of that name
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
         _at_least("trainer", self, epochs=1, seed=0, accumulate=1, log_every=1, patience=1, num_threads=1)
+        for key in ("clip_grad", "save_minutes"):
+            if (value := getattr(self, key)) is not None and value <= 0:
+                raise ConfigError(f"trainer.{key}: expected a number above 0, or null for none, got {value}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"trainer.device: expected auto, cpu or cuda, got {self.device!r}")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ConfigError(f"trainer.precision: expected fp32, bf16 or fp16, got {self.precision!r}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -149,20 +158,42 @@ def compose(
     if schema is None:
         from mambaverse.engine.task import run_schema as schema
     layers = [*_yaml_layers(name, list(roots)), *_argument_layers(overrides)]
+    for source, layer in layers:
+        import_plugins(layer.get("plugins"), source)
     config: Any = OmegaConf.structured(schema(_task_name(name, layers)))
     for source, layer in layers:
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{source}: {_explain(error)}") from None
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{name}: {', '.join(missing)} is not set")
     try:
         run = OmegaConf.to_object(config)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{name}: {error.full_key or 'a value'} is not set") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"{name}: {_explain(error)}") from None
     assert isinstance(run, RunConfig)
     return run
+
+
+def import_plugins(names: Any, source: str = "plugins") -> None:
+    """Import the modules `names`, which register what a config may then name.
+
+    Raises:
+        ConfigError: not a list of names, or a module that cannot be imported; `source` says where it was named.
+    """
+    if names is None:
+        return
+    if not isinstance(names, list | ListConfig) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{source}: plugins: expected a list of modules, got {names!r}")
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a module may do when it is imported
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"{source}: plugin {name!r} cannot be imported: {type(error).__name__}: {reason}"
+            ) from error
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -91,12 +91,16 @@ def test_unknown_key_in_a_file(root: Path) -> None:
         ("trainer.epochs", "expected key=value"),
         ("=3", "expected key=value"),
         ("data.batch_size=-1", "data.batch_size: expected at least 1, got -1"),
-        ("data.name=???", "data.name is not set"),
         ("data={a: [1", "argument 'data={a: [1'"),
     ],
 )
 def test_wrong_values(root: Path, argument: str, message: str) -> None:
     assert message in fails(root, argument)
+
+
+def test_required_values(root: Path) -> None:
+    (root / "toy/run.yaml").write_text("task: {name: toy}\n")
+    assert fails(root) == "toy/run: data.name, model.name is not set"
 
 
 def test_broken_files(root: Path) -> None:
