@@ -37,7 +37,7 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, dtype: torch.dtype
         expected: Same shape, best in float64.
         dtype: Whose tolerance holds; the coarsest dtype among the inputs where a sum or a state is fp32.
     """
-    bound = TOLERANCE[dtype or actual.dtype]
+    bound = TOLERANCE[(dtype or actual.dtype).to_real()]
     if not torch.isfinite(torch.view_as_real(actual) if actual.is_complex() else actual).all():
         raise AssertionError(f"{name}: not finite")
     error = relative_rms(actual, expected)

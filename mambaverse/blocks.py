@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional, Tuple  # noqa: UP035 (TorchScript reads these annotations)
+from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerScale, Mlp
@@ -49,7 +49,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
         self.bias = None if self.is_rms else nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:  # noqa: UP006, UP045
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (norm(x + residual), x + residual) for x (..., D): in x's dtype, and in the residual's."""
         if torch.jit.is_scripting():
             total = x if residual is None else x + residual
@@ -111,7 +111,7 @@ class Block(nn.Module):
             self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
             self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
 
-    def forward(self, x: Tensor, residual: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:  # noqa: UP006, UP045
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Take and return (hidden (B, L, D), residual (B, L, D) or None before the first layer)."""
         x, residual = self.norm(x, residual)
         if self.residual_in_fp32:
@@ -150,7 +150,7 @@ class Block(nn.Module):
         x_t, residual = self._mlp(self.scale(x_t), residual)
         return x_t, residual, state
 
-    def _mlp(self, x: Tensor, residual: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+    def _mlp(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         if self.mlp is not None:
             x, residual = self.norm2(x, residual)
             x = self.drop_path(self.scale2(self.mlp(x)))

@@ -175,8 +175,8 @@ def _data(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from mambaverse.bench import bench
 
-    options: dict[str, Any] = {k: getattr(arguments, k) for k in ("case", "device", "dtype", "repeat", "csv")}
-    bench(arguments.op, **options)
+    options: dict[str, Any] = {k: getattr(arguments, k) for k in ("case", "device", "dtype", "repeat")}
+    bench(arguments.op, csv_path=arguments.csv, **options)
 
 
 if __name__ == "__main__":

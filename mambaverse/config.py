@@ -156,7 +156,9 @@ def compose(
         ConfigError: unknown config, key or task; a value of the wrong type; a required value that is missing.
     """
     if schema is None:
-        from mambaverse.engine.task import run_schema as schema
+        from mambaverse.engine.task import run_schema
+
+        schema = run_schema
     layers = [*_yaml_layers(name, list(roots)), *_argument_layers(overrides)]
     for source, layer in layers:
         import_plugins(layer.get("plugins"), source)

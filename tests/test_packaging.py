@@ -61,7 +61,8 @@ def test_wheel_carries_licence_and_command(built: Path) -> None:
 
 
 def test_sdist_holds_plain_folders_and_the_tests(built: Path) -> None:
-    archive = tarfile.open(next(built.glob("*.tar.gz")))
-    names = {member.name.partition("/")[2] for member in archive.getmembers()}
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        members = archive.getmembers()
+    names = {member.name.partition("/")[2] for member in members}
     assert set(ONE_OF_EACH) | {"tests/test_packaging.py", "pyproject.toml", "LICENSE"} <= names
-    assert not [member for member in archive.getmembers() if member.issym()]
+    assert not [member for member in members if member.issym()]

@@ -75,7 +75,8 @@ def test_broken_plugin_is_one_line_and_status_2(site: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["running_mean", "labmixers:RunningMean"])
 def test_plugin_trains(site: Path, tmp_path: Path, name: str) -> None:
-    done = run(site, "-m", "mambaverse.cli", "train", "vision/digits", f"model.mixer={name}", "trainer.epochs=1",
-               f"model.mixer_args[{name}].expand=2", "model.args.depth=1", f"trainer.output_dir={tmp_path}")  # fmt: skip
+    overrides = ["trainer.epochs=1", "model.args.depth=1", f"trainer.output_dir={tmp_path}"]
+    overrides += [f"model.mixer={name}", f"model.mixer_args[{name}].expand=2"]
+    done = run(site, "-m", "mambaverse.cli", "train", "vision/digits", *overrides)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*/best.safetensors"))) == 1

@@ -90,14 +90,14 @@ def test_path_needs_no_registration(things: Registry[type]) -> None:
 
 def test_string_target_is_imported_on_first_use(things: Registry[type]) -> None:
     things.register("lazy", "no_such_module_here:X")
-    with pytest.raises(RegistryError, match="'lazy'.*cannot be imported: ModuleNotFoundError"):
+    with pytest.raises(RegistryError, match=r"'lazy'.*cannot be imported: ModuleNotFoundError"):
         things.get("lazy")
 
 
 def test_entry_points_load_on_use_and_broken_ones_stay_apart(plugins: Registry[type]) -> None:
     assert plugins.list() == ["broken", "good"]
     assert plugins.get("good").__name__ == "Thing"
-    with pytest.raises(RegistryError, match="package lab_b.*ModuleNotFoundError"):
+    with pytest.raises(RegistryError, match=r"package lab_b.*ModuleNotFoundError"):
         plugins.get("broken")
     assert plugins.describe("broken")["summary"].startswith("broken: ")
     assert plugins.describe("good") == {
@@ -109,7 +109,8 @@ def test_entry_points_load_on_use_and_broken_ones_stay_apart(plugins: Registry[t
 
 
 @pytest.mark.parametrize(
-    ("setting", "names"), [("off", []), ("lab-a", ["good"]), ("lab-b", ["broken"]), ("lab_a, lab_b", ["broken", "good"])]
+    ("setting", "names"),
+    [("off", []), ("lab-a", ["good"]), ("lab-b", ["broken"]), ("lab_a, lab_b", ["broken", "good"])],
 )
 def test_plugins_can_be_limited(
     plugins: Registry[type], monkeypatch: pytest.MonkeyPatch, setting: str, names: list[str]

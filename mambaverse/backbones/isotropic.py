@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,8 +87,8 @@ class Isotropic(nn.Module):
     def forward(
         self,
         x: Tensor,
-        lengths: Optional[Tensor] = None,  # noqa: UP045 (TorchScript reads these annotations)
-        cu_seqlens: Optional[Tensor] = None,  # noqa: UP045
+        lengths: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         """Run the stack.
 
@@ -103,7 +103,11 @@ class Isotropic(nn.Module):
         """
         if not torch.jit.is_scripting() and (lengths is not None or cu_seqlens is not None):
             return self._forward_packed(x, lengths, cu_seqlens)
-        residual: Optional[Tensor] = None  # noqa: UP045
+        return self.forward_layers(x)
+
+    def forward_layers(self, x: Tensor) -> Tensor:
+        """Run the blocks and the last norm on tokens (B, L, D)."""
+        residual: Tensor | None = None
         for layer in self.layers:
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 x, residual = checkpoint(layer, x, residual, use_reentrant=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from mambaverse.config import DataConfig, RunConfig, TaskConfig
+from mambaverse.engine.checkpoint import load_weights
 from mambaverse.registry import Registry
 
 Batch = Mapping[str, Any]  # named tensors (batch first) and lists
@@ -21,7 +22,11 @@ Sample = Mapping[str, Any]
 
 
 class SampleSet(Protocol):
-    """A map-style data set whose random choices come from the generator it is handed, and from nothing else."""
+    """A map-style data set whose random choices come from the generator it is handed, and from nothing else.
+
+    The engine seeds that generator from (seed, epoch, index), so a sample is the same whichever process loads it, and
+    in a run that was stopped and resumed. The next sample gets the same generator: draw from it, do not keep it.
+    """
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -36,8 +41,11 @@ class Task:
     Attributes:
         data_config: The `data` section of this domain.
         task_config: The `task` section of this domain.
-        monitor: The metric that chooses the best weights (of those that `metrics` returns), and
+        monitor: The metric that chooses the best weights (of those that `metrics` returns, or "loss"), and
         monitor_mode: whether "max" or "min" of it is best.
+        train_set: What it learns from.
+        eval_set: What chooses the best weights, and what the final table reports.
+        classes: Label names in the order of the outputs; empty where there are none.
     """
 
     data_config: ClassVar[type[DataConfig]] = DataConfig
@@ -46,42 +54,78 @@ class Task:
     monitor_mode: str = "max"
 
     train_set: SampleSet
-    eval_set: SampleSet  # what chooses the best weights, and what the final table reports
-    classes: Sequence[str]  # label names in the order of the outputs; empty where there are none
+    eval_set: SampleSet
+    classes: Sequence[str] = ()
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
     def setup(self) -> None:
-        """Open the data: set `train_set`, `eval_set` and `classes`. Called once, before `build_model`."""
+        """Open the data: set `train_set`, `eval_set` and `classes`. Called before `build_model`."""
         raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `build_model` and `load_inputs` need to know of the data, as JSON; the run folder keeps it."""
+        return {"classes": list(self.classes)}
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Take over what `facts` returned when the run was trained, in place of `setup`: `predict` needs no data."""
+        self.classes = facts["classes"]
+
+    def save_split(self, folder: Path) -> Path | None:
+        """Write which sample is in which set, with hashes, into `folder`; None if the data set comes split.
+
+        A run is resumed only if this file comes out the same again.
+        """
+        return None
 
     def build_model(self) -> nn.Module:
-        """Return the model that `config.model` describes, fitting the data."""
+        """Return the model that `config.model` describes, fitting the data; without its `checkpoint`."""
         raise NotImplementedError
 
+    def load_checkpoint(self, model: nn.Module, path: Path) -> None:
+        """Start `model` from the weights file `path` (`model.checkpoint`); override to map other names to ours."""
+        load_weights(model, path)
+
     def collate(self, samples: Sequence[Sample], generator: torch.Generator | None) -> Batch:
-        """Join samples to a batch; with a generator apply what mixes samples (mixup)."""
+        """Join samples to a batch; with a generator apply what mixes samples (mixup), to a batch of any size.
+
+        Samples of `load_inputs` come without targets.
+        """
+        raise NotImplementedError
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the model's output, batch first, for a batch that may have no targets."""
         raise NotImplementedError
 
     def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return {"loss": mean loss, "output": what `update` scores, ...scalars to log}."""
+        """Return {"loss": mean loss, "output": what `update` scores, ...scalars to log}.
+
+        Call `model(...)` itself and none of its methods: with several processes it is wrapped.
+        """
         raise NotImplementedError
 
+    def targets(self, batch: Batch) -> Tensor:
+        """Return what the outputs of a batch are compared with, batch first: class numbers, for a classifier."""
+        return batch["target"]
+
     def metrics(self) -> MetricCollection:
-        """Return the metrics of an evaluation, by name; fresh ones."""
+        """Return the metrics of an evaluation, by name, each a scalar; fresh ones."""
         raise NotImplementedError
 
     def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
         """Feed one evaluated batch to the metrics."""
-        raise NotImplementedError
+        metrics.update(output, self.targets(batch))
 
     def describe(self) -> dict[str, str]:
         """Return what the head of a run prints about the data: {"data": "digits, 1437 + 360 images of 8 x 8", ...}."""
         return {}
 
     def figures(self, folder: Path, outputs: Tensor, targets: Tensor) -> list[Path]:
-        """Draw the domain's pictures of a finished evaluation into `folder` and return their paths."""
+        """Draw the domain's pictures of a finished evaluation into `folder` and return their paths.
+
+        Outputs and targets are those of the whole `eval_set`, in its order, on the CPU.
+        """
         return []
 
     def load_inputs(self, paths: Sequence[str]) -> Sequence[tuple[str, Callable[[], Sample]]]:

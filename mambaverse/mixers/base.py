@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, Optional, Tuple  # noqa: UP035 (TorchScript reads these annotations)
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +13,32 @@ class Mixer(nn.Module):
     """Base class of every sequence mixer.
 
     The least a mixer defines is `__init__(self, dim, ..., device=None, dtype=None)` and `mix(self, x)`. One that
-    carries a state also defines `mix_sequence`, `init_state` and `step`, and sets `supports_state`.
+    carries a state also defines `mix_sequence` and `init_state`, and sets `supports_state`; `step` is then one token
+    of `mix_sequence`, unless there is a faster way. One whose parameters are not all made by torch's own layers defines
+    `reset_parameters(self)`, which draws all of them anew: a model built on the meta device calls it.
+
+    `mambaverse.testing.check_mixer` checks all that is said here.
 
     Attributes:
-        causal: y[t] depends on x[..t] alone. A class attribute, or set in `__init__`.
+        causal: y[t] depends on x[..t] alone. A class attribute, or set in `__init__`; so are the others.
         needs_spatial_shape: `mix_sequence` needs `spatial_shape` (H, W), the grid of the tokens, H · W = L.
         supports_state: `mix_sequence` takes and returns a state, and `step` continues from it.
         supports_cu_seqlens: `mix_sequence` takes packed sequences. Where False, the base class splits them, runs equal
             lengths as one batch and joins them again, which is exact for any mixer.
     """
 
-    causal: bool = True
-    needs_spatial_shape: bool = False
-    supports_state: bool = False
-    supports_cu_seqlens: bool = False
+    # Not annotated: TorchScript refuses class annotations that are strings.
+    causal = True
+    needs_spatial_shape = False
+    supports_state = False
+    supports_cu_seqlens = False
 
     def forward(
         self,
         x: Tensor,
-        state: Optional[Tensor] = None,  # noqa: UP045 (in Python also a nested tuple of tensors)
-        cu_seqlens: Optional[Tensor] = None,  # noqa: UP045
-        spatial_shape: Optional[Tuple[int, int]] = None,  # noqa: UP006, UP045
+        state: Tensor | None = None,  # in Python also a nested tuple of tensors
+        cu_seqlens: Tensor | None = None,
+        spatial_shape: tuple[int, int] | None = None,
         return_state: bool = False,
     ) -> Tensor:
         """Mix x along its length; called by keyword.
@@ -46,7 +51,8 @@ class Mixer(nn.Module):
             return_state: Whether to return (y, state) rather than y.
 
         Returns:
-            y (B, L, D), in x's dtype; with `return_state` a pair of it and the state after each sequence's last token.
+            y (B, L, D), in x's dtype (under autocast, in autocast's); with `return_state` a pair of it and the state
+            after each sequence's last token, through which gradients flow.
 
         Raises:
             ValueError: for what the mixer declares that it does not support.
@@ -86,7 +92,23 @@ class Mixer(nn.Module):
     @torch.jit.ignore
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Advance by one token x_t (B, D): return (y_t (B, D), state). The state passed in may be updated in place."""
-        raise ValueError(f"{type(self).__name__} cannot be run step by step (supports_state is False)")
+        if not self.supports_state:
+            raise ValueError(f"{type(self).__name__} cannot be run step by step (supports_state is False)")
+        y, state = self.mix_sequence(x_t[:, None], state)
+        return y[:, 0], state
+
+    @torch.jit.ignore
+    def stack_states(self, states: list[Any]) -> Any:
+        """Join the states of S sequences, each without its batch axis, into one, batch first."""
+        first = states[0]
+        if isinstance(first, Tensor):
+            return torch.stack(states)
+        return tuple(self.stack_states([state[i] for state in states]) for i in range(len(first)))
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters, as in `named_parameters`, that weight decay should leave alone."""
+        return set()
 
     @torch.jit.ignore
     def _dispatch(
@@ -102,50 +124,50 @@ class Mixer(nn.Module):
             raise ValueError(f"{name}: expected x of shape (B, L, D), got {tuple(x.shape)}")
         if not self.supports_state and (state is not None or return_state):
             raise ValueError(f"{name} keeps no state (supports_state is False)")
+        if cu_seqlens is not None:
+            if x.shape[0] != 1:
+                raise ValueError(f"{name}: with cu_seqlens the batch is 1, got x of shape {tuple(x.shape)}")
+            if self.needs_spatial_shape:
+                raise ValueError(f"{name} takes one grid of tokens, not packed sequences (cu_seqlens)")
+            if not self.supports_cu_seqlens:
+                return self._split_and_join(x, state, cu_seqlens, return_state)
         if self.needs_spatial_shape:
             if spatial_shape is None:
                 raise ValueError(f"{name} needs spatial_shape=(H, W), the grid of its tokens")
             if spatial_shape[0] * spatial_shape[1] != x.shape[1]:
                 raise ValueError(f"{name}: spatial_shape {tuple(spatial_shape)} does not hold L = {x.shape[1]} tokens")
-        if cu_seqlens is not None and not self.supports_cu_seqlens:
-            return self._split_and_join(x, state, cu_seqlens, return_state)
-        if state is None and cu_seqlens is None and not return_state and not self.needs_spatial_shape:
+        elif state is None and cu_seqlens is None and not return_state:
             return self.mix(x)
         y, final = self.mix_sequence(x, state, cu_seqlens, spatial_shape)
         return (y, final) if return_state else y
 
     def _split_and_join(self, x: Tensor, state: Any, cu_seqlens: Tensor, return_state: bool) -> Any:
         """Run packed sequences through a mixer that knows no packing: equal lengths together, each length once."""
-        if x.shape[0] != 1:
-            raise ValueError(f"{type(self).__name__}: with cu_seqlens the batch is 1, got x of {tuple(x.shape)}")
-        if self.needs_spatial_shape:
-            raise ValueError(f"{type(self).__name__} takes one grid of tokens, not packed sequences (cu_seqlens)")
         bounds = cu_seqlens.tolist()
+        if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != x.shape[1] or bounds != sorted(bounds):
+            name = type(self).__name__
+            raise ValueError(f"{name}: expected cu_seqlens that rise from 0 to L = {x.shape[1]}, got {bounds}")
         groups: dict[int, list[int]] = {}
         for i, (start, stop) in enumerate(pairwise(bounds)):
             groups.setdefault(stop - start, []).append(i)
         rows: list[Tensor | None] = [None] * (len(bounds) - 1)
         states: list[Any] = [None] * (len(bounds) - 1)
         for length, members in groups.items():
-            batch = torch.stack([x[0, bounds[i] : bounds[i] + length] for i in members])
-            part = None if state is None else _map(state, lambda t, members=members: t[members])
-            out = self._dispatch(batch, part, None, None, return_state)
-            y, final = out if return_state else (out, None)
+            y, final = None, None if state is None else _map(state, lambda t, members=members: t[members])
+            if length > 0:
+                batch = torch.stack([x[0, bounds[i] : bounds[i] + length] for i in members])
+                out = self._dispatch(batch, final, None, None, return_state)
+                y, final = out if return_state else (out, None)
+            elif return_state and final is None:
+                final = self.init_state(len(members), device=x.device, dtype=x.dtype)
             for row, i in enumerate(members):
-                rows[i] = y[row]
+                rows[i] = None if y is None else y[row]
                 states[i] = _map(final, lambda t, row=row: t[row]) if return_state else None
-        joined = torch.cat([row for row in rows if row is not None])[None] if rows else torch.zeros_like(x)
-        return (joined, _stack(states)) if return_state else joined
+        filled = [row for row in rows if row is not None]
+        joined = torch.cat(filled)[None] if filled else torch.zeros_like(x)
+        return (joined, self.stack_states(states)) if return_state else joined
 
 
 def _map(state: Any, function: Any) -> Any:
     """Apply `function` to every tensor of a nested tuple."""
     return function(state) if isinstance(state, Tensor) else tuple(_map(part, function) for part in state)
-
-
-def _stack(states: list[Any]) -> Any:
-    """Stack nested tuples of tensors, one a sequence, into one nested tuple, batch first."""
-    first = states[0]
-    if isinstance(first, Tensor):
-        return torch.stack(states)
-    return tuple(_stack([s[i] for s in states]) for i in range(len(first)))

@@ -9,7 +9,7 @@ sections 3.2 to 3.4. Names in the state dict are those of hustvl/Vim, except tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -118,10 +118,10 @@ class Vim(Isotropic):
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised tokens (B, [cls +] M, D), cls first, of images x (B, C, H, W)."""
         tokens, height, width = self._embed(x)
-        if torch.jit.is_scripting() or not self.needs_spatial_shape:
-            tokens = Isotropic.forward(self, tokens) if not torch.jit.is_scripting() else self._run_layers(tokens)
-        else:
+        if self.needs_spatial_shape:
             tokens = self.forward_grid(tokens, (height, width))
+        else:
+            tokens = self.forward_layers(tokens)
         return self._cls_first(tokens)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -248,7 +248,7 @@ class Vim(Isotropic):
             position = resample_abs_pos_embed(
                 position, [height, width], self.patch_embed.grid_size, num_prefix_tokens=self.num_prefix_tokens
             )
-        cls_token: Optional[Tensor] = self.cls_token  # noqa: UP045
+        cls_token: Tensor | None = self.cls_token
         if cls_token is not None:
             cls = (cls_token + position[:, :1]).expand(x.shape[0], -1, -1)
             x = x + position[:, 1:]
@@ -269,12 +269,6 @@ class Vim(Isotropic):
             return x
         at = self._cls_index(x.shape[1] - 1)
         return torch.cat([x[:, at : at + 1], x[:, :at], x[:, at + 1 :]], dim=1)
-
-    def _run_layers(self, x: Tensor) -> Tensor:
-        residual: Optional[Tensor] = None  # noqa: UP045
-        for layer in self.layers:
-            x, residual = layer(x, residual)
-        return self.norm_f(x, residual)[0]
 
     @torch.jit.ignore
     def _normed(self, hidden: Tensor, residual: Tensor | None) -> Tensor:

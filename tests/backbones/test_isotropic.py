@@ -10,7 +10,12 @@ from mambaverse.errors import UserError
 from mambaverse.mixers import list_mixers
 
 DIM = 16
-SMALL = {"s6": {"d_state": 4}, "ssd": {"d_state": 8, "headdim": 8}, "s4d": {"d_state": 4}, "attention": {"num_heads": 2}}
+SMALL = {
+    "s6": {"d_state": 4},
+    "ssd": {"d_state": 8, "headdim": 8},
+    "s4d": {"d_state": 4},
+    "attention": {"num_heads": 2},
+}
 CAUSAL = ["s6", "ssd", "s4d", "attention"]
 
 

@@ -24,14 +24,19 @@ def test_parameter_counts_equal_the_originals(size: str, millions: float) -> Non
 
 
 def test_state_dict_names_and_shapes_are_the_originals() -> None:
-    shapes = {k: tuple(v.shape) for k, v in mambaverse.create_model("vim_tiny_patch16_224", device="meta").state_dict().items()}
+    shapes = {
+        k: tuple(v.shape)
+        for k, v in mambaverse.create_model("vim_tiny_patch16_224", device="meta").state_dict().items()
+    }
     assert len(shapes) == 415
     layer = {k.removeprefix("layers.7."): v for k, v in shapes.items() if k.startswith("layers.7.")}
     both = {
         "A_log": (384, 16), "D": (384,), "conv1d.weight": (384, 1, 4), "conv1d.bias": (384,),
         "x_proj.weight": (44, 384), "dt_proj.weight": (384, 12), "dt_proj.bias": (384,),
     }  # fmt: skip
-    backward = {k.replace(k.split(".")[0], {"A_log": "A_b_log"}.get(k, k.split(".")[0] + "_b")): v for k, v in both.items()}
+    backward = {
+        k.replace(k.split(".")[0], {"A_log": "A_b_log"}.get(k, k.split(".")[0] + "_b")): v for k, v in both.items()
+    }
     mixer = both | backward | {"in_proj.weight": (768, 192), "out_proj.weight": (192, 384)}
     assert layer == {"norm.weight": (192,)} | {f"mixer.{k}": v for k, v in mixer.items()}
     rest = {k: v for k, v in shapes.items() if not k.startswith("layers.")}

@@ -1,0 +1,73 @@
+"""Argument checks that operators share; each raises one ValueError: which argument, what it got, what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(op: str, name: str, tensor: Tensor, shape: Sequence[int], letters: str, like: Tensor) -> None:
+    """Raise ValueError unless `tensor` is floating or complex, has `shape` and lies on the device of `like`.
+
+    Args:
+        op: Name of the operator.
+        name: Name of the argument.
+        tensor: The argument.
+        shape: What its shape must be.
+        letters: The same in the signature's letters, e.g. "(B, L, D)".
+        like: The operator's main input.
+    """
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {letters} = {tuple(shape)}")
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise ValueError(f"{op}: {name} has dtype {tensor.dtype}; expected a floating dtype")
+    if tensor.device != like.device:
+        raise ValueError(f"{op}: {name} is on {tensor.device}; expected {like.device}, where the main input is")
+
+
+def check_dims(op: str, name: str, tensor: Tensor, letters: str) -> None:
+    """Raise ValueError unless `tensor` is floating and has as many axes as `letters`, e.g. "(B, L, D)", names."""
+    if tensor.ndim != letters.count(",") + 1:
+        raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {letters}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{op}: {name} has dtype {tensor.dtype}; expected a real floating dtype")
+
+
+def num_sequences(op: str, cu_seqlens: Tensor | None, batch: int) -> int:
+    """Return the number of rows that states have: `batch`, or with `cu_seqlens` (S+1,) the number of sequences S.
+
+    Raises:
+        ValueError: if `cu_seqlens` is not (S+1,) int32 or int64, or `batch` is not 1 beside it.
+    """
+    if cu_seqlens is None:
+        return batch
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
+        raise ValueError(f"{op}: cu_seqlens has shape {tuple(cu_seqlens.shape)}; expected (S + 1,)")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{op}: cu_seqlens has dtype {cu_seqlens.dtype}; expected int32 or int64")
+    if batch != 1:
+        raise ValueError(
+            f"{op}: the batch is {batch}; expected 1, with the sequences one after the other, beside cu_seqlens"
+        )
+    return cu_seqlens.shape[0] - 1
+
+
+def sequence_bounds(op: str, cu_seqlens: Tensor, length: int) -> list[int]:
+    """Return the values of `cu_seqlens` (on a GPU this waits for it), checked.
+
+    Raises:
+        ValueError: unless they start at 0, never decrease and end at `length`.
+    """
+    bounds: list[int] = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != length:
+        raise ValueError(
+            f"{op}: cu_seqlens goes from {bounds[0]} to {bounds[-1]}; expected from 0 to the length {length}"
+        )
+    for i in range(len(bounds) - 1):
+        if bounds[i] > bounds[i + 1]:
+            raise ValueError(
+                f"{op}: cu_seqlens falls from {bounds[i]} to {bounds[i + 1]} at index {i + 1}; it may not fall"
+            )
+    return bounds

@@ -1,0 +1,70 @@
+"""One step of the selective scan, for decoding: plain PyTorch on every device.
+
+h <- exp(Δ A) h + Δ B u,   y = (C·h + D u) silu(z),   Δ = softplus(delta + delta_bias)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu, softplus
+
+from mambaverse.kernels.checks import check_tensor
+from mambaverse.kernels.selective_scan.checks import check_inputs
+from mambaverse.kernels.selective_scan.shapes import state_dtype
+
+
+@torch.no_grad()
+def selective_scan_update(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
+    """Advance `state` by one step, in place, and return that step's output. No gradients.
+
+    Args:
+        state: (B, D, N), the dtype of the states of `selective_scan`: float32; complex64 if A is complex.
+        u: (B, D) input.
+        delta: (B, D) step size, before bias and softplus.
+        A: (D, N).
+        B: (B, N), or (B, G, N) with D divisible by G.
+        C: As B.
+        D: (D,) skip connection.
+        z: (B, D) gate.
+        delta_bias: (D,) added to delta.
+        delta_softplus: Whether Δ is softplus(delta + delta_bias).
+
+    Returns:
+        y (B, D) in u's dtype.
+
+    Raises:
+        ValueError: A shape or the state's dtype is wrong; the message names the argument.
+    """
+    check_inputs("selective_scan_update", u, delta, A, B, C, D, z, delta_bias, "B")
+    dim = u.shape[1]
+    check_tensor("selective_scan_update", "state", state, (u.shape[0], *A.shape), "(B, D, N)", u)
+    dtype = state_dtype(u, A)
+    if state.dtype != dtype:
+        raise ValueError(f"selective_scan_update: state has dtype {state.dtype}; expected {dtype}")
+    x, dt = u.to(dtype.to_real()), delta.to(dtype.to_real())
+    dt = dt if delta_bias is None else dt + delta_bias
+    dt = softplus(dt) if delta_softplus else dt
+    state.mul_(torch.exp(dt.unsqueeze(-1) * A)).add_((dt * x).unsqueeze(-1) * _per_channel(B, dim))
+    y = (state * _per_channel(C, dim)).sum(-1)
+    y = 2 * y.real if A.is_complex() else y
+    y = y if D is None else y + D * x
+    y = y if z is None else y * silu(z.to(x))
+    return y.to(u.dtype)
+
+
+def _per_channel(B: Tensor, dim: int) -> Tensor:
+    """(B, N) -> (B, 1, N), (B, G, N) -> (B, D, N)."""
+    return B.unsqueeze(1) if B.ndim == 2 else B.repeat_interleave(dim // B.shape[1], 1)

@@ -1,0 +1,111 @@
+"""State space duality (SSD, the sequence operator of Mamba-2): a recurrence per head, worked out chunk by chunk.
+
+    Δ[t] = clamp(softplus(dt[t] + dt_bias), dt_limit)
+    h[t] = exp(Δ[t] A) h[t-1] + Δ[t] x[t] B[t]ᵀ
+    y[t] = (h[t] C[t] + D x[t]) · silu(z[t])
+
+Source: Dao and Gu, "Transformers are SSMs" (2024), arXiv 2405.21060, sections 5 and 6.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from mambaverse.kernels.backend import current_backend
+from mambaverse.kernels.checks import num_sequences
+from mambaverse.kernels.ssd.checks import check_inputs, check_real
+from mambaverse.kernels.ssd.op import ssd_forward
+from mambaverse.kernels.ssd.update import ssd_update
+
+__all__ = ["ssd", "ssd_update"]
+
+
+@overload
+def ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., *, z: Tensor | None = ...,
+    dt_bias: Tensor | None = ..., dt_softplus: bool = ..., dt_limit: tuple[float, float] = ...,
+    initial_state: Tensor | None = ..., cu_seqlens: Tensor | None = ..., reverse: bool = ...,
+    return_final_state: Literal[False] = ..., chunk_size: int | None = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., *, z: Tensor | None = ...,
+    dt_bias: Tensor | None = ..., dt_softplus: bool = ..., dt_limit: tuple[float, float] = ...,
+    initial_state: Tensor | None = ..., cu_seqlens: Tensor | None = ..., reverse: bool = ...,
+    return_final_state: Literal[True], chunk_size: int | None = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
+    return_final_state: bool = False,
+    chunk_size: int | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the SSD recurrence of Mamba-2 over the length, for every head at once.
+
+    All tensors may have any strides, and any of the floating dtypes float32, bfloat16, float16, float64, mixed. Sums,
+    decays and states are float32; where x is float64, everything is, on the reference.
+
+    Args:
+        x: (B, L, H, P), the input; with `cu_seqlens` (1, L, H, P).
+        dt: (B, L, H), the step sizes before bias, softplus and limits.
+        A: (H,), the rate of each head; the decay over a step is exp(Δ A), so A < 0 unless the state shall grow.
+        B: (B, L, G, N), what the input writes to; head h has group h // (H // G). (B, L, N) stands for G = 1.
+        C: Likewise, what the output reads.
+        D: (H,) or (H, P), the skip.
+        z: (B, L, H, P), the gate.
+        dt_bias: (H,).
+        dt_softplus: Take softplus of dt + dt_bias.
+        dt_limit: Least and greatest Δ.
+        initial_state: (S, H, P, N); zeros without it. S is B, or the number of sequences in `cu_seqlens`.
+        cu_seqlens: (S+1,) int32, where packed sequences begin and end: 0, ..., L. Empty sequences are allowed.
+        reverse: Run time backwards, sequence by sequence: flip(ssd(flip(x), ...)) without the copies. The initial state
+            then enters at the last position and the final state is that after the first.
+        return_final_state: Also return the state after each sequence.
+        chunk_size: Positions that are worked out as one matrix product, at most; a matter of speed only. None leaves it
+            to us.
+
+    Returns:
+        y (B, L, H, P) in the dtype of x; with `return_final_state` also the final state (S, H, P, N), float32 (float64
+        where x is). Both are differentiable.
+
+    Raises:
+        ValueError: for a wrong shape, dtype, device, limit, chunk size or `cu_seqlens`.
+        BackendError: where no backend runs on the device of x.
+    """
+    B, C, low, high = check_inputs("ssd", x, dt, A, B, C, D, z, dt_bias, dt_limit, "B, L")
+    num_states = num_sequences("ssd", cu_seqlens, x.shape[0])
+    if initial_state is not None:
+        shape = (num_states, *x.shape[2:], B.shape[3])
+        check_real("ssd", "initial_state", initial_state, shape, "(S, H, P, N)", x)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"ssd: chunk_size is {chunk_size}; expected at least 1, or None")
+    tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    # An exported program works out the states again if it is ever differentiated: their number would pin its lengths.
+    save = torch.is_grad_enabled() and not torch.compiler.is_exporting() and any(map(_needs_gradient, tensors))
+    y, final_state, _ = ssd_forward(
+        *tensors, cu_seqlens, dt_softplus, low, high, reverse, chunk_size or 0, current_backend(), save
+    )
+    return (y, final_state) if return_final_state else y
+
+
+def _needs_gradient(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad

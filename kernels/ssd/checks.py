@@ -1,0 +1,51 @@
+"""The argument checks of `ssd` and `ssd_update`, which differ in whether there is a length."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mambaverse.kernels.checks import check_dims, check_tensor
+
+
+def check_inputs(
+    op: str, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, dt_limit: tuple[float, float], axes: str,
+) -> tuple[Tensor, Tensor, float, float]:  # fmt: skip
+    """Raise ValueError unless all arguments fit x, which has the leading axes `axes`: "B, L" or "B".
+
+    Returns:
+        B and C with their axis of groups, the least and the greatest Δ.
+    """
+    check_dims(op, "x", x, f"({axes}, H, P)")
+    *lead, heads, head_dim = x.shape
+    if B.ndim == x.ndim - 1 and C.ndim == B.ndim:  # one group
+        B, C = B.unsqueeze(-2), C.unsqueeze(-2)
+    if B.ndim != x.ndim or list(B.shape[:-2]) != lead or B.shape[-1] == 0:
+        got, example = tuple(B.shape), (*lead, "G", "N")
+        raise ValueError(f"{op}: B has shape {got}; expected ({axes}, G, N) = {example}, or ({axes}, N) for one group")
+    groups, state_dim = B.shape[-2:]
+    if groups == 0 or heads % groups:
+        raise ValueError(f"{op}: B has {groups} groups; expected a divisor of the {heads} heads of x")
+    shapes = {
+        "dt": (dt, (*lead, heads), f"({axes}, H)"),
+        "A": (A, (heads,), "(H,)"),
+        "B": (B, (*lead, groups, state_dim), f"({axes}, G, N)"),
+        "C": (C, (*lead, groups, state_dim), f"({axes}, G, N)"),
+        "D": (D, (heads, head_dim)[: 2 if D is None else D.ndim], "(H,) or (H, P)"),
+        "z": (z, (*lead, heads, head_dim), f"({axes}, H, P)"),
+        "dt_bias": (dt_bias, (heads,), "(H,)"),
+    }
+    for name, (tensor, shape, letters) in shapes.items():
+        if tensor is not None:
+            check_real(op, name, tensor, shape, letters, x)
+    low, high = (float(limit) for limit in dt_limit)
+    if not low <= high:
+        raise ValueError(f"{op}: dt_limit is {dt_limit}; expected (least, greatest)")
+    return B, C, low, high
+
+
+def check_real(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], letters: str, x: Tensor) -> None:
+    """Raise ValueError unless `tensor` has `shape` and a real floating dtype and lies where `x` does."""
+    check_tensor(op, name, tensor, shape, letters, x)
+    if tensor.is_complex():
+        raise ValueError(f"{op}: {name} has dtype {tensor.dtype}; expected a real floating dtype")

@@ -1,0 +1,306 @@
+"""Tiles in cache: the pieces that the kernels of `cpu_kernels.py` put together.
+
+A chunk of q positions of one head is a handful of small matrices that stay in the first two cache levels. They live in
+one flat float32 scratch array `s` and are named by their offset in it; a row-major tile has its rows `ld` apart, both
+sides padded with zeros to a multiple of PAD. Position i of a chunk is the i-th in the order of the recurrence; with
+`reverse` that is backwards in memory (a negative `step`), which only `pack` and `unpack` ever see.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba.extending import register_jitable
+
+from mambaverse.kernels.ssd.layout import PAD
+from mambaverse.kernels.ssd.simd import (
+    LANES,
+    ROWS,
+    absolute,
+    add,
+    clamp,
+    div,
+    drop_below,
+    exp2,
+    fma,
+    inside,
+    load,
+    mul,
+    prefetch,
+    product_block_1,
+    product_block_2,
+    splat,
+    store,
+    sub,
+    total,
+    transpose_block,
+)
+
+LINE = 16  # floats in a cache line
+LOG2_E = 1.4426950408889634
+# log1p(e) / e on [0, 1], highest power first: least maximum relative error (5e-9 before rounding) at degree 9, 1 at 0
+LOG1P = (
+    -0.003318473327, 0.02020458849, -0.05766445103, 0.1068055623, -0.1535539675, 0.1969540072, -0.2495858746,
+    0.3333051133, -0.4999993276, 1.0,
+)  # fmt: skip
+FULL, LOWER, UPPER, OUT_UPPER = 0, 1, 2, 3  # which part of a triangular product is worked out
+HIGH, LOW, STEP, SLOPE, FROM_START, TO_END, WEIGHT, NUM_DECAYS = range(8)  # rows that `decays` fills
+_jit = register_jitable(error_model="numpy", boundscheck=False)  # compiled into the kernels, and cached with them
+
+
+@_jit
+def padded(n):
+    """Return n rounded up to a multiple of PAD."""
+    return (n + PAD - 1) // PAD * PAD
+
+
+@_jit
+def clear(s, o, count):
+    """Write `count` zeros at `o`."""
+    for i in range(o, o + count, LANES):
+        store(s, i, splat(np.float32(0)))
+
+
+@_jit
+def product(s, oa, ai, ak, b, ob, ldb, oc, ldc, m, n, k, part, accumulate):
+    """Write c (m, n) (+)= a (m, k) @ b (k, n); a[i, l] is s[oa + i ai + l ak], c is in `s`, b in its own array.
+
+    LOWER: a is lower triangular (zero for l > i). UPPER: upper triangular. OUT_UPPER: only c[i, j >= i] is needed.
+    """
+    for i in range(0, m, ROWS):
+        start = i if part == UPPER else 0
+        stop = min(k, i + ROWS) if part == LOWER else k
+        j = i // PAD * PAD if part == OUT_UPPER else 0
+        pa, pc = oa + i * ai, oc + i * ldc
+        while j + 2 * LANES <= n:
+            product_block_2(s, pa, ai, ak, b, ob + j, ldb, pc + j, ldc, start, stop, accumulate)
+            j += 2 * LANES
+        if j < n:
+            product_block_1(s, pa, ai, ak, b, ob + j, ldb, pc + j, ldc, start, stop, accumulate)
+
+
+@_jit
+def transpose(s, source, source_ld, target, target_ld, rows, columns):
+    """Write the transpose of the tile (rows, columns) at `source` to `target`; both sides are padded already."""
+    for i in range(0, rows, LANES):
+        for j in range(0, columns, LANES):
+            transpose_block(s, source + i * source_ld + j, source_ld, target + j * target_ld + i, target_ld)
+
+
+@_jit
+def pack(s, o, source, base, step, rows, columns):
+    """Copy rows source[base + i step :][:columns] to the tile at `o`, padding both sides with zeros."""
+    ld = padded(columns)
+    for i in range(rows):
+        row, at = o + i * ld, base + i * step
+        j = 0
+        while j + LANES <= columns:
+            store(s, row + j, load(source, at + j))
+            j += LANES
+        if j < columns:
+            clear(s, row + j, ld - j)
+            for q in range(j, columns):
+                s[row + q] = source[at + q]
+        elif j < ld:
+            clear(s, row + j, ld - j)
+    clear(s, o + rows * ld, (padded(rows) - rows) * ld)
+
+
+@_jit
+def fetch(source, base, step, rows, columns):
+    """Ask for the rows source[base + i step :][:columns], to be packed later."""
+    for i in range(rows):
+        for j in range(base + i * step, base + i * step + columns, LINE):
+            prefetch(source, j)
+
+
+@_jit
+def unpack(s, o, target, base, step, rows, columns):
+    """Copy the tile at `o` to rows target[base + i step :][:columns]."""
+    ld = padded(columns)
+    for i in range(rows):
+        row, at = o + i * ld, base + i * step
+        j = 0
+        while j + LANES <= columns:
+            store(target, at + j, load(s, row + j))
+            j += LANES
+        for q in range(j, columns):
+            target[at + q] = s[row + q]
+
+
+@_jit
+def sigmoid(v):
+    """Return 1 / (1 + exp(-v)) of a vector."""
+    one = splat(np.float32(1))
+    return div(one, add(one, exp2(mul(v, splat(np.float32(-LOG2_E))))))
+
+
+@_jit
+def gate(s, o, oz, rows, ld):
+    """Multiply the tile at `o` by silu of the tile at `oz`."""
+    for i in range(0, rows * ld, LANES):
+        z = load(s, oz + i)
+        store(s, o + i, mul(load(s, o + i), mul(z, sigmoid(z))))
+
+
+@_jit
+def add_scaled(s, o, ox, od, rows, ld):
+    """Add D[p] x[i, p]: the tile at `ox` times the row at `od`."""
+    for i in range(rows):
+        for j in range(0, ld, LANES):
+            at = i * ld + j
+            store(s, o + at, fma(load(s, od + j), load(s, ox + at), load(s, o + at)))
+
+
+@_jit
+def scale_rows(s, o, ow, rows, ld):
+    """Multiply row i of the tile at `o` by s[ow + i]."""
+    for i in range(rows):
+        w = splat(s[ow + i])
+        for at in range(o + i * ld, o + (i + 1) * ld, LANES):
+            store(s, at, mul(w, load(s, at)))
+
+
+@_jit
+def softplus(v):
+    """Return log(1 + exp(v)) = max(v, 0) + log1p(exp(-|v|)) of a vector; its derivative is `sigmoid`."""
+    size = absolute(v)
+    e = exp2(mul(size, splat(np.float32(-LOG2_E))))
+    p = splat(np.float32(LOG1P[0]))
+    for coefficient in LOG1P[1:]:
+        p = fma(p, e, splat(np.float32(coefficient)))
+    return fma(p, e, mul(add(v, size), splat(np.float32(0.5))))
+
+
+@_jit
+def decays(s, o, q, dt, base, step, bias, limits, rate, rows):
+    """Fill seven rows of length `q` at `o` for one chunk and head, whose dt[i] is dt[base + i step].
+
+    STEP: dt' = clamp(softplus(dt + bias)); `limits` is (whether softplus is taken, least, greatest). SLOPE: its
+    derivative. HIGH + LOW: the log2 of the decay from the chunk's start through i, as two floats, so that differences
+    of neighbours stay exact where the decay is strong. FROM_START, TO_END: the decays from the start through i, and
+    from i (exclusive) to the end. WEIGHT: STEP * TO_END.
+
+    Returns:
+        The decay over the whole chunk.
+    """
+    with_softplus, low, high = limits
+    least, greatest = splat(np.float32(low)), splat(np.float32(high))
+    for i in range(padded(rows)):
+        s[o + STEP * q + i] = dt[base + min(i, rows - 1) * step] + bias
+    for i in range(o, o + padded(rows), LANES):
+        raw = load(s, i + STEP * q)
+        free = softplus(raw) if with_softplus else raw
+        slope = inside(free, least, greatest)
+        store(s, i + STEP * q, clamp(free, least, greatest))
+        store(s, i + SLOPE * q, mul(slope, sigmoid(raw)) if with_softplus else slope)
+    log = 0.0
+    for i in range(padded(rows)):
+        if i >= rows:
+            s[o + STEP * q + i] = np.float32(0)
+        log += np.float64(s[o + STEP * q + i]) * rate
+        s[o + HIGH * q + i] = np.float32(log)
+        s[o + LOW * q + i] = np.float32(log - np.float64(np.float32(log)))
+    last, rest = splat(s[o + HIGH * q + rows - 1]), splat(s[o + LOW * q + rows - 1])
+    for i in range(o, o + padded(rows), LANES):
+        h = load(s, i + HIGH * q)
+        store(s, i + FROM_START * q, exp2(h))
+        to_end = exp2(add(sub(last, h), sub(rest, load(s, i + LOW * q))))
+        store(s, i + TO_END * q, to_end)
+        store(s, i + WEIGHT * q, mul(to_end, load(s, i + STEP * q)))
+    return s[o + FROM_START * q + rows - 1]
+
+
+@_jit
+def decay_between(s, o, q, j, i):
+    """Return the decay from position j to positions i, i + 1, ... (0 where the position is before j)."""
+    high = sub(load(s, o + HIGH * q + i), splat(s[o + HIGH * q + j]))
+    low = sub(load(s, o + LOW * q + i), splat(s[o + LOW * q + j]))
+    decay = exp2(add(high, low))
+    return drop_below(decay, j - i) if j > i else decay
+
+
+@_jit
+def mask(s, o_m, o_cb, q, o_decay, rows):
+    """Write Mᵀ[j, i] = (C[i] · B[j]) decay(j -> i) dt'[j] for i >= j, and 0 for i < j as far as products read it."""
+    for j in range(rows):
+        d = splat(s[o_decay + STEP * q + j])
+        for i in range(j // PAD * PAD, padded(rows), LANES):
+            at = j * q + i
+            store(s, o_m + at, mul(mul(load(s, o_cb + at), d), decay_between(s, o_decay, q, j, i)))
+
+
+@_jit
+def mask_backward(s, o_m, o_dcb, o_ddt, o_da, o_run, o_cb, o_t, q, o_decay, rows):
+    """Given Tᵀ[j, i] = dy[i] · x[j], the gradient of M, write what follows from it; `o_run` has room for a row.
+
+    With U[i, j] = T[i, j] (C[i] · B[j]) decay(j -> i): Mᵀ as `mask` writes it; dCBᵀ[j, i] += T[i, j] decay dt'[j];
+    ddt[j] = sum over i of U[i, j]; da[t] = sum over j < t <= i of U[i, j] dt'[j], the gradient of the log decay at t,
+    added up without a difference of sums, which would lose small gradients under strong decay.
+    """
+    clear(s, o_run, padded(rows))
+    s[o_da] = np.float32(0)
+    for j in range(rows):
+        d = splat(s[o_decay + STEP * q + j])
+        column, later = splat(np.float32(0)), splat(np.float32(0))
+        for i in range(j // PAD * PAD, padded(rows), LANES):
+            at = j * q + i
+            decay = decay_between(s, o_decay, q, j, i)
+            cb, t = load(s, o_cb + at), mul(load(s, o_t + at), decay)
+            store(s, o_m + at, mul(mul(cb, decay), d))
+            store(s, o_dcb + at, fma(t, d, load(s, o_dcb + at)))
+            u = mul(t, cb)
+            column = add(column, u)
+            run = fma(u, d, load(s, o_run + i))
+            store(s, o_run + i, run)
+            later = add(later, drop_below(run, j + 1 - i) if j >= i else run)
+        s[o_ddt + j] = total(column)
+        if j + 1 < rows:
+            s[o_da + j + 1] = total(later)
+
+
+@_jit
+def weigh(s, o_sum, o_acc, o_part, o_tile, ow, q, count, rows):
+    """Write sum[i] = sum over k of tile[k, i] part[k, i], and acc[k, i] += w[i] part[k, i], for `count` rows k."""
+    for i in range(0, padded(rows), LANES):
+        w, dot = load(s, ow + i), splat(np.float32(0))
+        for at in range(i, i + count * q, q):
+            part = load(s, o_part + at)
+            dot = fma(load(s, o_tile + at), part, dot)
+            store(s, o_acc + at, fma(w, part, load(s, o_acc + at)))
+        store(s, o_sum + i, dot)
+
+
+@_jit
+def dot_columns(s, o, oa, ob, rows, ld):
+    """Write sum over i of a[i, p] b[i, p] to the row at `o`."""
+    for j in range(0, ld, LANES):
+        dot = splat(np.float32(0))
+        for at in range(j, j + rows * ld, ld):
+            dot = fma(load(s, oa + at), load(s, ob + at), dot)
+        store(s, o + j, dot)
+
+
+@_jit
+def gate_backward(s, o, oy, oz, rows, ld):
+    """Turn the tile at `o`, the gradient of y silu(z), into the gradient of z."""
+    one = splat(np.float32(1))
+    for at in range(0, rows * ld, LANES):
+        z = load(s, oz + at)
+        sig = sigmoid(z)
+        slope = mul(sig, fma(z, sub(one, sig), one))
+        store(s, o + at, mul(mul(load(s, o + at), load(s, oy + at)), slope))
+
+
+@_jit
+def load_state(s, o, tmp, boundary, h, H, work, has_end, end, sequence, P, N):
+    """Write a state of head `h` to the tile at `o` as (N, P), and return whether there is one.
+
+    It is that at `boundary` in `work`, or, where that is -1, the one of `sequence` in `end` (S, H, P, N).
+    """
+    n, p = padded(N), padded(P)
+    if boundary >= 0:
+        pack(s, o, work, (boundary * H + h) * n * p, p, n, p)
+    elif has_end:
+        pack(s, tmp, end, (sequence * H + h) * P * N, N, P, N)
+        transpose(s, tmp, n, o, p, p, n)
+    return boundary >= 0 or has_end

@@ -1,0 +1,79 @@
+"""The torch.library registration of ssd: one forward op, one backward op, their fakes and the gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaverse.kernels import backend as backends
+from mambaverse.kernels.checks import num_sequences, sequence_bounds
+from mambaverse.kernels.library import define_gradient, define_op
+from mambaverse.kernels.ssd.layout import boundary_states, state_dtype
+
+_INPUTS = (
+    "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_state, "
+    "Tensor? cu_seqlens"
+)
+_FLAGS = "bool dt_softplus, float dt_min, float dt_max, bool reverse, int chunk_size, str backend"
+_NUM_GRADIENTS = 9  # x, dt, A, B, C, D, z, dt_bias, initial_state
+
+
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *arguments, backend, save = inputs
+    x, cu_seqlens = arguments[0], arguments[9]
+    if cu_seqlens is not None and cu_seqlens.device.type == "cpu":
+        sequence_bounds("ssd", cu_seqlens, x.shape[1])
+    return backends.load("ssd", backend, x).forward(*arguments, save)
+
+
+def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, _, _, B, *_, cu_seqlens, _, _, _, _, chunk_size, backend, save = inputs
+    rows, *shape = boundary_states(x, B, cu_seqlens, chunk_size, backend)
+    sequences = num_sequences("ssd", cu_seqlens, x.shape[0])
+    final_state = x.new_empty((sequences, *x.shape[2:], B.shape[3]), dtype=state_dtype(x))
+    return x.new_empty(x.shape), final_state, final_state.new_empty((rows if save else 0, *shape))
+
+
+def _backward(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
+    *tensors, chunk_states, dt_softplus, dt_min, dt_max, reverse, chunk_size, backend = inputs
+    x, B, cu_seqlens = tensors[0], tensors[3], tensors[9]
+    flags = dt_softplus, dt_min, dt_max, reverse, chunk_size
+    module = backends.load("ssd", backend, x)
+    if chunk_states.shape[0] < boundary_states(x, B, cu_seqlens, chunk_size, backend)[0]:  # forward had save=False
+        chunk_states = module.forward(*tensors, *flags, True)[2]
+    return module.backward(dy, dfinal_state, *tensors, chunk_states, *flags)
+
+
+def _backward_fake(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
+    x = inputs[0]
+    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs[:_NUM_GRADIENTS])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:10], output[2])
+    ctx.flags = inputs[10:16]
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    gradients = ssd_backward(dy, dfinal_state, *saved, *ctx.flags)
+    used = (None if t is None else g for g, t in zip(gradients, saved[:_NUM_GRADIENTS], strict=True))
+    return *used, *[None] * 8  # cu_seqlens, the six flags, save
+
+
+define_op("ssd", f"({_INPUTS}, {_FLAGS}, bool save) -> (Tensor, Tensor, Tensor)", _forward, _forward_fake)
+define_op(
+    "ssd_backward",
+    f"(Tensor? dy, Tensor? dfinal_state, {_INPUTS}, Tensor chunk_states, {_FLAGS}) -> "
+    f"({', '.join(['Tensor'] * _NUM_GRADIENTS)})",
+    _backward,
+    _backward_fake,
+)
+define_gradient("ssd", _setup_context, _gradient)
+
+ssd_forward = torch.ops.mambaverse.ssd.default
+ssd_backward = torch.ops.mambaverse.ssd_backward.default

@@ -1,0 +1,64 @@
+"""One step of SSD, for decoding: the recurrence itself, in plain PyTorch.
+
+h <- exp(Δ A) h + Δ x Bᵀ,    y = (h C + D x) · silu(z),    Δ = clamp(softplus(dt + dt_bias), dt_limit)
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mambaverse.kernels.ssd.checks import check_inputs, check_real
+from mambaverse.kernels.ssd.layout import state_dtype
+from mambaverse.kernels.ssd.reference import step_sizes
+
+
+def ssd_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+) -> Tensor:
+    """Take one step of `ssd`.
+
+    Args:
+        state: (B, H, P, N) float32 (float64 where x is), what `ssd` returns as the final state; changed in place.
+        x: (B, H, P).
+        dt: (B, H).
+        A: (H,).
+        B: (B, G, N); (B, N) stands for G = 1.
+        C: Likewise.
+        D: (H,) or (H, P).
+        z: (B, H, P).
+        dt_bias: (H,).
+        dt_softplus: Take softplus of dt + dt_bias.
+        dt_limit: Least and greatest Δ.
+
+    Returns:
+        y (B, H, P) in the dtype of x.
+
+    Raises:
+        ValueError: for a wrong shape, dtype, device or limit.
+    """
+    B, C, low, high = check_inputs("ssd_update", x, dt, A, B, C, D, z, dt_bias, dt_limit, "B")
+    wide = state_dtype(x)
+    check_real("ssd_update", "state", state, (*x.shape, B.shape[-1]), "(B, H, P, N)", x)
+    if state.dtype != wide:
+        raise ValueError(f"ssd_update: state has dtype {state.dtype}; expected {wide} beside x of {x.dtype}")
+    repeats = x.shape[1] // B.shape[1]
+    b, c = (m.to(wide).repeat_interleave(repeats, dim=1) for m in (B, C))  # (B, H, N)
+    Δ = step_sizes(dt, dt_bias, dt_softplus, low, high, wide)  # (B, H)
+    v = x.to(wide)
+    state.mul_((Δ * A.to(wide)).exp()[..., None, None]).add_((Δ[..., None] * v)[..., None] * b[:, :, None])
+    y = (state * c[:, :, None]).sum(-1)
+    if D is not None:
+        y = y + (D if D.ndim == 2 else D[:, None]).to(wide) * v
+    return (y if z is None else y * F.silu(z.to(wide))).to(x.dtype)

@@ -1,0 +1,166 @@
+"""Data sets by name ("vision/digits"): what each is, what it needs, where that is looked for, and how it is opened.
+
+A data set is one file, tasks/<domain>/datasets/<name>.py, that registers one class under its folder's and its own
+name; third parties register theirs with `register_dataset` or an entry point of the group "mambaverse.datasets".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from mambaverse.config import DataConfig
+from mambaverse.errors import UserError
+from mambaverse.registry import Registry
+
+DATA_VARIABLE = "MAMBAVERSE_DATA"  # the folder in which data sets are looked for, and to which they are downloaded
+
+
+class MissingDataError(UserError):
+    """Files of a data set that are not there; the message says which, where they were looked for, how to get them."""
+
+
+class Dataset:
+    """Base class of a data set.
+
+    Attributes:
+        summary: What it is: samples, their shape, classes.
+        needs: The files it is read from, in words.
+        source: Where a person gets them, and under what licence.
+        fetches: What `data.download=true` fetches, and how much; empty where nothing can be fetched.
+        system_places: Folders where a package manager may have put the files.
+    """
+
+    summary: ClassVar[str]
+    needs: ClassVar[str]
+    source: ClassVar[str] = ""
+    fetches: ClassVar[str] = ""
+    system_places: ClassVar[Sequence[Path]] = ()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def open(self, config: DataConfig) -> Any:
+        """Return the splits, as the task of this domain takes them.
+
+        Raises:
+            MissingDataError: the files are not there.
+            UserError: they are there and cannot be used.
+        """
+        raise NotImplementedError
+
+    def find(self, place: Path) -> Path | None:
+        """Return what the data are read from if it is at `place` (a folder or a file), else None."""
+        raise NotImplementedError
+
+    def download(self, folder: Path) -> None:
+        """Fetch the files into `folder`."""
+        raise NotImplementedError
+
+    def places(self, root: str | None) -> list[Path]:
+        """Return where the files are looked for: in `root` alone if it is given."""
+        if root is not None:
+            return [Path(root).expanduser()]
+        return [data_home() / self.name.rpartition("/")[2], *self.system_places]
+
+    def locate(self, root: str | None, download: bool = False) -> Path:
+        """Return what the data are read from, fetching it first if it is missing and `download` allows it.
+
+        Raises:
+            MissingDataError: it is in none of the places.
+            UserError: the download failed.
+        """
+        places = self.places(root)
+        if found := self._look(places):
+            return found
+        if not (download and self.fetches and places):
+            raise MissingDataError(self._explain(places, download))
+        places[0].mkdir(parents=True, exist_ok=True)
+        try:
+            self.download(places[0])
+        except (OSError, RuntimeError) as error:  # no network, a full disk, a checksum that does not fit
+            raise UserError(f"data set {self.name}: the download to {places[0]} failed: {error}") from error
+        if found := self._look(places):
+            return found
+        raise UserError(f"data set {self.name}: the download to {places[0]} did not bring {self.needs}")
+
+    def status(self, root: str | None = None) -> str:
+        """Say in one line whether the data set can be opened now, and from where."""
+        try:
+            return f"found: {self.locate(root)}"
+        except MissingDataError:
+            return "missing"
+
+    def _look(self, places: Sequence[Path]) -> Path | None:
+        return next((found for place in places if (found := self.find(place)) is not None), None)
+
+    def _explain(self, places: Sequence[Path], download: bool) -> str:
+        looked = f"looked in {', '.join(map(str, places))}" if places else "data.root is not set"
+        parts = [f"data set {self.name} is not here: it needs {self.needs}; {looked}"]
+        if self.source:
+            parts.append(f"get it from {self.source}")
+        parts.append("say where it is with data.root=PATH")
+        if self.fetches and not download:
+            parts.append(f"or let data.download=true fetch {self.fetches}")
+        elif download:
+            parts.append("data.download=true has nothing to fetch it from")
+        return "; ".join(parts)
+
+
+DATASETS: Registry[type[Dataset]] = Registry(
+    "dataset", builtins="mambaverse.tasks.*.datasets", group="mambaverse.datasets", qualified=True
+)
+Class = TypeVar("Class", bound=type[Dataset])
+
+
+def register_dataset(name: str, *, overwrite: bool = False) -> Callable[[Class], Class]:
+    """Class decorator: make a `Dataset` available as `name`, "domain/name".
+
+    Raises:
+        RegistryError: if the name is taken and `overwrite` is False.
+    """
+    return DATASETS.register(name, overwrite=overwrite)  # type: ignore[return-value]
+
+
+def get_dataset(name: str, domain: str = "") -> Dataset:
+    """Return the data set `name`: "vision/digits", "digits" of `domain` "vision", or "package.module:Class".
+
+    Raises:
+        RegistryError: unknown data set, or one whose import fails.
+    """
+    if domain and "/" not in name and ":" not in name:
+        name = f"{domain}/{name}"
+    return DATASETS.get(name)(name)
+
+
+def list_datasets(pattern: str = "*") -> list[str]:
+    """Return the sorted names of the data sets that match `pattern`, importing none of them."""
+    return DATASETS.list(pattern)
+
+
+def describe_dataset(name: str, root: str | None = None) -> dict[str, str]:
+    """Return what a person has to know of a data set, line by line, and whether it is there.
+
+    Raises:
+        RegistryError: unknown data set.
+    """
+    dataset = get_dataset(name)
+    lines = {
+        "name": dataset.name,
+        "summary": dataset.summary,
+        "needs": dataset.needs,
+        "source": dataset.source,
+        "looked in": ", ".join(map(str, dataset.places(root))),
+        "data.download=true": f"fetches {dataset.fetches}" if dataset.fetches else "",
+        "status": dataset.status(root),
+    }
+    return {key: value for key, value in lines.items() if value}
+
+
+def data_home() -> Path:
+    """Return the folder of downloaded data sets: $MAMBAVERSE_DATA, else mambaverse/ in the user's cache folder."""
+    if chosen := os.environ.get(DATA_VARIABLE):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mambaverse" / "data"

@@ -1,0 +1,102 @@
+"""Weights files: safetensors, or what `torch.load(weights_only=True)` accepts; a file can never run code.
+
+`argparse.Namespace` is allowed too, since the checkpoints of Vim, VMamba and AuM keep their arguments in one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mambaverse.errors import UserError
+
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")  # where a checkpoint keeps its weights
+MAX_NAMES = 3  # of missing, unexpected and mismatched keys that an error names
+
+
+class CheckpointError(UserError):
+    """A weights file that cannot be read, or is not of this model."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weights file, on the CPU.
+
+    A checkpoint that holds more than weights is searched for them under `WRAPPERS`, in that order.
+
+    Raises:
+        CheckpointError: no such file, damaged, holds code, or holds no weights.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no weights file {str(path)!r}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: damaged or not safetensors: {_line(error)}") from None
+    return _find(read_torch(path), path)
+
+
+def read_torch(path: Path) -> Any:
+    """Return what `torch.save` wrote to `path`, on the CPU, if it is made of tensors and plain values only."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" not in str(error):
+            raise CheckpointError(f"{path}: damaged, or not written by torch.save: {_line(error)}") from None
+        raise CheckpointError(
+            f"{path}: refused, since reading it would run code from the file. Where you trust its source, keep only "
+            "its weights: torch.save(torch.load(path, weights_only=False)['model'], new_path)"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: damaged, or not written by torch.save: {_line(error)}") from None
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the weights file `path` into `model`: the same names and shapes, or CheckpointError."""
+    load_state(model, read_weights(path), str(path))
+
+
+def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Copy `weights` into `model`, or change nothing and raise a CheckpointError that names the first differences."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own]
+    mismatched = [
+        f"{name} {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+    if any(found.values()):
+        parts = [f"{len(names)} {what} ({_first(names)})" for what, names in found.items() if names]
+        raise CheckpointError(f"{source}: weights of another model: {'; '.join(parts)}")
+    model.load_state_dict(weights)
+
+
+def _find(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, Mapping):
+        for key in WRAPPERS:
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+        weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if weights and len(weights) == len(content):
+            return weights
+    raise CheckpointError(f"{path}: holds no weights; expected a state dict, or one under {', '.join(WRAPPERS)}")
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,178 @@
+"""The run folder: what a training run leaves behind, and all that is needed to go on with it or to use it.
+
+config.yaml          the resolved config; feeds back into `mambaverse train`
+facts.json           what the data told the model: its classes, ...
+metrics.jsonl        one JSON object a line: {"kind": "train", "step": ...} or {"kind": "eval", "epoch": ...}
+best.safetensors     weights of the best epoch, by the monitored metric
+last.safetensors     weights of the last epoch
+results.json         the final table
+curves.png, confusion.png, and the task's own pictures and split file
+state/               the full training state (state.py)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mambaverse.config import RunConfig, compose, import_plugins, to_yaml
+from mambaverse.engine.checkpoint import load_weights
+from mambaverse.engine.files import saving, write_atomic
+from mambaverse.engine.state import StateFolder
+from mambaverse.engine.task import TASKS, Task
+from mambaverse.errors import UserError
+
+
+class RunFolder:
+    """The paths of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.facts = path / "facts.json"
+        self.metrics = path / "metrics.jsonl"
+        self.best = path / "best.safetensors"
+        self.last = path / "last.safetensors"
+        self.results = path / "results.json"
+        self.curves = path / "curves.png"
+        self.confusion = path / "confusion.png"
+        self.tensorboard = path / "tensorboard"
+        self.state = StateFolder(path / "state")
+
+    @classmethod
+    def new(cls, config: RunConfig, name: str) -> RunFolder:
+        """Choose the folder of a new run: trainer.output_dir/trainer.run_name, or named after the config and the time.
+
+        Raises:
+            UserError: a folder of that name exists, unless it is a run and `trainer.overwrite` is set.
+        """
+        parent = Path(config.trainer.output_dir)
+        if config.trainer.run_name is None:
+            stem = Path(name).with_suffix("").as_posix().strip("./").replace("/", "-")
+            stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+            names = (stem + suffix for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+            return cls(next(parent / n for n in names if not (parent / n).exists()))
+        run = cls(parent / config.trainer.run_name)
+        if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
+            return run
+        if not run.config.is_file():
+            raise UserError(f"{run.path} exists and is not a run; choose another trainer.run_name")
+        if not config.trainer.overwrite:
+            raise UserError(
+                f"{run.path} is already a run; choose another trainer.run_name, replace it with "
+                f"trainer.overwrite=true, or go on with it: {resume_command(run.path)}"
+            )
+        return run
+
+    def begin(self, config: RunConfig, task: Task) -> None:
+        """Make the folder, clear what a run before it left, and write what this one starts from.
+
+        Raises:
+            SaveError: something cannot be written.
+        """
+        with saving(self.path):
+            self.config.unlink(missing_ok=True)
+            for pattern in ("*.json*", "*.png", "*.safetensors"):
+                for item in self.path.glob(pattern):
+                    item.unlink()
+            for folder in (self.state.folder, self.tensorboard):
+                shutil.rmtree(folder, ignore_errors=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            task.save_split(self.path)
+        write_atomic(self.facts, json.dumps(task.facts(), indent=1))
+        write_atomic(self.config, to_yaml(config))  # last: a folder with a config is a run that can be resumed
+
+    def check_split(self, task: Task, scratch: Path) -> None:
+        """Raise UserError unless the data are split as they were when the run began; `scratch` is an empty folder."""
+        now = task.save_split(scratch)
+        if now is None:
+            return
+        then = self.path / now.relative_to(scratch)
+        if not then.is_file() or then.read_bytes() != now.read_bytes():
+            raise UserError(f"{then}: the data, or their split, are not those that this run began with")
+
+
+def resume_command(path: Path) -> str:
+    """Return what to type to go on with a run."""
+    return f"mambaverse train --resume {path}"
+
+
+def open_run(path: Path) -> RunFolder:
+    """Return the run folder at `path`.
+
+    Raises:
+        UserError: there is none.
+    """
+    run = RunFolder(path)
+    if not path.is_dir():
+        raise UserError(f"no run folder {str(path)!r}")
+    if not run.config.is_file():
+        raise UserError(f"{path} is not a run folder, or its run never began: it has no config.yaml")
+    return run
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the config of the run at `path`, with `key=value` changes."""
+    return compose(str(open_run(path).config), overrides)
+
+
+def read_facts(run: RunFolder) -> dict[str, Any]:
+    """Return what `Task.facts` returned when the run began."""
+    try:
+        facts = json.loads(run.facts.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run.facts}: half written or missing ({error}); the run cannot be used") from None
+    return facts
+
+
+def load_run(path: Path, overrides: Sequence[str] = (), *, data: bool = True) -> tuple[RunConfig, Task, nn.Module]:
+    """Return (config, task, model) of a trained run, the model on the CPU with its best weights, in eval mode.
+
+    Args:
+        path: A run folder.
+        overrides: `key=value` changes to its config: data.root=...
+        data: Open the data sets too; without them the model can only label inputs.
+
+    Raises:
+        UserError: not a run folder, or half written.
+        CheckpointError: the weights are damaged, or those of another model.
+    """
+    run = open_run(path)
+    config = read_config(path, overrides)
+    if not run.best.is_file():
+        raise UserError(
+            f"{path} has no best.safetensors: it was stopped before its first evaluation; go on with it: "
+            f"{resume_command(path)}"
+        )
+    task = make_task(config)
+    facts = read_facts(run)
+    if data:
+        task.setup()
+        if list(task.classes) != list(facts.get("classes", task.classes)):
+            raise UserError(
+                f"{path}: the data have classes {_short(task.classes)}; "
+                f"the run was trained on {_short(facts['classes'])}"
+            )
+    else:
+        task.restore(facts)
+    with torch.random.fork_rng(devices=[]):
+        model = task.build_model()
+    load_weights(model, run.best)
+    return config, task, model.eval()
+
+
+def make_task(config: RunConfig) -> Task:
+    """Return the task that `config` names, its data not opened yet."""
+    import_plugins(config.plugins)
+    return TASKS.get(config.task.name)(config)
+
+
+def _short(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -1,0 +1,91 @@
+"""What a training run shows while it runs: a bar on a terminal, and one plain line an epoch everywhere."""
+
+from __future__ import annotations
+
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+REDRAW_S = 0.2  # least time between two drawings of the bar
+LINE_S = 30.0  # without a terminal: least time between two lines within an epoch
+
+
+class Display:
+    """The bar: epoch, loss, metric, samples/s and time left.
+
+    Args:
+        console: Where to print.
+        epochs: Epochs of the run.
+        total: Optimizer steps of the run, of which
+        done: so many were taken in earlier sessions.
+        metric: The monitored metric's name.
+    """
+
+    def __init__(self, console: Console, *, epochs: int, total: int, done: int, metric: str) -> None:
+        self._console, self._epochs, self._total, self._done, self._metric = console, epochs, total, done, metric
+        self._began = self._drawn = monotonic()
+        self._best = ""
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[text]}"))
+            # Drawn by us, between steps: a thread of rich's own takes the interpreter lock from the loop.
+            self._bar = Progress(*columns, console=console, auto_refresh=False, transient=True, expand=True)
+            self._task = self._bar.add_task("", total=total, completed=done, text="")
+
+    def __enter__(self) -> Display:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, updates: int, epoch: int, loss: float | None, samples_per_s: float | None) -> None:
+        """Show that `updates` steps have been taken, in epoch number `epoch` (from 1); None: not known yet."""
+        now = monotonic()
+        if now - self._drawn < (LINE_S if self._bar is None else REDRAW_S):
+            return
+        self._drawn = now
+        parts = [] if loss is None else [f"loss {loss:.4f}"]
+        parts += [self._best] if self._best else []
+        parts += [] if samples_per_s is None else [f"{samples_per_s:,.0f} samples/s"]
+        parts.append(f"{format_seconds(self._left(updates))} left")
+        text = "  ".join(parts)
+        if self._bar is None:
+            self._print(f"epoch {epoch}/{self._epochs}  step {updates}/{self._total}  {text}")
+        else:
+            self._bar.update(self._task, completed=updates, description=f"epoch {epoch}/{self._epochs}", text=text)
+            self._bar.refresh()
+
+    def epoch(self, row: dict[str, Any], updates: int, *, best: bool) -> None:
+        """Print the line of a finished epoch, from its row of metrics.jsonl."""
+        self._drawn = monotonic()
+        if best:
+            self._best = f"best {self._metric} {row[self._metric]:.4f}"
+        named = {"eval loss" if k == "loss" else k.replace("_", " "): v for k, v in row.items() if isinstance(v, float)}
+        numbers = (f"{name} {value:.4f}" for name, value in named.items())
+        left = f"{format_seconds(self._left(updates))} left"
+        mark = "  best" if best else ""
+        self._print(
+            f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  {'  '.join(numbers)}  {left}{mark}"
+        )
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    def _left(self, updates: int) -> float:
+        taken = max(updates - self._done, 1)
+        return (monotonic() - self._began) / taken * (self._total - updates)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return 75 as "1:15", 3700 as "1:01:40"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,139 @@
+"""The head and the tables of a run: what will be trained, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.table import Table
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from mambaverse.config import RunConfig
+from mambaverse.engine.data import to_device
+from mambaverse.engine.progress import format_seconds
+from mambaverse.engine.task import Task
+from mambaverse.kernels.backend import current_backend
+
+if TYPE_CHECKING:
+    from mambaverse.engine.trainer import Trainer
+
+NAMESPACE = "mambaverse"  # of our operators
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@torch.no_grad()
+def count_flops(task: Task, model: nn.Module, device: torch.device) -> tuple[int, list[str]]:
+    """Return the FLOPs of a forward pass of one sample, and those of our operators that are not counted in it.
+
+    torch counts matrix products, convolutions and attention, a multiply and add as two; an operator without a formula
+    counts nothing.
+    """
+    batch = to_device(task.collate([task.eval_set.sample(0, None)], None), device)
+    training = model.training
+    model.eval()
+    with _OurOperators() as ours, FlopCounterMode(display=False) as counter:
+        task.forward(model, batch)
+    model.train(training)
+    return counter.get_total_flops(), sorted(ours.uncounted)
+
+
+class _OurOperators(TorchDispatchMode):
+    """Notes which operators of this package are called that torch has no formula for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uncounted: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func.overloadpacket
+        if func.namespace == NAMESPACE and packet not in flop_registry:
+            self.uncounted.add(packet.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def head(config: RunConfig, task: Task, trainer: Trainer) -> dict[str, str]:
+    """Return what a run prints before it begins, by name."""
+    device, processes = trainer.device, trainer.accelerator.num_processes
+    flops, uncounted = count_flops(task, trainer.weights, device)
+    without = f", without {', '.join(uncounted)}" if uncounted else ""
+    mixer, optim, accumulate = config.model.mixer, config.optim, config.trainer.accumulate
+    batch = str(trainer.plan.batch_size * processes * accumulate)
+    if processes * accumulate > 1:
+        batch += f" ({trainer.plan.batch_size} x {processes} processes x {accumulate} accumulated)"
+    return {
+        "model": config.model.name + (f", mixer {mixer}" if mixer is not None else ""),
+        "parameters": format_count(count_parameters(trainer.weights)),
+        "FLOPs": f"{format_count(flops)} a sample, forward{without}",
+        "data": config.data.name,
+        **task.describe(),
+        "batch": batch,
+        "optimizer": f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, weight decay {optim.weight_decay:g}",
+        "length": f"{config.trainer.epochs} epochs of {trainer.epoch_updates} steps",
+        "device": f"{device_name(device)}, {config.trainer.precision}, {torch.get_num_threads()} threads",
+        "backend": _backend(device),
+    }
+
+
+def head_table(rows: Mapping[str, str]) -> Table:
+    """Return the head as two columns."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """Return the final table: the metrics of the best weights, and what they cost."""
+    table = metrics_table(results["metrics"], f"best weights (epoch {results['best_epoch']})")
+    table.add_section()
+    table.add_row("epochs", str(results["epochs"]))
+    table.add_row("training time", format_seconds(results["seconds"]))
+    table.add_row("parameters", format_count(results["parameters"]))
+    return table
+
+
+def metrics_table(metrics: Mapping[str, float | None], title: str) -> Table:
+    """Return the metrics of an evaluation as a table."""
+    table = Table("metric", "value", title=title, title_justify="left")
+    table.columns[1].justify = "right"
+    for name, value in metrics.items():
+        table.add_row(name.replace("_", " "), "not finite" if value is None else f"{value:.4f}")
+    return table
+
+
+def predictions_table(rows: Sequence[Sequence[str]]) -> Table:
+    """Return (name, label, probability) rows as a table."""
+    table = Table("input", "label", "probability")
+    table.columns[2].justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def format_count(count: float) -> str:
+    """Return 25797000 as "25.80 M"."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:.0f}"
+
+
+def device_name(device: torch.device) -> str:
+    """Return "cpu", or the GPU's product name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _backend(device: torch.device) -> str:
+    chosen = current_backend()
+    if chosen != "auto":
+        return chosen
+    return f"auto ({ {'cpu': 'cpu', 'cuda': 'triton'}.get(device.type, 'reference') })"

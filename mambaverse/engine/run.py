@@ -1,0 +1,224 @@
+"""One run from its config to its run folder: `train`, and `resume` for one that was stopped.
+
+The head is printed before anything is written; the end is a table, curves.png and confusion.png.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from mambaverse._version import __version__
+from mambaverse.config import RunConfig
+from mambaverse.engine import plots, report
+from mambaverse.engine.checkpoint import load_weights
+from mambaverse.engine.data import MODEL, PROCESS, derive_seed
+from mambaverse.engine.files import SaveError, write_atomic
+from mambaverse.engine.folder import RunFolder, make_task, open_run, read_config, resume_command
+from mambaverse.engine.logs import MetricsLog, Row, read_metrics, require_tensorboard
+from mambaverse.engine.process import launch
+from mambaverse.engine.state import seed_generators
+from mambaverse.engine.task import Task
+from mambaverse.engine.trainer import Trainer
+from mambaverse.engine.watch import NotFiniteError
+from mambaverse.errors import UserError
+
+# Keys of a config that a resumed run may change: its numbers do not depend on them.
+FREE = {
+    "data.root",
+    "data.download",
+    "data.num_workers",
+    "trainer.num_threads",
+    "trainer.tensorboard",
+    "trainer.save_minutes",
+    "trainer.output_dir",
+    "trainer.run_name",
+    "trainer.overwrite",
+}
+
+
+@dataclass
+class Result:
+    """What came of a run.
+
+    Attributes:
+        folder: The run folder.
+        best: The best value of the monitored metric.
+        metrics: Those of the best weights, evaluated once more at the end; empty if the run was stopped.
+        history: The rows of metrics.jsonl.
+        signal: The signal that stopped the run, or None if it came to its end.
+    """
+
+    folder: Path
+    best: float | None
+    metrics: dict[str, float]
+    history: list[Row]
+    signal: int | None = None
+
+
+def train(
+    config: RunConfig, *, name: str = "run", resume: Path | None = None, console: Console | None = None
+) -> Result:
+    """Train what `config` describes, in a run folder of its own.
+
+    Args:
+        config: The run.
+        name: The config's name, after which the folder is named if `trainer.run_name` is not set.
+        resume: The folder of a run that was stopped; it goes on from its last saved state.
+        console: Where to print; None: stdout.
+
+    Raises:
+        UserError: whatever the config, the data, a full disk or a diverging loss is to blame for.
+    """
+    console = console or Console()
+    seed = config.trainer.seed
+    if config.trainer.tensorboard:
+        require_tensorboard()
+    with launch(config.trainer) as accelerator:
+        if not accelerator.is_main_process:
+            console = Console(quiet=True)
+        task = make_task(config)
+        with accelerator.local_main_process_first():
+            task.setup()
+        seed_generators(derive_seed(seed, MODEL))
+        model = task.build_model()
+        if config.model.checkpoint is not None and resume is None:
+            task.load_checkpoint(model, Path(config.model.checkpoint))
+        folder = _choose_folder(config, name, accelerator) if resume is None else _reopen(resume, config, task)
+        trainer = Trainer(config, task, model, folder, accelerator)
+        if accelerator.is_main_process:
+            head = report.head(config, task, trainer)
+            console.print(report.head_table({**head, "run folder": str(folder.path)}))
+        seed_generators(derive_seed(seed, PROCESS, accelerator.process_index))
+        if resume is None and accelerator.is_main_process:
+            folder.begin(config, task)
+        accelerator.wait_for_everyone()
+        state = None if resume is None else folder.state.load()
+        if state is not None:
+            trainer.load_state(state)
+        return _run(trainer, console)
+
+
+def resume(folder: Path, console: Console | None = None) -> Result:
+    """Go on with the run in `folder`, by its own config, from its last saved state (or its beginning)."""
+    return train(read_config(folder), resume=folder, console=console)
+
+
+def _run(trainer: Trainer, console: Console) -> Result:
+    """Train, and write what the end of a run leaves."""
+    folder, position = trainer.folder, trainer.position
+    log = None
+    try:
+        if trainer.is_main:
+            board = folder.tensorboard if trainer.config.trainer.tensorboard else None
+            log = MetricsLog(folder.metrics, keep=position.log_bytes, step=position.updates, tensorboard=board)
+        signal = trainer.fit(log, console)
+    except SaveError as error:
+        raise SaveError(
+            f"{error}; make room, then go on from the last saved state: {resume_command(folder.path)}"
+        ) from error
+    except NotFiniteError:
+        _draw_curves(trainer)
+        raise
+    finally:
+        if log is not None:
+            log.close()
+    _draw_curves(trainer)
+    metrics: dict[str, float] = {}
+    if signal is None:
+        metrics = _conclude(trainer, console)
+    elif trainer.is_main:
+        at = f"epoch {position.epoch + 1}, step {position.updates}"
+        console.print(f"Stopped at {at}. To go on: {resume_command(folder.path)}", highlight=False, soft_wrap=True)
+    history = read_metrics(folder.metrics)
+    return Result(folder.path, position.best, metrics, history, signal)
+
+
+def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
+    """Evaluate the best weights once more, from their file, and write and print what they give."""
+    folder, task, position = trainer.folder, trainer.task, trainer.position
+    load_weights(trainer.weights, folder.best)
+    scores = trainer.final_scores()
+    if trainer.is_main:
+        results: dict[str, Any] = {
+            "metrics": {name: value if math.isfinite(value) else None for name, value in scores.metrics.items()},
+            "monitor": trainer.monitor.name,
+            "best_epoch": position.best_epoch,
+            "epochs": position.epoch,
+            "steps": position.updates,
+            "seconds": round(position.seconds, 1),
+            "parameters": report.count_parameters(trainer.weights),
+            "device": report.device_name(trainer.device),
+            "processes": trainer.accelerator.num_processes,
+            "versions": {"mambaverse": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
+        write_atomic(folder.results, json.dumps(results, indent=1))
+        pictures = [folder.curves]
+        counts = plots.count_confusion(scores.outputs, scores.targets, len(task.classes))
+        if counts is not None:
+            plots.draw_confusion(folder.confusion, counts, task.classes)
+            pictures.append(folder.confusion)
+        pictures += task.figures(folder.path, scores.outputs, scores.targets)
+        console.print(report.results_table(results))
+        console.print(f"{folder.path}: {', '.join(p.name for p in pictures)}", highlight=False, soft_wrap=True)
+    trainer.accelerator.wait_for_everyone()
+    return scores.metrics
+
+
+def _draw_curves(trainer: Trainer) -> None:
+    if trainer.is_main:
+        rows = read_metrics(trainer.folder.metrics)
+        plots.draw_curves(
+            trainer.folder.curves, rows, trainer.monitor.name, more_is_better=trainer.monitor.more_is_better
+        )
+
+
+def _choose_folder(config: RunConfig, name: str, accelerator: Accelerator) -> RunFolder:
+    """Name the folder of a new run, the same on every process; nothing is written yet."""
+    answer: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            answer = [RunFolder.new(config, name).path]
+        except UserError as error:
+            answer = [error]
+    broadcast_object_list(answer)
+    if isinstance(answer[0], UserError):
+        raise answer[0]
+    return RunFolder(answer[0])
+
+
+def _reopen(path: Path, config: RunConfig, task: Task) -> RunFolder:
+    """Return the folder of a run that goes on, if its config and its data are those it began with."""
+    folder = open_run(path)
+    old, new = (OmegaConf.to_container(OmegaConf.structured(c)) for c in (read_config(path), config))
+    changed = [key for key in _differences(old, new) if key not in FREE]
+    if changed:
+        raise UserError(
+            f"{path}: a resumed run keeps its config, but {', '.join(changed)} changed; for a new run that "
+            f"starts from its weights: model.checkpoint={folder.last}"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder.check_split(task, Path(scratch))
+    return folder
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys in which two nested dictionaries differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        if old != new:
+            yield prefix
+        return
+    for key in {**old, **new}:
+        yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))

@@ -1,0 +1,56 @@
+"""What several mixers share: default sizes, and the initialisation of the step size Δ."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def largest_divisor(size: int, limit: int, multiple: int = 1) -> int:
+    """Return the largest divisor of `size` that is at most `limit` and a multiple of `multiple`; else 1.
+
+    The default width of a head: 64 wherever it fits, 48 for 96 channels.
+    """
+    return max((d for d in range(multiple, limit + 1, multiple) if size % d == 0), default=1)
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    """Return y with softplus(y) = x > 0, without overflow for small x."""
+    return x + torch.log(-torch.expm1(-x))
+
+
+@torch.no_grad()
+def init_log_uniform_(log_dt: Tensor, dt_min: float, dt_max: float) -> None:
+    """Fill `log_dt` (...) with ln Δ, Δ log-uniform in [dt_min, dt_max]."""
+    log_dt.copy_(torch.empty(log_dt.shape, device=log_dt.device).uniform_(math.log(dt_min), math.log(dt_max)))
+
+
+@torch.no_grad()
+def init_dt_bias_(bias: Tensor, dt_min: float, dt_max: float, floor: float) -> None:
+    """Fill `bias` (...) with softplus^-1(Δ), Δ log-uniform in [dt_min, dt_max] and at least `floor` (Mamba, 3.6)."""
+    log_dt = torch.empty(bias.shape, device=bias.device).uniform_(math.log(dt_min), math.log(dt_max))
+    bias.copy_(inverse_softplus(log_dt.exp().clamp(min=floor)))
+
+
+@torch.no_grad()
+def init_dt_proj_(weight: Tensor, kind: str, scale: float) -> None:
+    """Fill the weight (E, R) of Δ's projection to keep the variance: ± scale · R^-1/2, "random" or "constant"."""
+    bound = scale * weight.shape[1] ** -0.5
+    if kind == "constant":
+        weight.fill_(bound)
+    else:
+        weight.uniform_(-bound, bound)
+
+
+@torch.no_grad()
+def init_s4d_real_(A_log: Tensor) -> None:
+    """Fill `A_log` (E, N) with ln(n + 1), so that A[n] = -(n + 1): S4D-Real (Mamba, section 3.6)."""
+    n = torch.arange(A_log.shape[1], device=A_log.device, dtype=torch.float32)
+    A_log.copy_((n + 1).log().expand_as(A_log))
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Return x in fp32, or in fp64 if it is: decays and their sums are never 16-bit (scriptable)."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,122 @@
+"""The operators as mixers call them, from Python and from TorchScript alike.
+
+Python gets the public function, with its checks and its choice of backend. TorchScript compiles neither keyword-only
+arguments nor context variables: it gets the registered op, and the device chooses the backend.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mambaverse.kernels import causal_conv1d as _conv
+from mambaverse.kernels import norm as _norm
+from mambaverse.kernels import selective_scan as _scan
+from mambaverse.kernels import ssd as _ssd
+
+
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, window: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Return silu(convolution) of x (B, L, D), its weight (D, 1, W) as in `nn.Conv1d`, and the final window."""
+    weight = weight.squeeze(1)
+    if torch.jit.is_scripting():
+        return torch.ops.mambaverse.causal_conv1d(x, weight, bias, window, cu_seqlens, True, reverse, "auto")
+    else:
+        return _conv.causal_conv1d(
+            x,
+            weight,
+            bias,
+            activation="silu",
+            initial_state=window,
+            cu_seqlens=cu_seqlens,
+            reverse=reverse,
+            return_final_state=True,
+        )
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor | None,
+    h: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the gated scan of u (B, L, D), with Δ = softplus(delta + delta_bias), and the final state."""
+    if torch.jit.is_scripting():
+        save = torch.is_grad_enabled()
+        y, h, _ = torch.ops.mambaverse.selective_scan(
+            u, delta, A, B, C, D, z, delta_bias, h, cu_seqlens, True, reverse, "auto", save
+        )
+        return y, h
+    else:
+        return _scan.selective_scan(
+            u,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            z=z,
+            delta_bias=delta_bias,
+            delta_softplus=True,
+            initial_state=h,
+            cu_seqlens=cu_seqlens,
+            reverse=reverse,
+            return_final_state=True,
+        )
+
+
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    dt_bias: Tensor,
+    dt_limit: tuple[float, float],
+    h: Tensor | None,
+    cu_seqlens: Tensor | None,
+    chunk_size: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the scan of x (B, L, H, P), with Δ = clamp(softplus(dt + dt_bias), dt_limit), and the final state."""
+    if torch.jit.is_scripting():
+        chunk = 0 if chunk_size is None else chunk_size
+        low, high, save = dt_limit[0], dt_limit[1], torch.is_grad_enabled()
+        y, h, _ = torch.ops.mambaverse.ssd(
+            x, dt, A, B, C, D, z, dt_bias, h, cu_seqlens, True, low, high, False, chunk, "auto", save
+        )
+        return y, h
+    else:
+        return _ssd.ssd(
+            x,
+            dt,
+            A,
+            B,
+            C,
+            D,
+            z=z,
+            dt_bias=dt_bias,
+            dt_softplus=True,
+            dt_limit=dt_limit,
+            initial_state=h,
+            cu_seqlens=cu_seqlens,
+            return_final_state=True,
+            chunk_size=chunk_size,
+        )
+
+
+def gated_rms_norm(x: Tensor, weight: Tensor, z: Tensor, group_size: int, norm_before_gate: bool, eps: float) -> Tensor:
+    """Return the RMS norm of x (..., D), gated by silu(z), in groups of channels."""
+    if torch.jit.is_scripting():
+        return torch.ops.mambaverse.gated_rms_norm(x, weight, z, group_size, norm_before_gate, eps, "auto")
+    else:
+        return _norm.gated_rms_norm(x, weight, z, group_size=group_size, norm_before_gate=norm_before_gate, eps=eps)

@@ -1,0 +1,142 @@
+"""Softmax attention over all tokens, or over those before: the baseline, and the other half of hybrids.
+
+    y = softmax(q kᵀ / √P) v        per head of P channels;  [q, k, v] = x W
+
+Source: Vaswani et al. 2017, "Attention is all you need"; rotary positions: Su et al. 2021, "RoFormer", section 3.2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaverse.errors import UserError
+from mambaverse.mixers import register_mixer
+from mambaverse.mixers._common import largest_divisor
+from mambaverse.mixers.base import Mixer
+
+
+@register_mixer("attention")
+class Attention(Mixer):
+    """Multi-head self-attention (scaled dot product).
+
+    State (causal only): keys and values so far and how many of them are real, (k (B, T, H, P), v (B, T, H, P),
+    length (B,) int64); those of a shorter sequence fill the first `length` of T places.
+
+    Args:
+        dim: Channels D.
+        causal: Whether a token sees only itself and those before it.
+        num_heads: H; None: D / headdim.
+        headdim: P; None: D / num_heads, or where that is not given either, the largest divisor of D up to 64.
+        rotary: Whether queries and keys are turned by their position (causal models have no other sense of it).
+        rotary_base: Longest wavelength of the rotation, in tokens / 2π.
+        qkv_bias: Whether `qkv` has a bias.
+        bias: Whether `out_proj` has a bias.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        UserError: if H · P is not D, or P is odd with `rotary`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        causal: bool = False,
+        num_heads: int | None = None,
+        headdim: int | None = None,
+        rotary: bool = False,
+        rotary_base: float = 10000.0,
+        qkv_bias: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if headdim is None:
+            headdim = dim // num_heads if num_heads else largest_divisor(dim, 64, 2 if rotary else 1)
+        if num_heads is None:
+            num_heads = dim // headdim
+        if num_heads * headdim != dim:
+            raise UserError(f"attention: num_heads · headdim must be dim = {dim}, got {num_heads} · {headdim}")
+        if rotary and headdim % 2:
+            raise UserError(f"attention: rotary turns pairs of channels, so headdim must be even, got {headdim}")
+        self.causal = self.supports_state = causal
+        self.num_heads, self.headdim = num_heads, headdim
+        self.rotary, self.rotary_base = rotary, rotary_base
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(dim, dim, bias=bias, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        self.qkv.reset_parameters()
+        self.out_proj.reset_parameters()
+
+    def mix(self, x: Tensor) -> Tensor:
+        """See `Mixer.mix`."""
+        q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=self.causal
+        )
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    @torch.jit.ignore
+    def mix_sequence(
+        self,
+        x: Tensor,
+        state: Any = None,
+        cu_seqlens: Tensor | None = None,
+        spatial_shape: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, Any]:
+        """See `Mixer.mix_sequence`."""
+        k_cache, v_cache, length = self.init_state(x.shape[0], device=x.device) if state is None else state
+        at = length[:, None] + torch.arange(x.shape[1], device=x.device)  # (B, L) places of the new tokens
+        q, k, v = self._project(x, at)
+        k, v = _append(k_cache, k, at), _append(v_cache, v, at)  # (B, T + L, H, P)
+        seen = torch.arange(k.shape[1], device=x.device) <= at[:, None, :, None]  # (B, 1, L, T + L)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen)
+        return self.out_proj(y.transpose(1, 2).flatten(2)), (k, v, length + x.shape[1])
+
+    @torch.jit.ignore
+    def init_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Any:
+        """See `Mixer.init_state`."""
+        if not self.causal:
+            return super().init_state(batch_size, device, dtype)
+        weight = self.qkv.weight
+        device = device or weight.device
+        empty = torch.empty(batch_size, 0, self.num_heads, self.headdim, device=device, dtype=dtype or weight.dtype)
+        return empty, empty.clone(), torch.zeros(batch_size, dtype=torch.int64, device=device)
+
+    @torch.jit.ignore
+    def stack_states(self, states: list[Any]) -> Any:
+        """See `Mixer.stack_states`: caches of different lengths are filled up with zeros."""
+        longest = max(k.shape[0] for k, _, _ in states)
+        k, v = (torch.stack([F.pad(s[i], (0, 0, 0, 0, 0, longest - s[i].shape[0])) for s in states]) for i in (0, 1))
+        return k, v, torch.stack([length for _, _, length in states])
+
+    def _project(self, x: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k, v (B, L, H, P) of x (B, L, D) at the positions `at` (B, L)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.headdim)).unbind(2)
+        if self.rotary:
+            q, k = rotate(q, at, self.rotary_base), rotate(k, at, self.rotary_base)
+        return q, k, v
+
+
+def rotate(x: Tensor, at: Tensor, base: float) -> Tensor:
+    """Turn the pair of channels (i, i + P/2) of x (B, L, H, P) by the angle at · base^(-2i / P), at (B, L)."""
+    exponents = torch.arange(0, x.shape[-1], 2, device=x.device, dtype=torch.float32) / x.shape[-1]
+    angles = at[..., None, None].float() * torch.pow(base, -exponents)  # (B, L, 1, P/2)
+    cos, sin = angles.cos(), angles.sin()
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
+def _append(cache: Tensor, new: Tensor, at: Tensor) -> Tensor:
+    """Return the cache (B, T, H, P), grown by L places, with new (B, L, H, P) written to the places `at` (B, L)."""
+    grown = F.pad(cache.to(new.dtype), (0, 0, 0, 0, 0, new.shape[1]))
+    return grown.scatter(1, at[..., None, None].expand_as(new), new)

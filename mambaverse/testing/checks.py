@@ -1,0 +1,311 @@
+"""The checks of the conformance kit: each takes a `Subject` and raises AssertionError where a promise does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaverse.mixers import Mixer
+from mambaverse.testing.subject import LENGTH, TOLERANCE, Subject, call, refuses, rms, same, seeded, tensors
+
+BF16_TOLERANCE = 3e-2  # a mixer's few layers, each rounded to bfloat16, which has 8 bits
+
+
+class Skip(Exception):  # noqa: N818 (nothing went wrong)
+    """A check that does not apply here; the message says why."""
+
+
+def check_shapes(subject: Subject) -> None:
+    """Any length from 1, any batch, any strides: y has x's shape, x is left alone, and two runs are bit-equal."""
+    mixer = subject.build()
+    for length in (1, 2, LENGTH):
+        for batch in (1, 3):
+            x = subject.tokens(batch, length)
+            kept = x.clone()
+            y = call(mixer, x)
+            if y.shape != x.shape or y.dtype != x.dtype:
+                raise AssertionError(f"y of x {tuple(x.shape)} {x.dtype} is {tuple(y.shape)} {y.dtype}")
+            if not torch.equal(x, kept):
+                raise AssertionError("forward wrote to its input")
+            same(f"y of x {tuple(x.shape)}, against its second run", y, call(mixer, x), 0.0)
+    same("y of a strided x", call(mixer, x.transpose(0, 1).contiguous().transpose(0, 1)), y)
+    same("the first row of a batch, run alone", call(mixer, x[:1]), y[:1])
+
+
+def check_dtypes(subject: Subject) -> None:
+    """`mixer.to(bfloat16)` gives y in bfloat16, near the fp32 result of the same weights; so does autocast."""
+    mixer = subject.build().to(torch.bfloat16)
+    x = subject.tokens().to(torch.bfloat16)
+    expected = call(subject.build().to(torch.bfloat16).float(), x.float())
+    y = call(mixer, x)
+    if y.dtype != torch.bfloat16:
+        raise AssertionError(f"y of a bfloat16 x and bfloat16 parameters is {y.dtype}")
+    same("y in bfloat16, against fp32", y.float(), expected, BF16_TOLERANCE)
+    mixer = mixer.float()
+    with torch.autocast(torch.device(subject.device).type, dtype=torch.bfloat16):
+        y = call(mixer, x.float())
+    same("y under bfloat16 autocast, against fp32", y.float(), expected, BF16_TOLERANCE)
+    call(mixer, x.float()).sum().backward()
+
+
+def check_gradients(subject: Subject) -> None:
+    """Every parameter and x get a finite gradient that is not 0, and it is the derivative of the forward pass."""
+    mixer = subject.build()
+    x = subject.tokens().requires_grad_()
+    leaves = {"x": x, **dict(mixer.named_parameters())}
+    weight = subject.tokens(seed=2)
+    (call(mixer, x) * weight).sum().backward()
+    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    for name in leaves:
+        if name not in gradients:
+            raise AssertionError(f"{name} gets no gradient: it is not used")
+        if not torch.isfinite(gradients[name]).all():
+            raise AssertionError(f"the gradient of {name} is not finite")
+        if not gradients[name].any():
+            raise AssertionError(f"the gradient of {name} is 0 everywhere")
+    with seeded(3):
+        directions = {name: torch.randn(leaf.shape).to(leaf) for name, leaf in leaves.items()}
+    slope = sum((gradients[name] * directions[name]).sum().item() for name in leaves)
+    norm = sum(gradient.square().sum().item() for gradient in gradients.values()) ** 0.5
+    losses = []
+    with torch.no_grad():
+        for step in (1e-3, -2e-3):  # to one side of where the gradient was taken, then to the other
+            for name, leaf in leaves.items():
+                leaf.add_(step * directions[name])
+            losses.append((call(mixer, x).double() * weight.double()).sum().item())
+    error = abs((losses[0] - losses[1]) / 2e-3 - slope) / norm
+    if not error < 0.02:
+        raise AssertionError(f"gradients differ from finite differences by {error:.1%} of their norm")
+
+
+def check_step(subject: Subject) -> None:
+    """Forward equals step by step, and either continues from where the other stopped."""
+    mixer = subject.build()
+    _needs(mixer, "supports_state")
+    x = subject.tokens()
+    state, outputs = mixer.init_state(x.shape[0]), []
+    for t, part in enumerate(tensors(state)):
+        if part.shape[:1] != x.shape[:1]:
+            raise AssertionError(f"init_state({x.shape[0]})[{t}] has shape {tuple(part.shape)}; expected batch first")
+    with torch.no_grad():
+        same("forward from init_state, against forward", call(mixer, x, state=state), call(mixer, x))
+        for t in range(LENGTH):
+            y_t, state = mixer.step(x[:, t], state)
+            outputs.append(y_t)
+        same("step by step, against forward", torch.stack(outputs, 1), call(mixer, x))
+        more = subject.tokens(seed=4)
+        _, carried = call(mixer, x, return_state=True)
+        expected = call(mixer, torch.cat([x, more], 1))[:, LENGTH:]
+        same("forward from the state that the steps left", call(mixer, more, state=state), expected)
+        same("a step from the state that forward left", mixer.step(more[:, 0], carried)[0], expected[:, 0])
+
+
+def check_chunks(subject: Subject) -> None:
+    """Forward equals two chunks with the state carried over; so do the gradients, which flow through it."""
+    mixer = subject.build()
+    _needs(mixer, "supports_state")
+    weight = subject.tokens(seed=2)
+    whole = _run_and_differentiate(mixer, subject.tokens(), weight, [LENGTH])
+    for cut in (1, 2, LENGTH - 1):
+        parts = _run_and_differentiate(mixer, subject.tokens(), weight, [cut, LENGTH - cut])
+        _same_gradients(f"in chunks of {cut} and {LENGTH - cut}, against one", parts, whole)
+    with torch.no_grad():
+        _, state = call(mixer, subject.tokens(), return_state=True)
+        kept = [part.clone() for part in tensors(state)]
+        call(mixer, subject.tokens(seed=4), state=state)
+    if not all(torch.equal(part, k) for part, k in zip(tensors(state), kept, strict=True)):
+        raise AssertionError("forward wrote to the state that it was given")
+
+
+def check_direction(subject: Subject) -> None:
+    """Causal: nothing leaks from the future, and the past is seen. Not causal: both ends see each other."""
+    mixer = subject.build()
+    x = subject.tokens(1).requires_grad_()
+    y = call(mixer, x)
+
+    def influence(source: slice, target: slice) -> float:
+        grad = torch.autograd.grad((y * subject.tokens(1, seed=2))[:, target].sum(), x, retain_graph=True)[0]
+        return grad[:, source].norm().item() / grad.norm().item()
+
+    if influence(slice(0, 1), slice(1, None)) == 0:
+        raise AssertionError("the first token has no influence on those after it: nothing is mixed along the length")
+    if not mixer.causal:
+        for source, target in ((0, LENGTH - 1), (LENGTH - 1, 0)):
+            if influence(slice(source, source + 1), slice(target, target + 1)) == 0:
+                raise AssertionError(f"causal=False, but token {target} does not see token {source}")
+        return
+    for cut in range(1, LENGTH):
+        leak = influence(slice(cut, None), slice(0, cut))
+        if leak > TOLERANCE:
+            raise AssertionError(f"causal=True, but tokens before {cut} depend on later ones (share {leak:.0e})")
+        with torch.no_grad():
+            changed = torch.cat([x[:, :cut], subject.tokens(1, LENGTH - cut, seed=5)], 1)
+            what = f"y before token {cut}, after the tokens from it on changed"
+            same(what, call(mixer, changed)[:, :cut], y[:, :cut])
+
+
+def check_packed(subject: Subject) -> None:
+    """Packed sequences (an empty one and one of a single token among them) equal the same sequences run separately."""
+    mixer = subject.build()
+    if mixer.needs_spatial_shape:
+        raise Skip("needs_spatial_shape: it takes one grid, no packed sequences (refusal checked elsewhere)")
+    lengths = (3, 1, 0, 5, 3)
+    rows = [subject.tokens(1, length, seed=length + i) for i, length in enumerate(lengths)]
+    bounds = torch.tensor([0, *lengths]).cumsum(0).to(device=subject.device, dtype=torch.int32)
+    x = torch.cat(rows, 1)
+    expected = torch.cat([call(mixer, row) for row in rows if row.shape[1]], 1)
+    same("packed, against separate", call(mixer, x, cu_seqlens=bounds), expected)
+    refuses("a batch of 2 with cu_seqlens", lambda: call(mixer, x.expand(2, -1, -1), cu_seqlens=bounds))
+    if not mixer.supports_state:
+        return
+    _, state = call(mixer, x, cu_seqlens=bounds, return_state=True)
+    for part in tensors(state):
+        if part.shape[0] != len(lengths):
+            raise AssertionError(f"the state of {len(lengths)} packed sequences has shape {tuple(part.shape)}")
+    more = subject.tokens(len(lengths), 4, seed=9)
+    whole = torch.cat([call(mixer, torch.cat([row, more[i : i + 1]], 1))[:, -4:] for i, row in enumerate(rows)])
+    same("a batch that continues from the packed sequences' state", call(mixer, more, state=state), whole)
+    again = call(mixer, more.flatten(0, 1)[None], state=state, cu_seqlens=torch.arange(6).to(bounds) * 4)
+    same("packed sequences that continue from packed ones", again, whole.flatten(0, 1)[None])
+
+
+def check_padding(subject: Subject) -> None:
+    """A padded batch that is packed, run and unpacked knows nothing of the padding; a causal mixer needs no packing."""
+    mixer = subject.build()
+    if mixer.needs_spatial_shape:
+        raise Skip("needs_spatial_shape: it takes one grid, no packed sequences")
+    lengths = torch.tensor([LENGTH, 5, 1])
+    real = torch.arange(LENGTH)[None] < lengths[:, None]
+    bounds = torch.cat([torch.zeros(1), lengths.cumsum(0)]).to(device=subject.device, dtype=torch.int32)
+    x = subject.tokens(3)
+    y = torch.full_like(x, float("nan"))
+    y[real] = call(mixer, x.masked_fill(~real[..., None].to(x.device), float("nan"))[real][None], cu_seqlens=bounds)[0]
+    for row, length in enumerate(lengths.tolist()):
+        alone = call(mixer, x[row : row + 1, :length])[0]
+        same(f"{length} tokens, packed out of a batch padded to {LENGTH}", y[row, :length], alone)
+        if mixer.causal:
+            same(f"{length} tokens, padded to {LENGTH}", call(mixer, x[row : row + 1])[0, :length], alone)
+
+
+def check_cpu_gpu(subject: Subject) -> None:
+    """CPU and GPU give the same numbers, forward and backward."""
+    if not torch.cuda.is_available():
+        raise Skip("no GPU")
+    weight = subject.tokens(seed=2)
+    results = [
+        _run_and_differentiate(subject.build().to(device), subject.tokens().to(device), weight.to(device), [LENGTH])
+        for device in ("cpu", "cuda")
+    ]
+    on_gpu = {name: value.cpu() for name, value in results[1].items()}
+    _same_gradients("on the GPU, against the CPU", on_gpu, results[0])
+
+
+def check_state_dict(subject: Subject) -> None:
+    """A state dict, saved and loaded, carries the mixer over whole; weight decay is told of parameters that exist."""
+    mixer, other = subject.build(), subject.build(seed=7)
+    x = subject.tokens()
+    if torch.equal(call(mixer, x), call(other, x)):
+        raise AssertionError("two mixers with different random parameters give the same output")
+    other.load_state_dict({name: value.clone() for name, value in mixer.state_dict().items()})
+    same("y after load_state_dict", call(other, x), call(mixer, x), 0.0)
+    if unknown := mixer.no_weight_decay() - {name for name, _ in mixer.named_parameters()}:
+        raise AssertionError(f"no_weight_decay names parameters that do not exist: {sorted(unknown)}")
+
+
+def check_meta(subject: Subject) -> None:
+    """Built on the meta device it holds no data, runs, and `to_empty` with `reset_parameters` makes it whole."""
+    mixer = subject.make("meta", torch.bfloat16)
+    for name, value in [*mixer.named_parameters(), *mixer.named_buffers()]:
+        if not value.is_meta:
+            raise AssertionError(f"{name} is on {value.device} although device='meta' was given")
+        if value.is_floating_point() and value.dtype != torch.bfloat16:
+            raise AssertionError(f"{name} is {value.dtype} although dtype=bfloat16 was given")
+    y = call(mixer, torch.empty(2, LENGTH, subject.dim, device="meta", dtype=torch.bfloat16))
+    if not y.is_meta or y.shape != (2, LENGTH, subject.dim) or y.dtype != torch.bfloat16:
+        raise AssertionError(f"forward on meta gave {tuple(y.shape)} {y.dtype} on {y.device}")
+    reset = getattr(mixer, "reset_parameters", None)
+    if not callable(reset):
+        raise Skip("no reset_parameters; construction and forward on meta were checked")
+    mixer = mixer.float().to_empty(device=subject.device)
+    with torch.no_grad(), seeded(0):
+        for parameter in mixer.parameters():
+            parameter.fill_(float("nan"))
+        reset()
+    for name, parameter in mixer.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise AssertionError(f"reset_parameters leaves {name} as it was")
+    if not torch.isfinite(call(mixer, subject.tokens())).all():
+        raise AssertionError("y is not finite after to_empty and reset_parameters")
+
+
+def check_compile(subject: Subject, backend: str = "eager") -> None:
+    """torch.compile captures it whole (`fullgraph=True`), forward and backward, with the same numbers."""
+    mixer = subject.build()
+    x, weight = subject.tokens(), subject.tokens(seed=2)
+    torch.compiler.reset()
+    compiled = torch.compile(mixer, backend=backend, fullgraph=True)
+    expected = _run_and_differentiate(mixer, x, weight, [LENGTH])
+    actual = _run_and_differentiate(mixer, x, weight, [LENGTH], run=compiled)
+    _same_gradients("under torch.compile, against eager", actual, expected)
+    if mixer.supports_cu_seqlens:
+        bounds = torch.tensor([0, 5, LENGTH], dtype=torch.int32, device=x.device)
+        y = call(compiled, x[:1], cu_seqlens=bounds)
+        same("packed sequences under torch.compile, against eager", y, call(mixer, x[:1], cu_seqlens=bounds))
+
+
+def check_refusals(subject: Subject) -> None:
+    """What the mixer declares that it does not support, it refuses with a ValueError."""
+    mixer = subject.build()
+    x = subject.tokens()
+    refuses("x without a batch axis", lambda: mixer(x=x[0]))
+    if mixer.supports_state and not mixer.causal:
+        raise AssertionError("supports_state=True with causal=False: a state can only hold what came before")
+    if not mixer.supports_state:
+        refuses("supports_state=False, return_state=True", lambda: call(mixer, x, return_state=True))
+        refuses("supports_state=False, a state", lambda: call(mixer, x, state=x))
+        refuses("supports_state=False, init_state", lambda: mixer.init_state(2))
+        refuses("supports_state=False, step", lambda: mixer.step(x[:, 0], x))
+    if mixer.needs_spatial_shape:
+        refuses("needs_spatial_shape=True, none given", lambda: mixer(x=x))
+        refuses("spatial_shape of another length", lambda: mixer(x=x, spatial_shape=(LENGTH, 2)))
+        bounds = torch.tensor([0, LENGTH], dtype=torch.int32, device=x.device)
+        refuses("needs_spatial_shape=True, cu_seqlens", lambda: call(mixer, x[:1], cu_seqlens=bounds))
+    elif x.device.type == "cpu":  # on a GPU the values are not looked at
+        bounds = torch.tensor([0, LENGTH + 1], dtype=torch.int32)
+        refuses("cu_seqlens that do not end at L", lambda: call(mixer, x[:1], cu_seqlens=bounds))
+
+
+def _needs(mixer: Mixer, attribute: str) -> None:
+    if not getattr(mixer, attribute):
+        raise Skip(f"{attribute} is False (that it refuses is checked elsewhere)")
+
+
+def _run_and_differentiate(
+    mixer: Mixer, x: Tensor, weight: Tensor, lengths: list[int], run: Callable[..., Any] | None = None
+) -> dict[str, Tensor]:
+    """Return y and all gradients of (y · weight).sum() of a run in chunks of these lengths, the state carried over."""
+    mixer.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    state, outputs = None, []
+    for i, part in enumerate(x.split(lengths, dim=1) if len(lengths) > 1 else [x]):
+        arguments = {"state": state} if i else {}
+        if i < len(lengths) - 1:
+            y, state = call(mixer, part, return_state=True, **arguments)
+        else:
+            y = call(mixer if run is None else run, part, **arguments)
+        outputs.append(y)
+    y = torch.cat(outputs, 1)
+    (y * weight).sum().backward()
+    gradients = {f"gradient of {n}": p.grad.clone() for n, p in mixer.named_parameters() if p.grad is not None}
+    mixer.zero_grad()
+    return {"y": y.detach(), "gradient of x": x.grad, **gradients}  # type: ignore[dict-item]
+
+
+def _same_gradients(what: str, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Compare results of `_run_and_differentiate`; a gradient that all but cancels is held to 1 % of the largest."""
+    least_scale = 0.01 * max(rms(value) for value in expected.values())
+    for name, value in expected.items():
+        same(f"{name} {what}", actual[name], value, least_scale=least_scale)

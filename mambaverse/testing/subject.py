@@ -1,0 +1,120 @@
+"""A mixer under test, the tokens that it is fed, and how two results are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaverse.kernels.testing import relative_rms
+from mambaverse.mixers import Mixer, create_mixer
+
+LENGTH = 12  # tokens of a sequence: longer than a usual convolution window, and a grid of 3 x 4
+JITTER = 0.1  # added to every parameter, so that one that starts at 0 or 1 takes part
+TOLERANCE = 2e-5  # relative RMS between two fp32 runs, each of which may be 1e-5 from the truth
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A mixer under test: how to build it and what to feed it.
+
+    Attributes:
+        mixer: A registered name, "package.module:Class", or a `Mixer` class.
+        dim: Channels D.
+        arguments: Its other arguments.
+        device: Where the checks run.
+    """
+
+    mixer: str | type[Mixer]
+    dim: int = 16
+    arguments: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        name = self.mixer if isinstance(self.mixer, str) else self.mixer.__name__
+        return f"{name}({', '.join([f'dim={self.dim}', *(f'{k}={v!r}' for k, v in self.arguments.items())])})"
+
+    def make(self, device: str | None = None, dtype: torch.dtype | None = None) -> Mixer:
+        """Return a new mixer as the class makes it."""
+        arguments = {**self.arguments, "device": device or self.device, "dtype": dtype}
+        if isinstance(self.mixer, str):
+            return create_mixer(self.mixer, self.dim, **arguments)
+        return self.mixer(self.dim, **arguments)
+
+    def build(self, seed: int = 0) -> Mixer:
+        """Return the mixer in eval mode, its parameters drawn with `seed` and moved off any special values."""
+        with seeded(seed):
+            mixer = self.make("cpu").eval()
+            with torch.no_grad():
+                for parameter in mixer.parameters():
+                    parameter.add_(JITTER * torch.randn_like(parameter))
+        return mixer.to(self.device)
+
+    def tokens(self, batch: int = 2, length: int = LENGTH, seed: int = 1) -> Tensor:
+        """Return random tokens (B, L, D)."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(batch, length, self.dim, generator=generator).to(self.device)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` inside the block and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def call(mixer: Any, x: Tensor, **arguments: Any) -> Any:
+    """Run the mixer as backbones do: by keyword, with a grid where it needs one."""
+    if mixer.needs_spatial_shape:
+        height = max(h for h in range(1, x.shape[1] + 1) if x.shape[1] % h == 0 and h * h <= x.shape[1])
+        arguments["spatial_shape"] = (height, x.shape[1] // height)
+    return mixer(x=x, **arguments)
+
+
+def same(what: str, actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE, least_scale: float = 0.0) -> None:
+    """Raise AssertionError unless shapes are equal and the RMS difference is within the tolerance.
+
+    Args:
+        what: What is compared, for the message.
+        actual: Any shape.
+        expected: Same shape.
+        tolerance: Allowed RMS difference, relative to the RMS of `expected`,
+        least_scale: or to this if it is more.
+    """
+    if actual.shape != expected.shape:
+        raise AssertionError(f"{what}: shape {tuple(actual.shape)} where {tuple(expected.shape)} was expected")
+    if not torch.isfinite(actual).all():
+        raise AssertionError(f"{what}: not finite")
+    error = relative_rms(actual, expected)
+    if 0 < rms(expected) < least_scale:
+        error *= rms(expected) / least_scale
+    if not error <= tolerance:
+        raise AssertionError(f"{what}: relative RMS difference {error:.1e}, allowed {tolerance:.0e}")
+
+
+def rms(x: Tensor) -> float:
+    """Return the root of the mean square."""
+    return x.detach().double().square().mean().sqrt().item()
+
+
+def refuses(what: str, action: Callable[[], Any]) -> None:
+    """Raise AssertionError unless `action` raises a ValueError with a message."""
+    try:
+        action()
+    except ValueError as error:
+        if not str(error):
+            raise AssertionError(f"{what}: the ValueError has no message") from error
+    except Exception as error:
+        raise AssertionError(f"{what}: expected a ValueError that says so, got {type(error).__name__}") from error
+    else:
+        raise AssertionError(f"{what}: expected a ValueError, got an answer")
+
+
+def tensors(state: Any) -> list[Tensor]:
+    """Return the tensors of a nested tuple."""
+    return [state] if isinstance(state, Tensor) else [t for part in state for t in tensors(part)]

@@ -1,0 +1,68 @@
+"""The `data` and `task` sections of an image run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mambaverse.config import ConfigError, DataConfig, TaskConfig
+
+
+@dataclass
+class VisionDataConfig(DataConfig):
+    """Which images, of what size, and how training varies them."""
+
+    img_size: int | None = None  # side in pixels that images are scaled to; None: the data set's own
+    in_chans: int | None = None  # 1 (grey) or 3 (RGB), to which images are converted; None: the data set's own
+    mean: list[float] | None = None  # of each channel, for pixels in [0, 1]; None: of the training images
+    std: list[float] | None = None  # likewise
+    crop_padding: int = 0  # zero pixels around a training image before a crop of its own size
+    crop_scale: list[float] | None = None  # smallest and largest share of the area of random resized crops
+    flip: float = 0.0  # probability of a left-right flip
+    rand_augment: str | None = None  # timm's RandAugment: rand-m9-mstd0.5-inc1
+    erase: float = 0.0  # probability that a rectangle is overwritten with noise
+    val_fraction: float = 0.2  # share of a folder without val/ or test/ that is held out for evaluation
+    split_seed: int = 0  # of that draw
+    on_error: str = "raise"  # or skip: read every file of a folder at the start and leave out the broken ones
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        super().__post_init__()
+        if self.img_size is not None and self.img_size < 1:
+            raise ConfigError(f"data.img_size: expected at least 1, got {self.img_size}")
+        if self.in_chans not in (None, 1, 3):
+            raise ConfigError(f"data.in_chans: expected 1 (grey) or 3 (RGB), got {self.in_chans}")
+        if self.crop_padding < 0:
+            raise ConfigError(f"data.crop_padding: expected at least 0, got {self.crop_padding}")
+        if self.crop_scale is not None and not (
+            len(self.crop_scale) == 2 and 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1
+        ):
+            raise ConfigError(f"data.crop_scale: expected [smallest, largest] in (0, 1], got {self.crop_scale}")
+        if self.crop_scale is not None and self.crop_padding:
+            raise ConfigError("data.crop_padding and data.crop_scale are two ways to crop; set one of them")
+        for key in ("flip", "erase"):
+            if not 0 <= (value := getattr(self, key)) <= 1:
+                raise ConfigError(f"data.{key}: expected a probability, got {value}")
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"data.val_fraction: expected a number between 0 and 1, got {self.val_fraction}")
+        if self.on_error not in ("raise", "skip"):
+            raise ConfigError(f"data.on_error: expected raise or skip, got {self.on_error!r}")
+
+
+@dataclass
+class VisionTaskConfig(TaskConfig):
+    """How labels are softened and images mixed while training."""
+
+    label_smoothing: float = 0.0  # share of a label's weight that is spread over all classes
+    mixup: float = 0.0  # α of mixup's Beta(α, α); 0: off
+    cutmix: float = 0.0  # α of CutMix; with both on, each batch takes one of them, evenly
+    mixup_prob: float = 1.0  # probability that a batch is mixed
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"task.label_smoothing: expected a number in [0, 1), got {self.label_smoothing}")
+        for key in ("mixup", "cutmix"):
+            if (value := getattr(self, key)) < 0:
+                raise ConfigError(f"task.{key}: expected at least 0, got {value}")
+        if not 0 <= self.mixup_prob <= 1:
+            raise ConfigError(f"task.mixup_prob: expected a probability, got {self.mixup_prob}")

@@ -1,0 +1,234 @@
+"""Image classification: cross-entropy over images of one size, with timm's mixup and CutMix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Generator, Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from mambaverse.config import ConfigError, RunConfig
+from mambaverse.datasets import get_dataset
+from mambaverse.engine.task import Batch, Sample, Task, register_task
+from mambaverse.errors import UserError
+from mambaverse.models import create_model
+from mambaverse.tasks.vision.augment import Augment, fit, mix
+from mambaverse.tasks.vision.config import VisionDataConfig, VisionTaskConfig
+from mambaverse.tasks.vision.figures import contact_sheet
+from mambaverse.tasks.vision.images import (
+    FileImages,
+    Images,
+    ImageSplits,
+    list_images,
+    read_image,
+    statistics,
+    with_channels,
+)
+from mambaverse.tasks.vision.splits import write_split
+
+TOP = 5  # the accuracy of so many guesses is reported too, where there are more classes
+DECIDED = {  # arguments of a model that have a key of their own, or follow from the data
+    "num_classes": "it is the number of the data's classes",
+    "in_chans": "set data.in_chans",
+    "img_size": "set data.img_size",
+    "mixer": "set model.mixer",
+    "mixer_args": "set model.mixer_args",
+    "directions": "set model.directions",
+}
+
+
+class ImageSamples:
+    """Images with their labels, augmented: uint8 "image" (C, H, W) and "target"."""
+
+    def __init__(self, images: Images, augment: Augment) -> None:
+        self.images, self.augment = images, augment
+        self._targets = images.labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, index: int, generator: Generator | None) -> Sample:
+        """Return image `index`; with a generator augmented by its draws, with None as it is."""
+        return {"image": self.augment(self.images.load(index), generator), "target": self._targets[index]}
+
+
+@register_task("vision")
+class VisionTask(Task):
+    """Image classification, of any data set "vision/..." and any model that takes (B, C, H, W)."""
+
+    data_config = VisionDataConfig
+    task_config = VisionTaskConfig
+
+    size: int  # side of the images that the model sees, in pixels
+    in_chans: int
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.data, VisionDataConfig) and isinstance(config.task, VisionTaskConfig)
+        self.data, self.options = config.data, config.task
+        self._splits: ImageSplits | None = None
+        self._mixup: Any = None
+
+    def setup(self) -> None:
+        """Open the data set. Its mean and deviation are written into the config, so that a run keeps them."""
+        dataset = get_dataset(self.data.name, "vision")
+        splits = dataset.open(self.data)
+        if (size := self.data.img_size or splits.size) is None:
+            raise ConfigError(f"data.img_size is not set; the images of {dataset.name} have no size of their own")
+        if self.data.crop_padding >= size:
+            raise ConfigError(f"data.crop_padding: {self.data.crop_padding} is too much for images of {size} pixels")
+        self.size, self.in_chans, self.classes = size, self.data.in_chans or splits.in_chans, list(splits.classes)
+        train, held_out = (with_channels(images, self.in_chans) for images in (splits.train, splits.eval))
+        data = self.data
+        if data.mean is None or data.std is None:
+            mean, std = statistics(train)
+            data.mean, data.std = data.mean or mean, data.std or std
+        self._set_normalisation(data.mean, data.std)
+        augment = Augment(
+            size, data.mean, data.std, data.crop_padding, data.crop_scale, data.flip, data.rand_augment, data.erase
+        )
+        self.train_set, self.eval_set = ImageSamples(train, augment), ImageSamples(held_out, Augment(size))
+        self._splits = splits
+        self._set_mixup()
+
+    def facts(self) -> dict[str, Any]:
+        """Return classes, size, channels, mean and deviation."""
+        return {
+            "classes": list(self.classes),
+            "img_size": self.size,
+            "in_chans": self.in_chans,
+            "mean": self.data.mean,
+            "std": self.data.std,
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Take them over from a run."""
+        self.classes, self.size, self.in_chans = facts["classes"], facts["img_size"], facts["in_chans"]
+        self._set_normalisation(facts["mean"], facts["std"])
+
+    def save_split(self, folder: Path) -> Path | None:
+        """Write the files of a folder's sets to split.csv; data sets in arrays come split."""
+        if self._splits is None or not isinstance(self._splits.train, FileImages):
+            return None
+        assert self.data.root is not None
+        write_split(target := folder / "split.csv", self._splits, Path(self.data.root).expanduser())
+        return target
+
+    def build_model(self) -> nn.Module:
+        """Return the model that the config names, for the data's classes, channels and size."""
+        model = self.config.model
+        for key in model.args:
+            if key in DECIDED:
+                raise ConfigError(f"model.args.{key} cannot be set: {DECIDED[key]}")
+        chosen = {
+            "mixer": model.mixer,
+            "mixer_args": model.mixer_args or None,
+            "directions": model.directions,
+            **model.args,  # model.args.patch_size=null takes out what a config has set
+        }
+        overrides = {key: value for key, value in chosen.items() if value is not None}
+        overrides |= {"num_classes": len(self.classes), "in_chans": self.in_chans, "img_size": self.size}
+        return create_model(model.name, **overrides)
+
+    def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
+        """Stack and normalise images (B, C, H, W) float32; with a generator, and mixup on, targets are (B, classes)."""
+        images = torch.stack([sample["image"] for sample in samples]).float().sub_(self._mean).div_(self._std)
+        if "target" not in samples[0]:
+            return {"image": images}
+        targets = torch.tensor([sample["target"] for sample in samples])
+        if generator is not None and self._mixup is not None:
+            images, targets = mix(images, targets, self._mixup, generator)
+        return {"image": images, "target": targets}
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return logits (B, classes)."""
+        return model(batch["image"])
+
+    def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy and the logits; labels are smoothed while training."""
+        logits, targets = self.forward(model, batch), batch["target"]
+        smooth = model.training and targets.ndim == 1  # mixed targets are smoothed by the mixing
+        smoothing = self.options.label_smoothing if smooth else 0.0
+        return {"loss": F.cross_entropy(logits.float(), targets, label_smoothing=smoothing), "output": logits}
+
+    def metrics(self) -> MetricCollection:
+        """Return the accuracy, and where there are more than five classes that of the best five guesses."""
+        num_classes = len(self.classes)
+        tops = {"accuracy": 1, **({f"top{TOP}": TOP} if num_classes > TOP else {})}
+        return MetricCollection(
+            {
+                name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
+                for name, k in tops.items()
+            }
+        )
+
+    def describe(self) -> dict[str, str]:
+        """Return what the head of a run says of the images and of their augmentation."""
+        assert self._splits is not None
+        colour = "grey" if self.in_chans == 1 else "RGB"
+        text = (
+            f"{self.data.name}, {len(self.train_set):,} + {len(self.eval_set):,} {colour} images of "
+            f"{self.size} x {self.size}, {len(self.classes)} classes"
+        )
+        described = {"data": f"{text} ({self._splits.note})" if self._splits.note else text}
+        if parts := list(self._augmentations()):
+            described["augmentation"] = ", ".join(parts)
+        return described
+
+    def figures(self, folder: Path, outputs: Tensor, targets: Tensor) -> list[Path]:
+        """Draw the contact sheet, predictions.png."""
+        return [contact_sheet(folder / "predictions.png", self.eval_set, outputs, targets, self.classes)]
+
+    def load_inputs(self, paths: Sequence[str]) -> Sequence[tuple[str, Callable[[], Sample]]]:
+        """Return a loader for each image file, and for each image in a folder."""
+        files: list[Path] = []
+        for path in map(Path, paths):
+            if path.is_dir():
+                if not (found := list_images(path)):
+                    raise UserError(f"{path}: a folder without images")
+                files.extend(found)
+            else:
+                files.append(path)
+        return [(str(file), partial(self._load, file)) for file in files]
+
+    def _load(self, path: Path) -> Sample:
+        return {"image": fit(read_image(path, self.in_chans), self.size)}
+
+    def _set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        for key, values in (("mean", mean), ("std", std)):
+            if len(values) != self.in_chans:
+                raise ConfigError(f"data.{key}: expected {self.in_chans} values, one a channel, got {list(values)}")
+        if min(std) <= 0:
+            raise ConfigError(f"data.std: expected positive values, got {list(std)}")
+        self._mean, self._std = (rearrange(255 * torch.tensor(v), "c -> c 1 1") for v in (mean, std))
+
+    def _set_mixup(self) -> None:
+        options = self.options
+        if options.mixup or options.cutmix:
+            from timm.data.mixup import Mixup
+
+            self._mixup = Mixup(
+                mixup_alpha=options.mixup, cutmix_alpha=options.cutmix, prob=options.mixup_prob,
+                label_smoothing=options.label_smoothing, num_classes=len(self.classes),
+            )  # fmt: skip
+
+    def _augmentations(self) -> Sequence[str]:
+        data, options = self.data, self.options
+        named = {
+            f"crop after padding {data.crop_padding}": data.crop_padding,
+            f"crop of {data.crop_scale} of the area": data.crop_scale,
+            f"flip {data.flip:g}": data.flip,
+            str(data.rand_augment): data.rand_augment,
+            f"erase {data.erase:g}": data.erase,
+            f"mixup {options.mixup:g}": options.mixup,
+            f"cutmix {options.cutmix:g}": options.cutmix,
+            f"label smoothing {options.label_smoothing:g}": options.label_smoothing,
+        }
+        return [text for text, used in named.items() if used]

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from rich.console import Console
+
+from tests.engine.toy import toy_config
+
+
+@pytest.fixture(autouse=True)
+def _process_as_it_was() -> Iterator[None]:
+    """Accelerate keeps one state a process, torch its generator and its threads."""
+    threads, generator = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    torch.set_num_threads(threads)
+    torch.set_rng_state(generator)
+
+
+@pytest.fixture
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that ended; tests copy it before they change anything."""
+    from mambaverse.engine.run import train
+
+    return train(toy_config(tmp_path_factory.mktemp("finished")), console=Console(quiet=True)).folder

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mambaverse.engine.evaluate import evaluate, evaluate_run, predict, predict_run
+from mambaverse.errors import UserError
+
+POINTS = ["2,0.1", "0.1,2", "-2,0.1", "0.1,-2"]
+LABELS = ["east", "north", "west", "south"]
+
+
+def test_a_run_evaluates_to_what_its_training_ended_with(finished: Path) -> None:
+    assert evaluate(finished) == json.loads((finished / "results.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize("override", ["data.eval_batch_size=1", "data.eval_batch_size=7", "data.num_workers=1"])
+def test_batches_and_workers_do_not_change_a_score(finished: Path, override: str) -> None:
+    assert evaluate(finished, [override]) == pytest.approx(evaluate(finished), rel=1e-6)
+
+
+def test_an_evaluation_is_shown_as_a_table(finished: Path) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    evaluate_run(finished, console=console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "accuracy" in text
+    assert "loss" in text
+
+
+def test_inputs_are_labelled_in_order_with_probabilities_that_sum_to_one(finished: Path) -> None:
+    rows = list(predict(finished, POINTS))
+    assert [row.name for row in rows] == POINTS
+    assert [row.label for row in rows] == LABELS
+    for row in rows:
+        assert sum(row.probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert row.probability == max(row.probabilities.values())
+
+
+def test_a_prediction_needs_no_data(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.engine.toy import Toy
+
+    def gone(self: Toy) -> None:
+        raise UserError("the data are gone")
+
+    monkeypatch.setattr(Toy, "setup", gone)
+    run = shutil.copytree(finished, tmp_path / "elsewhere")
+    assert [row.label for row in predict(run, POINTS)] == LABELS
+    with pytest.raises(UserError, match="the data are gone"):
+        evaluate(run)
+
+
+def test_a_bad_input_is_named_after_the_rows_before_it(finished: Path) -> None:
+    rows = predict(finished, [POINTS[0], "not a point", POINTS[1]])
+    assert next(rows).label == "east"
+    with pytest.raises(UserError, match="'not a point': expected two numbers"):
+        next(rows)
+
+
+def test_bad_inputs_can_be_left_out(finished: Path) -> None:
+    bad: list[UserError] = []
+    rows = list(predict(finished, ["a", *POINTS, "b"], on_bad=bad.append))
+    assert [row.label for row in rows] == LABELS
+    assert [str(error)[:3] for error in bad] == ["'a'", "'b'"]
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_predictions_are_printed_as(finished: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    predict_run(finished, [*POINTS, "worse"], form=form, on_error="skip")
+    out, err = capsys.readouterr()
+    assert err == "skipped: 'worse': expected two numbers\n"
+    if form == "csv":
+        rows = list(csv.DictReader(io.StringIO(out)))
+        assert [row["label"] for row in rows] == LABELS
+        assert list(rows[0]) == ["input", "label", "probability", *LABELS]
+    elif form == "json":
+        assert [json.loads(line)["label"] for line in out.splitlines()] == LABELS
+    else:
+        assert all(label in out for label in LABELS)
+
+
+def test_a_table_shows_what_was_labelled_before_a_bad_input(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError):
+        predict_run(finished, [POINTS[0], "bad"])
+    assert "east" in capsys.readouterr().out

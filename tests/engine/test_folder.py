@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from mambaverse.config import ConfigError, compose, to_yaml
+from mambaverse.engine.checkpoint import CheckpointError
+from mambaverse.engine.files import write_weights
+from mambaverse.engine.folder import RunFolder, load_run, open_run, read_config
+from mambaverse.engine.run import resume, train
+from mambaverse.errors import UserError
+from tests.engine.toy import CLASSES, toy_config
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A finished run that a test may spoil."""
+    return Path(shutil.copytree(finished, tmp_path / "spoilt"))
+
+
+def test_it_holds_what_its_description_promises(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "best.safetensors", "config.yaml", "confusion.png", "curves.png", "facts.json", "last.safetensors",
+        "metrics.jsonl", "results.json", "split.csv", "state",
+    }  # fmt: skip
+
+
+def test_its_config_can_be_trained_from_again(finished: Path, tmp_path: Path, quiet: Console) -> None:
+    again = compose(str(finished / "config.yaml"), [f"trainer.output_dir={tmp_path}"])
+    assert to_yaml(read_config(finished)) == (finished / "config.yaml").read_text()
+    result = train(again, console=quiet)
+    one, two = (load_file(folder / "best.safetensors") for folder in (finished, result.folder))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_run_is_loaded_with_its_best_weights(finished: Path) -> None:
+    before = torch.get_rng_state()
+    config, task, model = load_run(finished)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not model.training
+    assert config.data.batch_size == 16
+    assert list(task.classes) == list(CLASSES)
+
+
+def test_a_run_of_its_own_gets_a_name_of_its_own(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    config.trainer.run_name = None
+    first = RunFolder.new(config, "vision/digits")
+    first.path.mkdir()
+    second = RunFolder.new(config, "vision/digits")
+    assert first.path != second.path
+    assert first.path.name.startswith("vision-digits-20")
+    assert RunFolder.new(config, "/some/where/mine.yaml").path.parent == tmp_path
+
+
+def test_a_name_that_is_taken_is_refused_or_replaced_and_only_what_is_ours_is_removed(
+    run: Path, quiet: Console
+) -> None:
+    config = toy_config(run.parent, name="spoilt")
+    with pytest.raises(UserError, match=r"is already a run; choose another trainer\.run_name"):
+        train(config, console=quiet)
+    (run / "notes.txt").write_text("mine")
+    config.trainer.overwrite = True
+    config.trainer.epochs = 1
+    train(config, console=quiet)
+    assert (run / "notes.txt").read_text() == "mine"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+
+    other = run.parent / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("mine")
+    config.trainer.run_name = "other"
+    with pytest.raises(UserError, match="other exists and is not a run"):
+        train(config, console=quiet)
+    assert [p.name for p in other.iterdir()] == ["thesis.tex"]
+
+
+def test_what_is_not_a_run_folder_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run folder"):
+        open_run(tmp_path / "none")
+    with pytest.raises(UserError, match=r"not a run folder, or its run never began: it has no config\.yaml"):
+        open_run(tmp_path)
+
+
+def test_a_run_without_weights_yet_says_how_to_get_them(run: Path) -> None:
+    (run / "best.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no best\.safetensors.*mambaverse train --resume"):
+        load_run(run)
+
+
+def test_a_half_written_run_is_refused_by_the_file_that_is_damaged(run: Path, quiet: Console) -> None:
+    weights = (run / "best.safetensors").read_bytes()
+    (run / "best.safetensors").write_bytes(weights[:100])
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: damaged"):
+        load_run(run)
+    (run / "best.safetensors").write_bytes(weights)
+    (run / "facts.json").write_text('{"classes": [')
+    with pytest.raises(UserError, match=r"facts\.json: half written or missing"):
+        load_run(run)
+    state = next((run / "state").glob("*/training.pt"))
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"training\.pt: damaged"):
+        resume(run, quiet)
+    (run / "config.yaml").write_text("task: {name: toy\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: not readable as YAML"):
+        resume(run, quiet)
+
+
+def test_weights_of_another_model_are_refused(run: Path) -> None:
+    write_weights(run / "best.safetensors", {"stem.weight": torch.zeros(3, 2)}, {})
+    with pytest.raises(CheckpointError, match="weights of another model: 5 missing"):
+        load_run(run)
+
+
+def test_data_of_other_classes_are_refused(run: Path) -> None:
+    facts = (run / "facts.json").read_text()
+    (run / "facts.json").write_text(facts.replace("east", "ost"))
+    with pytest.raises(UserError, match=r"the data have classes 4 \(east, .*trained on 4 \(ost, "):
+        load_run(run)
+
+
+@pytest.mark.parametrize("body", ["1 / 0", "def"])
+def test_a_plugin_that_cannot_be_imported_is_named(
+    tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    (tmp_path / "broken_plugin.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"plugin 'broken_plugin' cannot be imported: (ZeroDivision|Syntax)Error: "):
+        toy_config(tmp_path, "plugins=[broken_plugin]")
+    config = toy_config(tmp_path)
+    config.plugins = ["broken_plugin"]
+    with pytest.raises(ConfigError, match="'broken_plugin'"):
+        train(config, console=quiet)

@@ -1,0 +1,172 @@
+"""What people see: the head, the progress, the pictures."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from mambaverse.engine import progress
+from mambaverse.engine.logs import MetricsLog, read_metrics
+from mambaverse.engine.plots import count_confusion, draw_confusion, draw_curves
+from mambaverse.engine.process import StopRequest
+from mambaverse.engine.report import count_flops, format_count
+from mambaverse.engine.run import train
+from tests.engine.toy import CLASSES, Net, Toy, toy_config
+
+
+def _text(console: Console) -> str:
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_run_says_what_it_trains_and_where_it_ended(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    result = train(toy_config(tmp_path, "trainer.accumulate=2"), console=console)
+    lines = {line.split("  ")[0]: line for line in _text(console).splitlines()}
+    assert "net" in lines["model"]
+    assert "148" in lines["parameters"]
+    assert "192 a sample" in lines["FLOPs"]
+    assert "sectors" in lines["data"]
+    assert "32 (16 x 1 processes x 2 accumulated)" in lines["batch"]
+    assert "cpu, fp32, 1 threads" in lines["device"]
+    assert "auto (cpu)" in lines["backend"]
+    assert "4 epochs of 3 steps" in lines["length"]
+    assert str(result.folder) in _text(console)
+    assert "best weights (epoch" in _text(console)
+
+
+def test_without_a_terminal_there_is_a_plain_line_an_epoch(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    train(toy_config(tmp_path), console=console)
+    lines = [line for line in _text(console).splitlines() if line.startswith("epoch ")]
+    assert [line.split()[1] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
+    assert all("train loss" in line and "eval loss" in line and "accuracy" in line for line in lines)
+    assert "\x1b" not in _text(console)
+
+
+def test_a_long_epoch_shows_lines_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_S", 0.0)
+    console = Console(file=io.StringIO(), width=120)
+    train(toy_config(tmp_path), console=console)
+    assert "step 4/24  loss" in _text(console)
+
+
+def test_a_terminal_gets_a_bar_with_loss_metric_speed_and_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "REDRAW_S", 0.0)
+    console = Console(file=io.StringIO(), width=140, force_terminal=True)
+    train(toy_config(tmp_path), console=console)
+    bars = [line for line in _text(console).replace("\r", "\n").splitlines() if "left" in line and "samples/s" in line]
+    assert any("loss" in bar and "best accuracy" in bar and "━" in bar for bar in bars)
+
+
+def test_counts_are_written_short() -> None:
+    assert [format_count(n) for n in (12, 1234, 25_797_000, 3.2e9)] == ["12", "1.23 k", "25.80 M", "3.20 G"]
+    assert [progress.format_seconds(s) for s in (0, 75, 3700)] == ["0:00", "1:15", "1:01:40"]
+
+
+def test_flops_name_the_operators_that_are_not_counted(tmp_path: Path) -> None:
+    library = torch.library.Library("mambaverse", "FRAGMENT")
+    library.define("engine_test_op(Tensor x) -> Tensor")
+    library.impl("engine_test_op", lambda x: x.clone(), "CPU")
+
+    class Scanning(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(torch.ops.mambaverse.engine_test_op(x))
+
+    task = Toy(toy_config(tmp_path))
+    task.setup()
+    model = Scanning(0.0).train()
+    assert count_flops(task, model, torch.device("cpu")) == (192, ["engine_test_op"])
+    assert model.training
+    library._destroy()
+
+
+def _picture(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        image.load()
+        return image.size
+
+
+def test_the_pictures_of_a_run_are_drawn(finished: Path) -> None:
+    width, height = _picture(finished / "curves.png")
+    assert width > 1200 and 300 < height < 900
+    width, height = _picture(finished / "confusion.png")
+    assert min(width, height) > 300
+
+
+def _rows(epochs: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for epoch in range(1, epochs + 1):
+        loss = 3 * math.exp(-epoch)
+        rows.append({"kind": "train", "step": epoch, "epoch": float(epoch), "loss": loss, "lr": 1e-3})
+        row = {"kind": "eval", "step": epoch, "epoch": epoch, "train_loss": loss, "loss": loss, "accuracy": 0.5}
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2, 60])  # nothing yet, a point, a line, too many for markers
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_curves_are_drawn_from_any_number_of_epochs(tmp_path: Path, epochs: int, metric: str) -> None:
+    rows = _rows(epochs)
+    if rows:
+        rows[-1]["loss"] = rows[-1]["accuracy"] = None  # was not finite
+    draw_curves(tmp_path / "c.png", rows, metric, more_is_better=metric != "loss")
+    assert _picture(tmp_path / "c.png")[0] > 1200
+
+
+@pytest.mark.parametrize(
+    "classes", [2, 10, 21, 100]
+)  # numbers in the cells, the last size with, the first without, most
+def test_confusion_is_readable_up_to_a_hundred_classes(tmp_path: Path, classes: int) -> None:
+    names = ["$\\frac", "普通话", "a name that is too long for an axis"] + [f"class_{i}" for i in range(classes)]
+    draw_confusion(tmp_path / "c.png", torch.eye(classes, dtype=torch.long) * 7, names[:classes])
+    width, height = _picture(tmp_path / "c.png")
+    assert min(width, height) >= max(300, 11 * classes)  # pixels a class: a name of 5 points still reads
+
+
+def test_confusion_counts_true_against_predicted() -> None:
+    outputs = torch.tensor([[2.0, 1, 0], [0, 1, 0], [0, 3, 1], [0, 0, 1]])
+    counts = count_confusion(outputs, torch.tensor([0, 0, 1, 2]), 3)
+    assert counts is not None
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    assert count_confusion(outputs, torch.rand(4), 3) is None  # not a classifier
+    assert count_confusion(outputs, torch.tensor([0, 0, 1, 2]), len(CLASSES)) is None
+
+
+def test_a_log_is_cut_back_to_where_its_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.write({"kind": "train", "step": 1, "loss": float("nan")})
+    keep = log.sync()
+    log.write({"kind": "train", "step": 2, "loss": 1.0})
+    log.close()
+    with open(path, "ab") as file:
+        file.write(b'{"kind": "train", "st')  # killed while writing
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
+    log = MetricsLog(path, keep=keep)
+    log.write({"kind": "train", "step": 3, "loss": 2.0})
+    log.close()
+    assert read_metrics(path) == [{"kind": "train", "step": 1, "loss": None}, {"kind": "train", "step": 3, "loss": 2.0}]
+
+
+def test_signals_are_taken_in_the_main_thread_only() -> None:
+    from threading import Thread
+
+    entered = []
+
+    def work() -> None:
+        with StopRequest() as stop:
+            entered.append(stop.signal)
+
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+    assert entered == [None]

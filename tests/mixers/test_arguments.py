@@ -1,0 +1,38 @@
+"""What a mixer cannot be built with, it says in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mambaverse.errors import UserError
+from mambaverse.mixers import create_mixer
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("ssd", {"headdim": 7}, "headdim must divide expand · dim = 32, got 7"),
+        ("ssd", {"headdim": 16, "ngroups": 3}, "ngroups must divide the number of heads 2"),
+        ("s6", {"A_init": "s4d_reel"}, "did you mean 's4d_real'"),
+        ("s6", {"A_init": "s4d_lin", "d_state": 5}, "d_state must be even"),
+        ("s6", {"dt_init": "zero"}, "expected dt_init 'random' or 'constant', got 'zero'"),
+        ("s6", {"headdim": 4}, "unknown argument 'headdim'"),
+        ("s4d", {"init": "hippo"}, "unknown init 'hippo'"),
+        ("s4d", {"init": "legs", "d_state": 5}, "d_state must be even"),
+        ("vim", {"merge": "concat"}, "expected merge 'mean' or 'add', got 'concat'"),
+        ("vim", {"init": "oficial"}, "expected init 'default' or 'official', got 'oficial'"),
+        ("bidirectional", {"mixer": "vim"}, "expected a causal mixer, got 'vim'"),
+        ("bidirectional", {"mixer": "attention"}, "expected a causal mixer, got 'attention'"),
+        ("bidirectional", {"merge": "men"}, "did you mean 'mean'"),
+        ("bidirectional", {"mixer": "s7"}, "unknown mixer 's7'"),
+        ("bidirectional", {"mixer_args": {"d_stat": 4}}, "did you mean 'd_state'"),
+        ("attention", {"num_heads": 3}, "num_heads · headdim must be dim = 16, got 3 · 5"),
+        ("attention", {"headdim": 1, "rotary": True}, "headdim must be even, got 1"),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_named(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        create_mixer(name, 16, **arguments)
+    assert message in str(error.value)

@@ -1,0 +1,45 @@
+"""TorchScript compiles every built-in mixer, and what it saves and loads gives the same numbers and gradients."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from mambaverse.testing import Subject
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("s4d", {"d_state": 8}),
+    ("s4d", {"d_state": 3, "init": "real"}),
+    ("s6", {}),
+    ("s6", {"A_init": "s4d_lin", "selective_dt": False, "selective_B": False}),
+    ("ssd", {"d_state": 8}),
+    ("ssd", {"d_state": 8, "rmsnorm": False, "D_has_hdim": True}),
+    ("vim", {}),
+    ("vim", {"shared": True}),
+    ("bidirectional", {"mixer": "s6"}),
+    ("attention", {"causal": True, "rotary": True}),
+]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.*` is deprecated:FutureWarning"
+)  # timm's contract asks for it all the same
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(("name", "arguments"), CASES, ids=str)
+def test_torchscript_compiles_saves_and_loads_a_mixer(name: str, arguments: dict[str, Any]) -> None:
+    subject = Subject(name, 16, arguments)
+    mixer, x = subject.build(), subject.tokens()
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(mixer), file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    results = []
+    for module in (mixer, loaded):
+        y = module(x)
+        y.sum().backward()
+        results.append([y, *(p.grad for p in module.parameters())])
+    for actual, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(actual, expected)

@@ -1,0 +1,95 @@
+"""The registry of data sets: names from files, descriptions, places, and a data set of one's own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mambaverse.config import DataConfig
+from mambaverse.datasets import (
+    DATASETS,
+    Dataset,
+    data_home,
+    describe_dataset,
+    get_dataset,
+    list_datasets,
+    register_dataset,
+)
+from mambaverse.errors import UserError
+from mambaverse.registry import RegistryError
+
+
+class Mine(Dataset):
+    summary, needs, fetches = "three bytes", "a file mine.bin", "3 bytes"
+
+    def find(self, place: Path) -> Path | None:
+        return path if (path := place / "mine.bin").is_file() else None
+
+    def download(self, folder: Path) -> None:
+        (folder / "mine.bin").write_bytes(b"abc")
+
+    def open(self, config: DataConfig) -> bytes:
+        return self.locate(config.root, config.download).read_bytes()
+
+
+@pytest.fixture
+def mine() -> Iterator[str]:
+    register_dataset("toy/mine")(Mine)
+    yield "toy/mine"
+    del DATASETS._entries["toy/mine"]
+
+
+def test_names_are_those_of_the_files() -> None:
+    assert set(list_datasets("vision/*")) >= {
+        f"vision/{name}" for name in ("cifar10", "cifar100", "digits", "fashion_mnist", "folder")
+    }
+
+
+@pytest.mark.parametrize("name", list_datasets())
+def test_each_says_what_it_is_and_whether_it_is_there(name: str, tmp_path: Path) -> None:
+    about = describe_dataset(name, str(tmp_path / "nowhere"))
+    assert about["name"] == name and about["summary"] and about["needs"]
+    assert about["status"] == "missing" or about["status"].startswith("found: ")
+
+
+def test_an_unknown_name_brings_the_nearest() -> None:
+    with pytest.raises(RegistryError, match="unknown dataset 'vision/digit', did you mean 'vision/digits'"):
+        get_dataset("digit", "vision")
+
+
+def test_ones_own_is_registered_and_found(mine: str, tmp_path: Path) -> None:
+    assert mine in list_datasets("toy/*")
+    (tmp_path / "mine.bin").write_bytes(b"xyz")
+    assert get_dataset("mine", "toy").open(DataConfig(name="mine", root=str(tmp_path))) == b"xyz"
+    assert describe_dataset(mine, str(tmp_path))["status"] == f"found: {tmp_path / 'mine.bin'}"
+
+
+def test_a_path_needs_no_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_module.py").write_text("from mambaverse.datasets import Dataset\nclass Own(Dataset): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert get_dataset("own_module:Own", "vision").name == "own_module:Own"
+
+
+def test_without_a_root_the_data_home_is_looked_in_and_downloaded_to(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAMBAVERSE_DATA", str(tmp_path))
+    dataset = get_dataset(mine)
+    with pytest.raises(UserError, match=rf"toy/mine is not here: .* looked in {tmp_path}/mine; .*data.download=true"):
+        dataset.open(DataConfig(name="mine"))
+    assert dataset.open(DataConfig(name="mine", download=True)) == b"abc"
+    assert dataset.locate(None) == tmp_path / "mine/mine.bin"
+
+
+def test_the_data_home_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MAMBAVERSE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert data_home() == tmp_path / "mambaverse/data"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert data_home() == Path.home() / ".cache/mambaverse/data"
+
+
+def test_what_cannot_be_fetched_says_so(mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mine, "fetches", "")
+    with pytest.raises(UserError, match=r"data\.download=true has nothing to fetch it from"):
+        get_dataset(mine).open(DataConfig(name="mine", root=str(tmp_path), download=True))
