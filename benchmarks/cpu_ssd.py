@@ -1,6 +1,6 @@
 """ssd on the CPU beside chunked SSD in torch with autograd and transformers': equal numbers first, then the time.
 
-    python benchmarks/cpu_ssd.py [--quick] [--repeat 20]
+    python benchmarks/cpu_ssd.py [--quick] [--seconds 10]
 
 Errors are relative RMS against float64 on the first sequence, the worst of the output and the gradients. "of peak" is
 the arithmetic that the chunked algorithm needs, over the time, over what torch reaches here in one large float32 matrix
@@ -100,12 +100,13 @@ def error(op: Op, inputs: Inputs) -> float:
     return max(relative_rms(a, e) for a, e in zip(actual, exact, strict=True))
 
 
-def least_ms(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Return the least time in milliseconds of each function, all run in turn so that they meet the same machine."""
-    times = [[] for _ in functions]
+def least_ms(functions: list[Callable[[], object]], seconds: float) -> list[float]:
+    """Return the least time in ms of each function; all run in turn, at least three times, for about `seconds`."""
+    times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
-    for _ in range(repeats):
+    end = time.perf_counter() + seconds
+    while len(times[-1]) < 3 or time.perf_counter() < end:
         for record, function in zip(times, functions, strict=True):
             start = time.perf_counter()
             function()
@@ -125,16 +126,16 @@ def gflop(case: Case) -> tuple[float, float]:
 
 def peak_gflops() -> float:
     a = torch.randn(2048, 2048)
-    return 2 * 2.048**3 / (1e-3 * least_ms([lambda: a @ a], 5)[0])
+    return 2 * 2.048**3 / (1e-3 * least_ms([lambda: a @ a], 1)[0])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the first shape only, five repeats")
-    parser.add_argument("--repeat", type=int, default=20, help="runs of which the least time counts")
+    parser.add_argument("--quick", action="store_true", help="the first shape only, for two seconds")
+    parser.add_argument("--seconds", type=float, default=10, help="time for each shape and direction; the least counts")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    cases, repeats = (TIMED[:1], 5) if arguments.quick else (TIMED, arguments.repeat)
+    cases, seconds = (TIMED[:1], 2.0) if arguments.quick else (TIMED, arguments.seconds)
     console = Console()
     peak = peak_gflops()
     console.print(
@@ -147,8 +148,8 @@ def main() -> None:
     for case in cases:
         inputs = draw(case)
         plain = {k: v.detach() for k, v in inputs.items()}
-        forward = least_ms([partial(op, plain) for op in OPS.values()], repeats)
-        both = least_ms([partial(gradients, op, inputs) for op in OPS.values()], repeats)
+        forward = least_ms([partial(op, plain) for op in OPS.values()], seconds)
+        both = least_ms([partial(gradients, op, inputs) for op in OPS.values()], seconds)
         work = gflop(case)
         for i, (name, op) in enumerate(OPS.items()):
             shape = f"{case.batch}, {case.length}, {case.heads}, {case.head_dim}, {case.state_dim}"

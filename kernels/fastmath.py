@@ -8,7 +8,7 @@ infinities give the limits. The relative error is about 1.5e-7, two float32 roun
 number; results below 2^-125.5 are 0.
 
 The coefficients are minimax fits of the relative error by Lawson's iteration (weighted least squares), rounded to
-float32. numba's cache does not look into callees: after an edit here, touch the kernels that call it.
+float32. Kernels that call these functions are compiled by `jit.cached_kernel`, which notices edits here.
 """
 
 import numba

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,12 +33,12 @@ def dense(x: Tensor) -> Any:
 
 
 def sum_rows(partial: Tensor) -> Tensor:
-    """Return the sum of contiguous float32 `partial` (P, ...) over its first axis.
+    """Return the sum of contiguous `partial` (P, ...), float32 or float64, over its first axis.
 
     Each column is added from first to last by one thread, so unlike with `torch.sum` the result does not depend on the
     number of threads.
     """
-    total = torch.empty(partial.shape[1:])
+    total = torch.empty(partial.shape[1:], dtype=partial.dtype)
     rows, columns = partial.shape[0], total.numel()
     grain = 1 + WORTH_A_CALL // (_COLUMNS * max(1, rows))
     parallel_for(
@@ -52,7 +51,7 @@ def sum_rows(partial: Tensor) -> Tensor:
 def _sum_rows(start, stop, partial, total):
     for item in range(start, stop):
         out = total[item * _COLUMNS : (item + 1) * _COLUMNS]
-        out[:] = np.float32(0)
+        out[:] = 0
         for i in range(partial.shape[0]):
             row = partial[i, item * _COLUMNS : (item + 1) * _COLUMNS]
             for j in range(out.size):

@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, BackendError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return _status(2)
     except BrokenPipeError:  # `mambaverse list models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -94,19 +96,23 @@ def _roots(arguments: argparse.Namespace) -> list[Path]:
     return [CONFIGS] if own is None else [own, CONFIGS]
 
 
-def _train(arguments: argparse.Namespace) -> int | None:
+def _train(arguments: argparse.Namespace) -> int:
     from mambaverse.config import compose
     from mambaverse.engine import run
 
     if arguments.resume is not None:
         if arguments.config is not None:
             raise UserError("--resume RUN takes its config from the run folder; give one or the other")
-        run.resume(arguments.resume)
-        return None
+        return _status(run.resume(arguments.resume).signal)
     if arguments.config is None:
         raise UserError("train: give a config, such as vision/digits, or --resume RUN; see `mambaverse list configs`")
-    run.train(compose(arguments.config, arguments.overrides, roots=_roots(arguments)), name=arguments.config)
-    return None
+    config = compose(arguments.config, arguments.overrides, roots=_roots(arguments))
+    return _status(run.train(config, name=arguments.config).signal)
+
+
+def _status(signal: int | None) -> int:
+    """Return what a shell says of a process that ended by `signal`."""
+    return 0 if signal is None else 128 + signal
 
 
 def _eval(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ class UserError(ValueError):
 def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
     """Return ", did you mean 'x'?" for the nearest of `known`, else the start of the list of what exists."""
     names = sorted(known)
-    if close := get_close_matches(name, names, n=1):
+    if close := get_close_matches(name, names, n=1, cutoff=0.5):
         return f", did you mean {close[0]!r}?"
     if not names:
         return "; there are none"

@@ -1,6 +1,7 @@
 """Imports point one way: kernels <- mambaverse <- tasks; only the command line and the timm bridge may name tasks."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ALLOWED = {"kernels": "mambaverse.kernels", "mambaverse": "mambaverse", "tasks": "mambaverse"}
 MAY_NAME_TASKS = {ROOT / "mambaverse/cli.py", ROOT / "mambaverse/timm.py"}
-KERNELS_MAY_IMPORT = {"torch", "numpy", "einops"}  # at the top of a file; a backend's own file may add its compiler
+KERNELS_MAY_IMPORT = {"torch", "numpy", "einops", "numba", "llvmlite", "triton"}  # test_import_cost.py says when
 FILES = [path for layer in ALLOWED for path in (ROOT / layer).rglob("*.py")]
 
 
-def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
-    tree = ast.parse(path.read_text())
-    for node in tree.body if top_level else ast.walk(tree):
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -35,13 +35,9 @@ def test_imports_point_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", list((ROOT / "kernels").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_kernels_need_torch_alone(path: Path) -> None:
-    standard = __import__("sys").stdlib_module_names
-    compiler = {"numba", "llvmlite"} if path.name.startswith("cpu") or path.name == "fastmath.py" else set()
-    compiler |= {"triton"} if path.name.startswith("triton") else set()
-    for name in imports(path, top_level=True):
-        root = name.split(".")[0]
-        assert root in standard | KERNELS_MAY_IMPORT | compiler | {"mambaverse"}, f"{path.name} imports {name}"
+def test_kernels_need_torch_and_compilers_alone(path: Path) -> None:
+    for name in imports(path):
+        assert name.split(".")[0] in sys.stdlib_module_names | KERNELS_MAY_IMPORT | {"mambaverse"}, name
 
 
 def test_no_package_file_in_the_owners_folders() -> None:

@@ -15,21 +15,22 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from mambaverse.kernels import fastmath
 from mambaverse.kernels.checks import sequence_bounds
 from mambaverse.kernels.fastmath import silu as _silu
 from mambaverse.kernels.fastmath import silu_gradient
+from mambaverse.kernels.jit import cached_kernel
 from mambaverse.kernels.rows import WORTH_A_CALL, dense, flat_rows, sum_rows
 from mambaverse.kernels.threads import parallel_for
 
 _ROWS = (
     64  # positions per item: W-1 of them are computed twice in backward, one row of W+1 partial sums is kept for all
 )
-_compiled = numba.njit(nogil=True, fastmath={"contract", "nsz"}, cache=True, error_model="numpy", boundscheck=False)
+_compiled = cached_kernel(fastmath, fastmath={"contract", "nsz"})
 
 
 def forward(

@@ -74,7 +74,11 @@ def lti_conv(
     _check_system(op, u, A, B, C, dt, D, discretization)
     if initial_state is not None:
         _check_state(op, "initial_state", initial_state, u, A)
-        initial_state = initial_state if initial_state.is_complex() else torch.complex(initial_state, torch.zeros_like(initial_state))
+        initial_state = (
+            initial_state
+            if initial_state.is_complex()
+            else torch.complex(initial_state, torch.zeros_like(initial_state))
+        )
     A_bar, B_bar, C = _system(A, B, C, dt, discretization)
     y, final_state = lti_conv_forward(u, A_bar, B_bar, C, D, initial_state, reverse, current_backend())
     if not return_final_state:

@@ -3,8 +3,8 @@
     zoh        A_bar = exp(Δ A)                      B_bar = (exp(Δ A) - 1) / A · B
     bilinear   A_bar = (1 + Δ A / 2) / (1 - Δ A / 2)  B_bar = Δ / (1 - Δ A / 2) · B
 
-A_bar is raised to the power of the sequence's length, so it keeps the digits of complex128: in complex64 the phase of its
-10000th power is wrong by 5e-3 where Δ Im A is 10. Source: Gu et al., "On the Parameterization and Initialization of
+A_bar is raised to the power of the sequence's length, so it keeps the digits of complex128: in complex64 the phase of
+its 10000th power is wrong by 5e-3 where Δ Im A is 10. Source: Gu et al., "On the Parameterization and Initialization of
 Diagonal State Space Models" (2022), section 3.
 """
 

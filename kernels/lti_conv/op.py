@@ -1,6 +1,6 @@
 """The torch.library registration of lti_conv: one forward op, one backward op, their fakes and the gradient.
 
-The op takes the discretised system, made from the parameters by `discretize` in plain PyTorch: it is (D, N), hence cheap.
+The op takes the discretised system, (D, N) and hence cheap, that `discretize` makes of the parameters in plain PyTorch.
 Backward runs the recurrence again, so there is nothing to `save` beside the inputs.
 """
 

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from mambaverse.kernels import fastmath
 from mambaverse.kernels.fastmath import silu, silu_gradient
+from mambaverse.kernels.jit import cached_kernel
 from mambaverse.kernels.rows import WORTH_A_CALL, dense, flat_rows, sum_rows
 from mambaverse.kernels.threads import parallel_for
 
 _ROWS = 64  # rows whose weight gradients are added before they are written
 # "reassoc" lets sums run in SIMD lanes; NaN and infinities keep their meaning.
-_compiled = numba.njit(
-    nogil=True, fastmath={"reassoc", "contract", "nsz"}, cache=True, error_model="numpy", boundscheck=False
-)
+_compiled = cached_kernel(fastmath, fastmath={"reassoc", "contract", "nsz"})
 
 
 def forward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ TIMED_CASES = (
 )
 
 
-def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Return random inputs of a case, everything optional included, as a trained layer would see them.
 
     Args:
@@ -56,7 +57,7 @@ def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32
         dtype: Of u, delta, B, C and z; parameters and states are float32, or float64 if this is.
 
     Returns:
-        u, delta, A, B, C, D, z, delta_bias, initial_state. Δ is about 0.01 to 1, Re A in [-8, -0.5].
+        The tensors u, delta, A, B, C, D, z, delta_bias, initial_state. Δ is about 0.01 to 1, Re A in [-8, -0.5].
     """
     generator = torch.Generator().manual_seed(seed)
     b, length, dim, n = case.batch, case.length, case.dim, case.state_dim

@@ -101,8 +101,10 @@ def backward(
         *(flat(gradient) for gradient in (du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial_state)),
     )
     dA, dB, dC = (_joined(sum_rows(parts)).view(t.shape) for parts, t in ((dA, A), (dB, B), (dC, C)))
-    dD, dbias = None if D is None else sum_rows(dD), None if delta_bias is None else sum_rows(dbias)
-    return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial_state
+    return (
+        *(du, ddelta, dA, dB, dC, None if D is None else sum_rows(dD), dz),
+        *(None if delta_bias is None else sum_rows(dbias), dinitial_state),
+    )
 
 
 def _inputs(

@@ -2,13 +2,13 @@
 
     h[t] = a[t] h[t-1] + x[t] B[t],  a = 2^(Δ rate),  rate = A / ln 2,  x = Δ u;   out += C·h, complex: 2 Re(C·h)
 
-and its gradient, from the states that the chunk starts from, which are followed forward once more. One state n after the
-other runs through the steps q of the chunk, for a real A with two registers of channels at a time.
+and its gradient, for which the states are followed forward once more from those that the chunk starts from. One state n
+after the other runs through the steps q of the chunk, for a real A with two registers of channels at a time.
 
 Arrays of states (rate, h, ...) are (1, N, WIDTH) for a real A; for a complex A (2, N, WIDTH), real and imaginary parts.
-Arrays of steps are (CHUNK, WIDTH). B and C are flat; step q of the chunk is in B[b_first + q b_step + n], or for a complex
-A in the pair that starts at B[b_first + q b_step + 2 n]. Names with g_ are gradients: g_h that of h. The gradient of a
-complex number is dL/dRe + i dL/dIm, as in torch.
+Arrays of steps are (CHUNK, WIDTH). B and C are flat; step q of the chunk is in B[b_first + q b_step + n], or for a
+complex A in the pair that starts at B[b_first + q b_step + 2 n]. Names with g_ are gradients: g_h that of h. The
+gradient of a complex number is dL/dRe + i dL/dIm, as in torch.
 """
 
 import numpy as np
@@ -54,8 +54,8 @@ def backward_real(
 ):  # fmt: skip
     """Differentiate `num` steps; a (1, CHUNK, WIDTH), h (a row more), g_b and g_c (CHUNK, LANES) are scratch.
 
-    g_h comes in as the gradient of the last states and leaves as that of `h_first`; g_B and g_C (1, N, CHUNK) are written;
-    out, g_x (of x), g_dt (through a, over ln 2) and g_rate (of A) are added to.
+    g_h comes in as the gradient of the last states and leaves as that of `h_first`; g_B and g_C (1, N, CHUNK) are
+    written; out, g_x (of x), g_dt (through a, over ln 2) and g_rate (of A) are added to.
     """
     for n in range(rate.shape[1]):
         g_b[:] = f32(0)

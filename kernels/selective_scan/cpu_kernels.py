@@ -1,6 +1,8 @@
 """Selective scan on the CPU: the numba kernels, SIMD over channels, a chunk of inputs in the cache.
 
-    h[t] = exp(Δ[t] A) h[t-1] + Δ[t] B[t] u[t],   y[t] = (C[t]·h[t] + D u[t]) silu(z[t]),   Δ = softplus(delta + delta_bias)
+    Δ = softplus(delta + delta_bias)
+    h[t] = exp(Δ[t] A) h[t-1] + Δ[t] B[t] u[t]
+    y[t] = (C[t]·h[t] + D u[t]) silu(z[t])
 
 A block of `WIDTH` channels walks its sequence in chunks of `CHUNK` steps. Per chunk the inputs are copied into buffers,
 rows of `WIDTH` (the last block is padded with zeros), and `cpu_chunk` does the rest:
@@ -17,19 +19,25 @@ are (.., D, N), complex ones in pairs (`parts` is 2).
 import numpy as np
 from numba import njit
 
+from mambaverse.kernels import fastmath
 from mambaverse.kernels.fastmath import sigmoid, silu, softplus
+from mambaverse.kernels.jit import cached_kernel
+from mambaverse.kernels.selective_scan import cpu_chunk, cpu_layout, shapes
 from mambaverse.kernels.selective_scan.cpu_chunk import backward_complex, backward_real, forward_complex, forward_real
 from mambaverse.kernels.selective_scan.cpu_layout import WIDTH
 from mambaverse.kernels.selective_scan.shapes import CHUNK
+from mambaverse.kernels.ssd import simd
 from mambaverse.kernels.ssd.simd import LANES, flush_denormals, restore_denormals
 
 f32 = np.float32
 LOG2_E, LN_2 = f32(1.44269504), f32(0.69314718)
 
-_kernel = njit(nogil=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", boundscheck=False, cache=True)
+_FLAGS = {"contract", "reassoc", "nsz"}
+_part = njit(fastmath=_FLAGS, error_model="numpy", boundscheck=False)
+_kernel = cached_kernel(fastmath, simd, cpu_layout, cpu_chunk, shapes, fastmath=_FLAGS)
 
 
-@_kernel
+@_part
 def _load(source, first, stride, num, width, rows):
     """Copy `num` rows of `width` elements, `stride` apart, into a buffer; zeros beyond `width`."""
     for q in range(num):
@@ -40,7 +48,7 @@ def _load(source, first, stride, num, width, rows):
             rows[q, j] = f32(0)
 
 
-@_kernel
+@_part
 def _store(rows, num, width, target, first, stride):
     """Copy `num` rows of `width` elements out of a buffer."""
     for q in range(num):
@@ -49,9 +57,9 @@ def _store(rows, num, width, target, first, stride):
             row[j] = rows[q, j]
 
 
-@_kernel
+@_part
 def _read(source, first, width, states):
-    """Transpose `width` channels from channel `first` on of (D, N, parts) into (parts, N, WIDTH); zeros beyond or if empty."""
+    """Transpose `width` channels of (D, N, parts), from `first` on, to (parts, N, WIDTH); zeros beyond, or if empty."""
     parts, state_dim, _ = states.shape
     for part in range(parts):
         for n in range(state_dim):
@@ -60,9 +68,9 @@ def _read(source, first, width, states):
                 states[part, n, j] = source[((first + j) * state_dim + n) * parts + part] if inside else f32(0)
 
 
-@_kernel
+@_part
 def _write(states, target, first, width):
-    """Transpose (parts, N, WIDTH) into `width` channels from channel `first` on of (D, N, parts)."""
+    """Transpose (parts, N, WIDTH) to `width` channels of (D, N, parts), from `first` on."""
     parts, state_dim, _ = states.shape
     for part in range(parts):
         for n in range(state_dim):
@@ -70,7 +78,7 @@ def _write(states, target, first, width):
                 target[((first + j) * state_dim + n) * parts + part] = states[part, n, j]
 
 
-@_kernel
+@_part
 def _sequence(s, length, cu_seqlens):
     """Return batch index, first and one-past-last position of sequence s (dense batch, or packed by cu_seqlens)."""
     if len(cu_seqlens):

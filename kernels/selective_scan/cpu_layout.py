@@ -62,7 +62,7 @@ def grouped_rows(B: Tensor, dtype: torch.dtype) -> tuple[Any, tuple[int, ...]]:
 
 
 def flat(x: Tensor | None, dtype: torch.dtype = torch.float32) -> Any:
-    """Return a small input in `dtype`, or the memory of an output, as a flat array (complex: pairs); nothing for None."""
+    """Return a small input in `dtype`, or the memory of an output, flat (complex: in pairs); nothing for None."""
     if x is None:
         return _NOTHING
     if x.is_complex() or dtype.is_complex:

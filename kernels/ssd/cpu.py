@@ -44,9 +44,10 @@ def forward(
     limits = dt_softplus, dt_min, dt_max
     run = _Run(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, limits, reverse, chunk_size)
     states[run.num_boundaries :].zero_()
-    run.carry(run.B, run.x, initial_state, final, states, gradient=False, keep_end=True)
+    run.carry(run.B, run.x, initial_state, states, gradient=False)
     y = torch.empty(x.shape, dtype=torch.float32)
-    run.chunks(kernels.chunk_forward, 2, (), states, _memory(y))
+    run.chunks(kernels.chunk_forward, 3, (), states, _memory(y), _memory(final))
+    run.fill_empty(final, initial_state)
     return y.to(x.dtype), final, states if save else states.new_empty((0, *shape[1:]))
 
 
@@ -69,14 +70,16 @@ def backward(
     run = _Run(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, limits, reverse, chunk_size)
     dy = _flat(torch.zeros(()).expand(x.shape) if grad_y is None else grad_y)
     dstates = torch.empty(chunk_states.shape, dtype=torch.float32)
-    run.carry(run.C, dy, grad_final, dinitial, dstates, gradient=True, keep_end=initial_state is not None)
+    run.carry(run.C, dy, grad_final, dstates, gradient=True)
     per_head = torch.empty((2, len(run.table), run.heads))  # of A and dt_bias
     per_row = torch.empty((0 if D is None else len(run.table), *x.shape[2:]))
-    outs = (dstates, dx, ddt, dB, dC, dz, per_head, per_row)
+    outs = (dstates, dx, ddt, dB, dC, dz, dinitial, per_head, per_row)
     ends = run.optional(grad_final)
     run.chunks(
         kernels.chunk_backward, 5, (grad_final is not None,), chunk_states, *dy, ends, *(_memory(out) for out in outs)
     )
+    if initial_state is not None:
+        run.fill_empty(dinitial, grad_final)
     dA.copy_(_sum(per_head[0]))
     if D is not None:
         dD.copy_(_sum(per_row) if D.ndim == 2 else _sum(per_row).sum(-1))
@@ -120,15 +123,20 @@ class _Run:
         _, _, _, head_dim, state_dim, *_ = self.sizes
         return int(_GRAIN_FLOPS / (2 * self.longest * head_dim * state_dim * products)) + 1
 
-    def carry(self, rows: Flat, columns: Flat, start: Tensor | None, end: Tensor, states: Tensor, *, gradient: bool,
-              keep_end: bool) -> None:  # fmt: skip
-        """Carry the state, or its gradient, from `start` to `end`, and leave it at the boundaries in `states`."""
-        flags = (gradient and self.flags[0], start is not None)
-        parallel_for(
-            kernels.carry_states, (len(self.offsets) - 1) * self.heads, gradient, keep_end, (*self.sizes, *flags),
-            self.table, self.offsets, *rows, *columns, *self.z, *self.steps, self.A, self.optional(start), _memory(end),
-            _memory(states), grain=self._grain(1),
-        )  # fmt: skip
+    def fill_empty(self, end: Tensor, start: Tensor | None) -> None:
+        """Copy to `end` the rows of `start` that belong to empty sequences, which no kernel visits."""
+        if empty := np.flatnonzero(np.diff(self.offsets) == 0).tolist():
+            end[empty] = torch.zeros(()) if start is None else start.detach()[empty].float()
+
+    def carry(self, rows: Flat, columns: Flat, start: Tensor | None, states: Tensor, *, gradient: bool) -> None:
+        """Carry the state, or its gradient, from `start` through the chunks; leave it at the boundaries in `states`."""
+        if self.num_boundaries:
+            flags = (gradient and self.flags[0], start is not None)
+            parallel_for(
+                kernels.carry_states, (len(self.offsets) - 1) * self.heads, gradient, (*self.sizes, *flags), self.table,
+                self.offsets, *rows, *columns, *self.z, *self.steps, self.A, self.optional(start), _memory(states),
+                grain=self._grain(1),
+            )  # fmt: skip
 
     def chunks(self, kernel: Any, products: int, flags: tuple[bool, ...], states: Tensor, *arrays: Any) -> None:
         """Run `kernel`, which does about `products` matrix products per head, on every chunk and group."""

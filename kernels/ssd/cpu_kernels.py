@@ -26,7 +26,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numba import njit
 
 from mambaverse.kernels.ssd.cpu_tiles import (
@@ -42,8 +41,10 @@ from mambaverse.kernels.ssd.cpu_tiles import (
     UPPER,
     WEIGHT,
     add_scaled,
+    advance,
     clear,
     decays,
+    dot,
     dot_columns,
     fetch,
     gate,
@@ -54,13 +55,15 @@ from mambaverse.kernels.ssd.cpu_tiles import (
     pack,
     padded,
     product,
+    save_state,
     scale_rows,
+    scratch,
     transpose,
     unpack,
     weigh,
 )
 from mambaverse.kernels.ssd.layout import PAD
-from mambaverse.kernels.ssd.simd import LANES, flush_denormals, fma, load, mul, restore_denormals, splat, store, total
+from mambaverse.kernels.ssd.simd import flush_denormals, restore_denormals
 
 _PARTS = [Path(__file__).with_name(name).read_bytes() for name in ("cpu_tiles.py", "layout.py", "simd.py")]
 _DIGEST = hashlib.sha256(b"".join(_PARTS)).hexdigest()[:12]
@@ -77,43 +80,31 @@ def _kernel(function: Callable[..., None]) -> Any:
 
 
 @_kernel
-def carry_states(start, stop, backward, keep_last, sizes, chunks, offsets, rows, rows_at, columns, columns_at, z, z_at,
-                 dt, dt_at, bias, limits, A, first, last, work):  # fmt: skip
-    """Carry the state of one (sequence, head) through its chunks, leaving it at every boundary and in `last`.
+def carry_states(start, stop, backward, sizes, chunks, offsets, rows, rows_at, columns, columns_at, z, z_at, dt, dt_at,
+                 bias, limits, A, first, work):  # fmt: skip
+    """Carry the state of one (sequence, head) through its chunks, from `first` (S, H, P, N), to every boundary.
 
-    Forward:  h <- decay h + sum over j of B[j] (w[j] x[j])ᵀ, from `first` (initial state) to `last` (final state).
-    Backward: the same along the gradient, dh <- decay dh + sum over i of C[i] (e[i] dy[i])ᵀ, from the last chunk's end
-    to the first's start; `rows` is then C, `columns` is dy (gated by z), and `last` is filled if `keep_last`.
+    Forward:  h <- decay h + sum over j of B[j] (w[j] x[j])ᵀ from the initial state.
+    Backward: the same along the gradient, dh <- decay dh + sum over i of C[i] (e[i] dy[i])ᵀ, from that of the final
+    state, last chunk first; `rows` is then C, `columns` is dy (gated by z).
     """
     _, H, G, P, N, q, step, has_z, has_first = sizes
     n, p = padded(N), padded(P)
-    o_rows, o_columns, o_h, o_tmp, o_decay = 0, q * n, q * (n + p), q * (n + p) + n * p, q * (n + p) + 2 * n * p
-    s = np.empty(o_decay + NUM_DECAYS * q + q * p, np.float32)
-    o_z = o_decay + NUM_DECAYS * q
+    o_rows, o_columns, o_z, o_h = 0, q * n, q * (n + p), q * (n + 2 * p)
+    o_tmp, o_decay = o_h + n * p, o_h + 2 * n * p
+    s = scratch(o_decay + NUM_DECAYS * q)
     before_flush = flush_denormals()
     for item in range(start, stop):
         sequence, h = item // H, item % H
         g = h // (H // G)
-        count = offsets[sequence + 1] - offsets[sequence]
-        if not load_state(s, o_h, o_tmp, -1, h, H, work, has_first, first, sequence, P, N):
-            clear(s, o_h, n * p)
-        for visit in range(count):
+        has_h = has_first
+        if has_h and offsets[sequence + 1] - offsets[sequence] > 1:
+            load_state(s, o_h, o_tmp, -1, h, H, work, True, first, sequence, P, N)
+        for visit in range(offsets[sequence + 1] - offsets[sequence] - 1):
             c = offsets[sequence + 1] - 1 - visit if backward else offsets[sequence] + visit
             b, t, length = chunks[c, 0], chunks[c, 1], chunks[c, 2]
-            if visit == count - 1 and not keep_last:
-                break
-            decay = decays(
-                s,
-                o_decay,
-                q,
-                dt,
-                b * dt_at[0] + t * dt_at[1] + h,
-                step * dt_at[1],
-                bias[h],
-                limits,
-                A[h] * LOG2_E,
-                length,
-            )
+            at_dt = b * dt_at[0] + t * dt_at[1] + h
+            decay = decays(s, o_decay, q, dt, at_dt, step * dt_at[1], bias[h], limits, A[h] * LOG2_E, length)
             at = b * rows_at[0] + t * rows_at[1] + g * rows_at[2]
             pack(s, o_rows, rows, at, step * rows_at[1], length, N)
             at = b * columns_at[0] + t * columns_at[1] + h * columns_at[2]
@@ -124,23 +115,39 @@ def carry_states(start, stop, backward, keep_last, sizes, chunks, offsets, rows,
                 pack(s, o_z, z, b * z_at[0] + t * z_at[1] + h * z_at[2], step * z_at[1], length, P)
                 gate(s, o_columns, o_z, length, p)
             scale_rows(s, o_columns, o_decay + (FROM_START if backward else WEIGHT) * q, length, p)
-            for i in range(o_h, o_h + n * p, LANES):
-                store(s, i, mul(splat(decay), load(s, i)))
-            product(s, o_rows, 1, n, s, o_columns, p, o_h, p, n, p, length, FULL, True)
+            advance(s, o_h, o_rows, o_columns, decay, n, p, length, has_h)
+            has_h = True
             boundary = chunks[c, 4] if backward else chunks[c, 5]
-            if boundary >= 0:
-                unpack(s, o_h, work, (boundary * H + h) * n * p, p, n, p)
-        if keep_last:
-            transpose(s, o_h, p, o_tmp, n, n, p)
-            unpack(s, o_tmp, last, item * P * N, N, P, N)
+            unpack(s, o_h, work, (boundary * H + h) * n * p, p, n, p)
     restore_denormals(before_flush)
 
 
 @_kernel
 def chunk_forward(
-    start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_at, dt, dt_at, bias, limits, A, D, first, work, y
+    start,
+    stop,
+    sizes,
+    chunks,
+    x,
+    x_at,
+    z,
+    z_at,
+    B,
+    B_at,
+    C,
+    C_at,
+    dt,
+    dt_at,
+    bias,
+    limits,
+    A,
+    D,
+    first,
+    work,
+    y,
+    final,
 ):
-    """Write y for the (chunk, group) pairs start .. stop - 1."""
+    """Write y for the (chunk, group) pairs start .. stop - 1, and the final state where a sequence ends."""
     L, H, G, P, N, q, step, has_z, has_D, has_first = sizes
     n, p, heads = padded(N), padded(P), H // G
     o_B, o_C, o_Ct, o_cb, o_m = 0, q * n, 2 * q * n, 3 * q * n, 3 * q * n + q * q
@@ -148,7 +155,7 @@ def chunk_forward(
     o_y, o_z, o_h, o_tmp = o_x + q * p, o_x + 2 * q * p, o_x + 3 * q * p, o_x + 3 * q * p + n * p
     o_decay = o_tmp + n * p
     o_D = o_decay + NUM_DECAYS * q
-    s = np.empty(o_D + PAD * p, np.float32)
+    s = scratch(o_D + PAD * p)
     before_flush = flush_denormals()
     for item in range(start, stop):
         c, g = item // G, item % G
@@ -159,18 +166,8 @@ def chunk_forward(
         transpose(s, o_C, n, o_Ct, q, rows, n)
         product(s, o_B, n, 1, s, o_Ct, q, o_cb, q, length, rows, N, OUT_UPPER, False)
         for h in range(g * heads, (g + 1) * heads):
-            decays(
-                s,
-                o_decay,
-                q,
-                dt,
-                b * dt_at[0] + t * dt_at[1] + h,
-                step * dt_at[1],
-                bias[h],
-                limits,
-                A[h] * LOG2_E,
-                length,
-            )
+            at_dt = b * dt_at[0] + t * dt_at[1] + h
+            decay = decays(s, o_decay, q, dt, at_dt, step * dt_at[1], bias[h], limits, A[h] * LOG2_E, length)
             mask(s, o_m, o_cb, q, o_decay, length)
             at = b * x_at[0] + t * x_at[1] + h * x_at[2]
             pack(s, o_x, x, at, step * x_at[1], length, P)
@@ -187,18 +184,22 @@ def chunk_forward(
                 pack(s, o_z, z, b * z_at[0] + t * z_at[1] + h * z_at[2], step * z_at[1], length, P)
                 gate(s, o_y, o_z, length, p)
             unpack(s, o_y, y, ((b * L + t) * H + h) * P, step * H * P, length, P)
+            if chunks[c, 5] < 0:
+                scale_rows(s, o_x, o_decay + WEIGHT * q, length, p)
+                advance(s, o_h, o_B, o_x, decay, n, p, length, has_state)
+                save_state(s, o_h, o_tmp, final, (sequence * H + h) * P * N, P, N)
     restore_denormals(before_flush)
 
 
 @_kernel
 def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_at, dt, dt_at, bias, limits, A, D, first,
-                   work, dy, dy_at, dlast, dwork, dx, ddt, dB, dC, dz, per_head, per_row):  # fmt: skip
+                   work, dy, dy_at, dfinal, dwork, dx, ddt, dB, dC, dz, dfirst, per_head, per_row):  # fmt: skip
     """Write every gradient for the (chunk, group) pairs start .. stop - 1.
 
     What is summed over time comes chunk by chunk: `per_head` (2, chunks, H) for A and dt_bias, `per_row` (chunks, H, P)
     for D.
     """
-    L, H, G, P, N, q, step, has_z, has_D, has_first, has_dlast = sizes
+    L, H, G, P, N, q, step, has_z, has_D, has_first, has_dfinal = sizes
     n, p, heads = padded(N), padded(P), H // G
     o_B, o_C, o_Bt, o_Ct = 0, q * n, 2 * q * n, 3 * q * n
     o_dB, o_dBt, o_dCt, o_part = 4 * q * n, 5 * q * n, 6 * q * n, 7 * q * n
@@ -210,7 +211,7 @@ def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_a
     o_decay = o_h + 3 * n * p
     o_ddt = o_decay + NUM_DECAYS * q
     o_da, o_run, o_in, o_out, o_D = o_ddt + q, o_ddt + 2 * q, o_ddt + 3 * q, o_ddt + 4 * q, o_ddt + 5 * q
-    s = np.empty(o_D + PAD * p, np.float32)
+    s = scratch(o_D + PAD * p)
     before_flush = flush_denormals()
     for item in range(start, stop):
         c, g = item // G, item % G
@@ -242,7 +243,7 @@ def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_a
             product(s, o_x, p, 1, s, o_gt, q, o_t, q, length, rows, P, OUT_UPPER, False)
             mask_backward(s, o_m, o_dcb, o_ddt, o_da, o_run, o_cb, o_t, q, o_decay, length)
 
-            has_dh = load_state(s, o_dh, o_tmp, chunks[c, 5], h, H, dwork, has_dlast, dlast, sequence, P, N)
+            has_dh = load_state(s, o_dh, o_tmp, chunks[c, 5], h, H, dwork, has_dfinal, dfinal, sequence, P, N)
             has_h = load_state(s, o_h, o_tmp, chunks[c, 4], h, H, work, has_first, first, sequence, P, N)
             through = (
                 0.0  # gradient of the log decay at t from paths that pass over t: chunk's start or j < t to its end
@@ -254,10 +255,7 @@ def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_a
                 product(s, o_dh, p, 1, s, o_xt, q, o_part, q, N, rows, P, FULL, False)
                 weigh(s, o_out, o_dBt, o_part, o_Bt, o_decay + WEIGHT * q, q, N, length)
                 if has_h:
-                    dot = splat(np.float32(0))
-                    for i in range(0, n * p, LANES):
-                        dot = fma(load(s, o_h + i), load(s, o_dh + i), dot)
-                    through = decay * total(dot)
+                    through = decay * dot(s, o_h, o_dh, n * p)
             else:
                 clear(s, o_out, rows)
             if has_h:
@@ -287,6 +285,10 @@ def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_a
                 add_scaled(s, o_dx, o_g, o_D, length, p)
                 dot_columns(s, o_tmp, o_g, o_x, length, p)
                 unpack(s, o_tmp, per_row, (c * H + h) * P, 0, 1, P)
+            if has_first and chunks[c, 4] < 0:
+                scale_rows(s, o_g, o_decay + FROM_START * q, length, p)
+                advance(s, o_dh, o_C, o_g, decay, n, p, length, has_dh)
+                save_state(s, o_dh, o_tmp, dfirst, (sequence * H + h) * P * N, P, N)
             unpack(s, o_dx, dx, first_row * P, step * H * P, length, P)
             if has_z:
                 if has_h:

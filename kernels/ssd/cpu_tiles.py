@@ -54,6 +54,14 @@ def padded(n):
 
 
 @_jit
+def scratch(count):
+    """Return `count` floats at a multiple of 64 bytes, not set to anything."""
+    memory = np.empty(count + PAD, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    return memory[first : first + count]
+
+
+@_jit
 def clear(s, o, count):
     """Write `count` zeros at `o`."""
     for i in range(o, o + count, LANES):
@@ -262,22 +270,31 @@ def mask_backward(s, o_m, o_dcb, o_ddt, o_da, o_run, o_cb, o_t, q, o_decay, rows
 def weigh(s, o_sum, o_acc, o_part, o_tile, ow, q, count, rows):
     """Write sum[i] = sum over k of tile[k, i] part[k, i], and acc[k, i] += w[i] part[k, i], for `count` rows k."""
     for i in range(0, padded(rows), LANES):
-        w, dot = load(s, ow + i), splat(np.float32(0))
+        w, sums = load(s, ow + i), splat(np.float32(0))
         for at in range(i, i + count * q, q):
             part = load(s, o_part + at)
-            dot = fma(load(s, o_tile + at), part, dot)
+            sums = fma(load(s, o_tile + at), part, sums)
             store(s, o_acc + at, fma(w, part, load(s, o_acc + at)))
-        store(s, o_sum + i, dot)
+        store(s, o_sum + i, sums)
+
+
+@_jit
+def dot(s, oa, ob, count):
+    """Return the sum of products of the `count` numbers at `oa` and at `ob`."""
+    sums = splat(np.float32(0))
+    for i in range(0, count, LANES):
+        sums = fma(load(s, oa + i), load(s, ob + i), sums)
+    return total(sums)
 
 
 @_jit
 def dot_columns(s, o, oa, ob, rows, ld):
     """Write sum over i of a[i, p] b[i, p] to the row at `o`."""
     for j in range(0, ld, LANES):
-        dot = splat(np.float32(0))
+        sums = splat(np.float32(0))
         for at in range(j, j + rows * ld, ld):
-            dot = fma(load(s, oa + at), load(s, ob + at), dot)
-        store(s, o + j, dot)
+            sums = fma(load(s, oa + at), load(s, ob + at), sums)
+        store(s, o + j, sums)
 
 
 @_jit
@@ -304,3 +321,20 @@ def load_state(s, o, tmp, boundary, h, H, work, has_end, end, sequence, P, N):
         pack(s, tmp, end, (sequence * H + h) * P * N, N, P, N)
         transpose(s, tmp, n, o, p, p, n)
     return boundary >= 0 or has_end
+
+
+@_jit
+def save_state(s, o, tmp, target, base, P, N):
+    """Copy the state (N, P) at `o` to target[base] as (P, N)."""
+    n, p = padded(N), padded(P)
+    transpose(s, o, p, tmp, n, n, p)
+    unpack(s, tmp, target, base, N, P, N)
+
+
+@_jit
+def advance(s, o, o_rows, o_columns, decay, n, p, length, has_state):
+    """Set the state at `o` to decay * state + sum over i of rows[i] columns[i]ᵀ; without a state it counts as 0."""
+    if has_state:
+        for i in range(o, o + n * p, LANES):
+            store(s, i, mul(splat(decay), load(s, i)))
+    product(s, o_rows, 1, n, s, o_columns, p, o, p, n, p, length, FULL, has_state)

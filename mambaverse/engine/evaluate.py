@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def score(
     """
     model.eval()
     metrics = task.metrics().to(accelerator.device)
-    loss = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # sum, samples
+    loss, count = torch.zeros((), dtype=torch.float64, device=accelerator.device), 0
     kept: list[tuple[int, Tensor, Tensor]] = []
     num_samples, batch_size = len(loader.samples), task.config.data.eval_batch_size
     for job, batch in loader.run(eval_jobs(num_samples, batch_size, shard_of(accelerator))):
@@ -64,11 +65,12 @@ def score(
         with accelerator.autocast():
             result = task.step(model, batch)
         output = result["output"].float()
-        loss += torch.stack([result["loss"].double() * len(job.indices), loss.new_tensor(len(job.indices))])
+        loss += result["loss"] * len(job.indices)
+        count += len(job.indices)
         task.update(metrics, output, batch)
         if collect:
             kept.append((job.indices[0], output.cpu(), task.targets(batch).cpu()))
-    total, count = accelerator.reduce(loss, "sum").tolist()
+    total, count = accelerator.reduce(torch.stack([loss, torch.full_like(loss, count)]), "sum").tolist()
     with warnings.catch_warnings():  # fewer samples than processes: one may have had none to update with
         warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
         values = {"loss": total / count, **{name: _scalar(name, v) for name, v in metrics.compute().items()}}
@@ -76,6 +78,15 @@ def score(
         return Scores(values)
     kept = sorted(gather_object(kept), key=lambda part: part[0])
     return Scores(values, torch.cat([part[1] for part in kept]), torch.cat([part[2] for part in kept]))
+
+
+def score_set(task: Task, model: nn.Module, accelerator: Accelerator, *, collect: bool = False) -> Scores:
+    """Evaluate `model` once on the task's evaluation set (see `score`)."""
+    how = (task.collate, 0, accelerator.device, task.config.data.num_workers)
+    with closing(Loader(task.eval_set, *how)) as loader:
+        scores = score(task, model, loader, accelerator, collect=collect)
+    assert scores is not None
+    return scores
 
 
 def evaluate(path: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
@@ -90,19 +101,14 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """
     config, task, model = load_run(path, overrides)
     with launch(config.trainer) as accelerator:
-        loader = Loader(task.eval_set, task.collate, 0, accelerator.device, config.data.num_workers)
-        try:
-            scores = score(task, model.to(accelerator.device), loader, accelerator)
-        finally:
-            loader.close()
-    assert scores is not None
-    return scores.metrics
+        return score_set(task, model.to(accelerator.device), accelerator).metrics
 
 
 def evaluate_run(path: Path, overrides: Sequence[str] = (), console: Console | None = None) -> dict[str, float]:
     """`evaluate`, and print the table."""
     metrics = evaluate(path, overrides)
-    (console or Console()).print(report.metrics_table(metrics, f"{path}, evaluation set"))
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        (console or Console()).print(report.metrics_table(metrics, f"{path}, evaluation set"))
     return metrics
 
 

@@ -1,13 +1,13 @@
 """The run folder: what a training run leaves behind, and all that is needed to go on with it or to use it.
 
-config.yaml          the resolved config; feeds back into `mambaverse train`
-facts.json           what the data told the model: its classes, ...
-metrics.jsonl        one JSON object a line: {"kind": "train", "step": ...} or {"kind": "eval", "epoch": ...}
-best.safetensors     weights of the best epoch, by the monitored metric
-last.safetensors     weights of the last epoch
-results.json         the final table
-curves.png, confusion.png, and the task's own pictures and split file
-state/               the full training state (state.py)
+- config.yaml: the resolved config; feeds back into `mambaverse train`
+- facts.json: what the data told the model: its classes, ...
+- metrics.jsonl: one JSON object a line: {"kind": "train", "step": ...} or {"kind": "eval", "epoch": ...}
+- best.safetensors: weights of the best epoch, by the monitored metric (their average, with `trainer.ema_decay`)
+- last.safetensors: likewise of the last epoch
+- results.json: the final table
+- curves.png, confusion.png, and the task's own pictures and split file
+- state/: the full training state (state.py)
 """
 
 from __future__ import annotations
@@ -74,20 +74,21 @@ class RunFolder:
     def begin(self, config: RunConfig, task: Task) -> None:
         """Make the folder, clear what a run before it left, and write what this one starts from.
 
+        A folder with a config is a run that can be resumed; if it is cut off here, that begins it once more.
+
         Raises:
             SaveError: something cannot be written.
         """
         with saving(self.path):
-            self.config.unlink(missing_ok=True)
-            for pattern in ("*.json*", "*.png", "*.safetensors"):
-                for item in self.path.glob(pattern):
-                    item.unlink()
             for folder in (self.state.folder, self.tensorboard):
                 shutil.rmtree(folder, ignore_errors=True)
+            for file in (self.metrics, self.best, self.last, self.results, self.curves, self.confusion):
+                file.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
-            task.save_split(self.path)
+        write_atomic(self.config, to_yaml(config))
         write_atomic(self.facts, json.dumps(task.facts(), indent=1))
-        write_atomic(self.config, to_yaml(config))  # last: a folder with a config is a run that can be resumed
+        with saving(self.path):
+            task.save_split(self.path)
 
     def check_split(self, task: Task, scratch: Path) -> None:
         """Raise UserError unless the data are split as they were when the run began; `scratch` is an empty folder."""

@@ -25,12 +25,12 @@ from mambaverse.config import RunConfig
 from mambaverse.engine import plots, report
 from mambaverse.engine.checkpoint import load_weights
 from mambaverse.engine.data import MODEL, PROCESS, derive_seed
+from mambaverse.engine.evaluate import score_set
 from mambaverse.engine.files import SaveError, write_atomic
 from mambaverse.engine.folder import RunFolder, make_task, open_run, read_config, resume_command
 from mambaverse.engine.logs import MetricsLog, Row, read_metrics, require_tensorboard
 from mambaverse.engine.process import launch
 from mambaverse.engine.state import seed_generators
-from mambaverse.engine.task import Task
 from mambaverse.engine.trainer import Trainer
 from mambaverse.engine.watch import NotFiniteError
 from mambaverse.errors import UserError
@@ -94,20 +94,23 @@ def train(
             task.setup()
         seed_generators(derive_seed(seed, MODEL))
         model = task.build_model()
-        if config.model.checkpoint is not None and resume is None:
+        folder = _choose_folder(config, name, accelerator) if resume is None else _reopen(resume, config)
+        state = None if resume is None else folder.state.load()
+        if state is None and config.model.checkpoint is not None:
             task.load_checkpoint(model, Path(config.model.checkpoint))
-        folder = _choose_folder(config, name, accelerator) if resume is None else _reopen(resume, config, task)
+        if state is not None:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder.check_split(task, Path(scratch))
         trainer = Trainer(config, task, model, folder, accelerator)
         if accelerator.is_main_process:
             head = report.head(config, task, trainer)
             console.print(report.head_table({**head, "run folder": str(folder.path)}))
         seed_generators(derive_seed(seed, PROCESS, accelerator.process_index))
-        if resume is None and accelerator.is_main_process:
-            folder.begin(config, task)
-        accelerator.wait_for_everyone()
-        state = None if resume is None else folder.state.load()
         if state is not None:
             trainer.load_state(state)
+        elif accelerator.is_main_process:
+            folder.begin(config, task)
+        accelerator.wait_for_everyone()
         return _run(trainer, console)
 
 
@@ -150,7 +153,7 @@ def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
     """Evaluate the best weights once more, from their file, and write and print what they give."""
     folder, task, position = trainer.folder, trainer.task, trainer.position
     load_weights(trainer.weights, folder.best)
-    scores = trainer.final_scores()
+    scores = score_set(task, trainer.weights, trainer.accelerator, collect=True)
     if trainer.is_main:
         results: dict[str, Any] = {
             "metrics": {name: value if math.isfinite(value) else None for name, value in scores.metrics.items()},
@@ -171,6 +174,9 @@ def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
             plots.draw_confusion(folder.confusion, counts, task.classes)
             pictures.append(folder.confusion)
         pictures += task.figures(folder.path, scores.outputs, scores.targets)
+        if position.epoch < trainer.config.trainer.epochs:
+            stalled = f"no better {trainer.monitor.name} in {position.epoch - position.best_epoch} epochs"
+            console.print(f"Stopped early: {stalled}.", highlight=False)
         console.print(report.results_table(results))
         console.print(f"{folder.path}: {', '.join(p.name for p in pictures)}", highlight=False, soft_wrap=True)
     trainer.accelerator.wait_for_everyone()
@@ -199,8 +205,8 @@ def _choose_folder(config: RunConfig, name: str, accelerator: Accelerator) -> Ru
     return RunFolder(answer[0])
 
 
-def _reopen(path: Path, config: RunConfig, task: Task) -> RunFolder:
-    """Return the folder of a run that goes on, if its config and its data are those it began with."""
+def _reopen(path: Path, config: RunConfig) -> RunFolder:
+    """Return the folder of a run that goes on, if its config is the one it began with."""
     folder = open_run(path)
     old, new = (OmegaConf.to_container(OmegaConf.structured(c)) for c in (read_config(path), config))
     changed = [key for key in _differences(old, new) if key not in FREE]
@@ -209,8 +215,6 @@ def _reopen(path: Path, config: RunConfig, task: Task) -> RunFolder:
             f"{path}: a resumed run keeps its config, but {', '.join(changed)} changed; for a new run that "
             f"starts from its weights: model.checkpoint={folder.last}"
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        folder.check_split(task, Path(scratch))
     return folder
 
 

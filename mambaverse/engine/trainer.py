@@ -1,14 +1,14 @@
 """The training loop: updates, evaluations, what is written when, and how a run goes on from where it was stopped.
 
-epoch e:  for each group of `accumulate` batches:  loss -> gradients -> clip -> optimizer -> schedule -> average
-evaluate (the average, if there is one) -> best.safetensors, last.safetensors -> state
+An epoch is: for each group of `accumulate` batches, loss -> gradients -> clip -> optimizer -> schedule -> average;
+then evaluate (the average, if there is one) -> best.safetensors, last.safetensors -> state.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import nn
 
 from mambaverse.config import RunConfig
 from mambaverse.engine.data import Job, Loader, TrainPlan
-from mambaverse.engine.evaluate import Scores, score
+from mambaverse.engine.evaluate import score
 from mambaverse.engine.files import write_weights
 from mambaverse.engine.folder import RunFolder
 from mambaverse.engine.logs import MetricsLog
@@ -45,7 +45,7 @@ class Trainer:
         accelerator: This process and its device.
 
     Raises:
-        UserError: an optimizer, schedule or monitored metric that does not exist; too few samples.
+        UserError: an optimizer, schedule or monitored metric that does not exist; too few samples, or none to evaluate.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class Trainer:
         self.device, self.is_main = accelerator.device, accelerator.is_main_process
         self.alone = accelerator.num_processes == 1
         self.monitor = choose_monitor(config, task)
+        if not len(task.eval_set):
+            raise UserError("the evaluation set has no samples")
         self.plan = TrainPlan(len(task.train_set), data.batch_size, trainer.seed, shard_of(accelerator))
         self.epoch_updates = math.ceil(self.plan.num_batches / trainer.accumulate)
         self.weights = model.to(self.device)  # the model itself, whatever it is wrapped in for training
@@ -68,10 +70,12 @@ class Trainer:
         self.parameters = [p for p in self.weights.parameters() if p.requires_grad]
         self.position = Position()
         self.meter = Meter(accelerator)
-        self._loaders: list[Loader] = []
-        self._saved: int | None = None  # updates at the last saved state
+        self._log: MetricsLog | None = None
+        self._stop = StopRequest()
+        self._signal: int | None = None  # the one that all processes stop for
+        self._saved: int | None = None  # updates at the last saved state, and
+        self._saved_at = self._clock = perf_counter()  # when that was
         self._lr = config.optim.lr
-        self._signal: int | None = None
 
     def state(self) -> dict[str, Any]:
         """Return everything that must survive, as tensors and plain values."""
@@ -127,43 +131,31 @@ class Trainer:
             NotFiniteError: training diverged; the last saved state is good.
             SaveError: something could not be written; likewise.
         """
-        self.log = log
+        self._log = log
         epochs = self.config.trainer.epochs
         total, done = epochs * self.epoch_updates, self.position.updates
         display = Display(console, epochs=epochs, total=total, done=done, metric=self.monitor.name)
-        data = self.config.data
-        self._loaders = [
-            Loader(samples, self.task.collate, self.plan.seed, self.device, data.num_workers)
-            for samples in (self.task.train_set, self.task.eval_set)
-        ]
+        how = (self.task.collate, self.plan.seed, self.device, self.config.data.num_workers)
+        self._saved_at = self._clock = perf_counter()
         try:
-            with StopRequest() as self.stop, display as self.display:
-                self._clock = self._saved_at = perf_counter()
+            with (
+                self._stop,
+                display,
+                closing(Loader(self.task.train_set, *how)) as batches,
+                closing(Loader(self.task.eval_set, *how)) as held_out,
+            ):
                 while not self.finished:
-                    if self._train_epoch() or self._end_epoch():
+                    if self._train_epoch(batches, display) or self._end_epoch(held_out, display):
                         return self._signal
             return None
         except NotFiniteError as error:
             raise self._explain(error) from None
-        finally:
-            for loader in self._loaders:
-                loader.close()
 
-    def final_scores(self) -> Scores:
-        """Evaluate the weights that the model holds now, keeping the outputs."""
-        loader = Loader(self.task.eval_set, self.task.collate, 0, self.device, self.config.data.num_workers)
-        try:
-            scores = score(self.task, self.weights, loader, self.accelerator, collect=True)
-        finally:
-            loader.close()
-        assert scores is not None
-        return scores
-
-    def _train_epoch(self) -> bool:
+    def _train_epoch(self, loader: Loader, display: Display) -> bool:
         """Learn from the batches of this epoch that are left; return whether to stop."""
         position, trainer = self.position, self.config.trainer
         self.model.train()
-        batches = self._loaders[0].run(self.plan.jobs(position.epoch, position.batch))
+        batches = loader.run(self.plan.jobs(position.epoch, position.batch))
         began, samples, rate = perf_counter(), 0, None
         while position.batch < self.plan.num_batches:
             size = min(trainer.accumulate, self.plan.num_batches - position.batch)
@@ -177,7 +169,7 @@ class Trainer:
                 began, samples = perf_counter(), 0
                 row = {"kind": "train", "step": position.updates, "epoch": self._fraction(), "lr": self._lr}
                 self._write({**row, **position.interval.take(), "samples_per_s": rate})
-            self.display.step(position.updates, position.epoch + 1, self.meter.loss, rate)
+            display.step(position.updates, position.epoch + 1, self.meter.loss, rate)
             if self._interrupted(at_line):
                 return True
         self._read()
@@ -211,14 +203,14 @@ class Trainer:
         """Read what the last updates logged, and check that it is finite."""
         self.meter.read(self.position.interval, self.position.of_epoch)
 
-    def _end_epoch(self) -> bool:
+    def _end_epoch(self, loader: Loader, display: Display) -> bool:
         """Evaluate, and write what an epoch leaves; return whether to stop."""
         position = self.position
         self._check_weights()
         model = self.weights if self.average is None else self.average.module
         generators = get_generators(self.device)  # an evaluation changes nothing that training draws from
         stopped = self._asked if self.alone else bool
-        scores = score(self.task, model, self._loaders[1], self.accelerator, stopped=stopped)
+        scores = score(self.task, model, loader, self.accelerator, stopped=stopped)
         set_generators(generators, self.device)
         if scores is None:
             return self._interrupted(True)
@@ -226,14 +218,8 @@ class Trainer:
         better = self.monitor.better(value, position.best)
         position.epoch += 1
         position.batch = 0
-        train_loss = position.of_epoch.take()["loss"]
-        row = {
-            "kind": "eval",
-            "step": position.updates,
-            "epoch": position.epoch,
-            "train_loss": train_loss,
-            **scores.metrics,
-        }
+        row = {"kind": "eval", "step": position.updates, "epoch": position.epoch}
+        row |= {"train_loss": position.of_epoch.take()["loss"], **scores.metrics}
         self._write({**row, "seconds": self._seconds()})
         if better:
             position.best, position.best_epoch = value, position.epoch
@@ -241,7 +227,7 @@ class Trainer:
             about = {"epoch": str(position.epoch), self.monitor.name: repr(value)}
             for path in [self.folder.best] * better + [self.folder.last]:
                 write_weights(path, model.state_dict(), about)
-            self.display.epoch(row, position.updates, best=better)
+            display.epoch(row, position.updates, best=better)
         self.save()
         return not self.finished and self._interrupted(True, saved=True)
 
@@ -256,7 +242,7 @@ class Trainer:
         self._check_weights()
         self.position.seconds = self._seconds()
         self._clock = self._saved_at = perf_counter()
-        self.position.log_bytes = self.log.sync() if self.log is not None else 0
+        self.position.log_bytes = self._log.sync() if self._log is not None else 0
         state = self.state()
         if self.is_main:
             self.folder.state.save(state)
@@ -270,11 +256,11 @@ class Trainer:
         """
         minutes = self.config.trainer.save_minutes
         due = minutes is not None and perf_counter() - self._saved_at > 60 * minutes
-        self._signal = self.stop.signal
+        self._signal = self._stop.signal
         if not self.alone:
             if not at_line:
                 return False
-            flags = torch.tensor([self.stop.signal or 0, due], device=self.device)
+            flags = torch.tensor([self._stop.signal or 0, due], device=self.device)
             signals, dues = self.accelerator.gather(flags[None]).T.tolist()
             self._signal, due = max(signals) or None, bool(dues[0])
         if (due or self._signal is not None) and not saved:
@@ -282,7 +268,7 @@ class Trainer:
         return self._signal is not None
 
     def _asked(self) -> bool:
-        return self.stop.signal is not None
+        return self._stop.signal is not None
 
     def _check_weights(self) -> None:
         if not torch.stack([p.isfinite().all() for p in self.parameters]).all():
@@ -298,8 +284,8 @@ class Trainer:
         return NotFiniteError(error.what, error.update, error.lr, f" of epoch {epoch}: stopped; {kept}; {advice}")
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self.log is not None:
-            self.log.write(row)
+        if self._log is not None:
+            self._log.write(row)
 
     def _fraction(self) -> float:
         return self.position.epoch + self.position.batch / self.plan.num_batches

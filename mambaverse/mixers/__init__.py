@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from mambaverse.errors import UserError
 from mambaverse.mixers.base import Mixer
 from mambaverse.registry import Registry, check_arguments
 
@@ -32,10 +34,11 @@ def create_mixer(name: str, dim: int, **arguments: Any) -> Mixer:
 
     Raises:
         RegistryError: unknown mixer, or one whose import fails.
-        UserError: an argument that this mixer does not have.
+        UserError: an argument that this mixer does not have, or whose type is not the annotated one.
     """
     cls = MIXERS.get(name)
     check_arguments(cls, arguments, f"mixer {name!r}")
+    _check_types(cls, arguments, f"mixer {name!r}")
     return cls(dim, **arguments)
 
 
@@ -47,3 +50,28 @@ def list_mixers(pattern: str = "*") -> list[str]:
 def describe_mixer(name: str) -> dict[str, str]:
     """Return a mixer's name, source, summary and signature."""
     return MIXERS.describe(name)
+
+
+def _check_types(cls: type[Mixer], arguments: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for a value that is not of its annotated type; only plain types are looked at."""
+    try:
+        hints = get_type_hints(cls.__init__)
+    except (NameError, TypeError):  # a plug-in's annotations that mean nothing at run time
+        return
+    for name, value in arguments.items():
+        if name in hints and not _is_a(value, hints[name]):
+            hint = hints[name]
+            expected = hint.__name__ if hint in (bool, int, float, str) else str(hint).replace(" | None", "")
+            raise UserError(f"{where}: {name} must be {expected}, got {value!r}")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(_is_a(value, option) for option in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if get_origin(hint) in (tuple, list, Sequence):  # YAML knows lists alone
+        return isinstance(value, list | tuple) and all(_is_a(v, get_args(hint)[0]) for v in value)
+    return isinstance(value, hint) if hint in (bool, str, type(None)) else True

@@ -1,11 +1,14 @@
-"""What several mixers share: default sizes, and the initialisation of the step size Δ."""
+"""What several mixers share: checks of arguments, default sizes, and initialisations of A and of the step size Δ."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from mambaverse.errors import UserError
 
 
 def largest_divisor(size: int, limit: int, multiple: int = 1) -> int:
@@ -14,6 +17,29 @@ def largest_divisor(size: int, limit: int, multiple: int = 1) -> int:
     The default width of a head: 64 wherever it fits, 48 for 96 channels.
     """
     return max((d for d in range(multiple, limit + 1, multiple) if size % d == 0), default=1)
+
+
+def check_sizes(mixer: str, **sizes: int | None) -> None:
+    """Raise UserError unless every size is at least 1, or None."""
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise UserError(f"{mixer}: {name} must be at least 1, got {size}")
+
+
+def check_range(mixer: str, name: str, bounds: Sequence[float], above: float) -> tuple[float, float]:
+    """Return the bounds (low, high), or raise UserError unless they are two numbers with above < low <= high."""
+    if len(bounds) != 2 or not above < bounds[0] <= bounds[1]:
+        raise UserError(f"{mixer}: {name} must be two numbers, {above:g} < low <= high, got {list(bounds)}")
+    return float(bounds[0]), float(bounds[1])
+
+
+def resolve_dt_rank(mixer: str, dt_rank: int | str, dim: int) -> int:
+    """Return the rank of Δ's projection: "auto" is ceil(D / 16)."""
+    if isinstance(dt_rank, int) and dt_rank >= 1:
+        return dt_rank
+    if dt_rank != "auto":
+        raise UserError(f"{mixer}: dt_rank must be 'auto' or at least 1, got {dt_rank!r}")
+    return math.ceil(dim / 16)
 
 
 def inverse_softplus(x: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels import causal_conv1d as _conv
+from mambaverse.kernels import lti_conv as _lti
 from mambaverse.kernels import norm as _norm
 from mambaverse.kernels import selective_scan as _scan
 from mambaverse.kernels import ssd as _ssd
+from mambaverse.kernels.lti_conv.discretize import discretize
 
 
 def causal_conv1d(
@@ -112,6 +114,19 @@ def ssd(
             return_final_state=True,
             chunk_size=chunk_size,
         )
+
+
+def lti_conv(
+    u: Tensor, A: Tensor, B: Tensor, C: Tensor, dt: Tensor, D: Tensor, discretization: str, h: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the response (B, L, D) of the systems (A, B, C, D) to u, and their final state."""
+    if torch.jit.is_scripting():
+        A_bar, B_bar = discretize(A, B, dt, discretization)
+        C = C.to(torch.complex128) * (2 if A.is_complex() else 1)
+        y, h = torch.ops.mambaverse.lti_conv(u, A_bar, B_bar, C, D, h, False, "auto")
+        return y, h
+    else:
+        return _lti.lti_conv(u, A, B, C, dt, D, discretization=discretization, initial_state=h, return_final_state=True)
 
 
 def gated_rms_norm(x: Tensor, weight: Tensor, z: Tensor, group_size: int, norm_before_gate: bool, eps: float) -> Tensor:

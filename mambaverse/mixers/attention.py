@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mambaverse.errors import UserError
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import largest_divisor
+from mambaverse.mixers._common import check_sizes, largest_divisor
 from mambaverse.mixers.base import Mixer
 
 
@@ -56,6 +56,7 @@ class Attention(Mixer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_sizes("attention", num_heads=num_heads, headdim=headdim)
         if headdim is None:
             headdim = dim // num_heads if num_heads else largest_divisor(dim, 64, 2 if rotary else 1)
         if num_heads is None:

@@ -59,11 +59,11 @@ class Bidirectional(Mixer):
         self.supports_cu_seqlens = self.fwd.supports_cu_seqlens
         self.merge = merge
         concat = merge == "concat"
-        self.out_proj = nn.Linear(2 * dim, dim, bias=False, device=device, dtype=dtype) if concat else nn.Identity()
+        self.merge_proj = nn.Linear(2 * dim, dim, bias=False, device=device, dtype=dtype) if concat else nn.Identity()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
-        for part in (self.fwd, self.bwd, self.out_proj):
+        for part in (self.fwd, self.bwd, self.merge_proj):
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()
 
@@ -100,7 +100,7 @@ class Bidirectional(Mixer):
             return (y_f + y_b) / 2
         if self.merge == "ew_multiply":
             return y_f * y_b
-        return self.out_proj(torch.cat([y_f, y_b], dim=-1))
+        return self.merge_proj(torch.cat([y_f, y_b], dim=-1))
 
 
 def reversed_order(cu_seqlens: Tensor, length: int) -> Tensor:

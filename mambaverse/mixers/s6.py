@@ -4,7 +4,7 @@
     h[t] = exp(Δ[t] A) h[t-1] + Δ[t] B[t] u[t];   y[t] = (C[t]·h[t] + D u[t]) silu(z[t]) W_out
 
 Source: Gu and Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv 2312.00752),
-sections 3.2 to 3.6; parameter names are those of the authors' code. The ablations are its tables 6 to 10.
+sections 3.2 to 3.6; parameter names are those of the authors' code. The switches are its ablations (section 4.6).
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.causal_conv1d import causal_conv1d_update
 from mambaverse.kernels.selective_scan import selective_scan_update
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, init_dt_bias_, init_dt_proj_, init_s4d_real_
+from mambaverse.mixers._common import (
+    at_least_fp32,
+    check_range,
+    check_sizes,
+    init_dt_bias_,
+    init_dt_proj_,
+    init_s4d_real_,
+    resolve_dt_rank,
+)
 from mambaverse.mixers._ops import causal_conv1d, selective_scan
 from mambaverse.mixers.base import Mixer
 
@@ -54,7 +62,7 @@ class S6(Mixer):
         dtype: Of the parameters.
 
     Raises:
-        UserError: unknown `A_init` or `dt_init`, or an odd `d_state` with a complex A.
+        UserError: unknown `A_init` or `dt_init`, sizes below 1, or an odd `d_state` with a complex A.
     """
 
     supports_state = True
@@ -82,6 +90,8 @@ class S6(Mixer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_sizes("s6", d_state=d_state, d_conv=d_conv, expand=expand)
+        check_range("s6", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
         if A_init not in A_INITS:
             raise UserError(f"s6: unknown A_init {A_init!r}{suggest(A_init, A_INITS)}")
         if dt_init not in ("random", "constant"):
@@ -92,9 +102,9 @@ class S6(Mixer):
                 f"s6: A_init='s4d_lin' holds d_state / 2 complex numbers, so d_state must be even: {d_state}"
             )
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = int(expand * dim)
+        inner = expand * dim
         self.d_inner, self.d_state = inner, d_state
-        self.dt_rank = math.ceil(dim / 16) if dt_rank == "auto" else int(dt_rank)
+        self.dt_rank = resolve_dt_rank("s6", dt_rank, dim)
         self.dt_range, self.dt_init, self.dt_scale = (dt_min, dt_max, dt_init_floor), dt_init, dt_scale
         self.A_init = A_init
         self.sizes = [self.dt_rank * selective_dt, d_state * selective_B, d_state * selective_C]  # of δ, B and C

@@ -18,7 +18,7 @@ from mambaverse.errors import UserError
 from mambaverse.kernels.causal_conv1d import causal_conv1d_update
 from mambaverse.kernels.ssd import ssd_update
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, init_dt_bias_, largest_divisor
+from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, largest_divisor
 from mambaverse.mixers._ops import causal_conv1d, gated_rms_norm, ssd
 from mambaverse.mixers.base import Mixer
 
@@ -52,7 +52,7 @@ class SSD(Mixer):
         dtype: Of the parameters.
 
     Raises:
-        UserError: if `headdim` does not divide E, or `ngroups` the number of heads.
+        UserError: if `headdim` does not divide E, or `ngroups` the number of heads; sizes below 1.
     """
 
     supports_state = True
@@ -83,7 +83,9 @@ class SSD(Mixer):
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = int(expand * dim)
+        check_sizes("ssd", d_state=d_state, d_conv=d_conv, expand=expand, headdim=headdim, ngroups=ngroups)
+        check_range("ssd", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
+        inner = expand * dim
         headdim = largest_divisor(inner, 64) if headdim is None else headdim
         if inner % headdim:
             raise UserError(f"ssd: headdim must divide expand · dim = {inner}, got {headdim}")
@@ -93,11 +95,9 @@ class SSD(Mixer):
                 f"ssd: ngroups must divide the number of heads {heads} = {inner} / {headdim}, got {ngroups}"
             )
         self.d_inner, self.d_state, self.headdim, self.ngroups = inner, d_state, headdim, ngroups
-        self.dt_range, self.A_init_range = (
-            (dt_min, dt_max, dt_init_floor),
-            (float(A_init_range[0]), float(A_init_range[1])),
-        )
-        self.dt_limit, self.chunk_size = (float(dt_limit[0]), float(dt_limit[1])), chunk_size
+        self.dt_range, self.chunk_size = (dt_min, dt_max, dt_init_floor), chunk_size
+        self.A_init_range = check_range("ssd", "A_init_range", A_init_range, above=0)
+        self.dt_limit = check_range("ssd", "dt_limit", dt_limit, above=-1)
         self.sizes = [inner, inner + 2 * ngroups * d_state, heads]  # of z, [x, B, C] and δ
 
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=bias, **factory)

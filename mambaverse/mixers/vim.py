@@ -9,7 +9,6 @@ section 3.1) ties its projections into the same form; Audio Mamba's "Fo-Bi" (Ero
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,15 @@ from torch import Tensor, nn
 
 from mambaverse.errors import UserError
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, init_dt_bias_, init_dt_proj_, init_s4d_real_
+from mambaverse.mixers._common import (
+    at_least_fp32,
+    check_range,
+    check_sizes,
+    init_dt_bias_,
+    init_dt_proj_,
+    init_s4d_real_,
+    resolve_dt_rank,
+)
 from mambaverse.mixers._ops import causal_conv1d, selective_scan
 from mambaverse.mixers.base import Mixer
 
@@ -54,7 +61,7 @@ class Vim(Mixer):
         dtype: Of the parameters.
 
     Raises:
-        UserError: unknown `merge`, `init` or `dt_init`.
+        UserError: unknown `merge`, `init` or `dt_init`, or sizes below 1.
     """
 
     causal = False
@@ -81,6 +88,8 @@ class Vim(Mixer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_sizes("vim", d_state=d_state, d_conv=d_conv, expand=expand)
+        check_range("vim", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
         for name, value, known in (
             ("merge", merge, ("mean", "add")),
             ("init", init, ("default", "official")),
@@ -89,8 +98,8 @@ class Vim(Mixer):
             if value not in known:
                 raise UserError(f"vim: expected {name} {known[0]!r} or {known[1]!r}, got {value!r}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        inner = int(expand * dim)
-        rank = math.ceil(dim / 16) if dt_rank == "auto" else int(dt_rank)
+        inner = expand * dim
+        rank = resolve_dt_rank("vim", dt_rank, dim)
         self.sizes = [rank, d_state, d_state]  # of δ, B and C
         self.dt_range, self.dt_init, self.dt_scale = (dt_min, dt_max, dt_init_floor), dt_init, dt_scale
         self.merge, self.shared, self.init = merge, shared, init

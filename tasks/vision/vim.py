@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from timm.layers import PatchEmbed, get_device_dtype, resample_abs_pos_embed, trunc_normal_
+from timm.layers import PatchEmbed, resample_abs_pos_embed, trunc_normal_
 from timm.models import register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -208,7 +208,7 @@ class Vim(Isotropic):
             self.global_pool = self._check_pool(global_pool)
         self.num_classes = num_classes
         if num_classes > 0:
-            head: nn.Module = nn.Linear(self.embed_dim, num_classes, **get_device_dtype(self.pos_embed, self.head))
+            head: nn.Module = nn.Linear(self.embed_dim, num_classes, device=self.pos_embed.device, dtype=self.pos_embed.dtype)
             trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
         else:

@@ -1,4 +1,7 @@
-"""Two processes on gloo, started by torchrun, against one process with a batch as large as theirs together."""
+"""Two processes, started by torchrun, against one process with a batch as large as theirs together.
+
+On gloo, or with `-m gpu` on the NCCL of two GPUs.
+"""
 
 from __future__ import annotations
 
@@ -51,15 +54,23 @@ seen = {"metrics": whole.metrics, "evaluated": evaluated, "signal": cut.signal, 
 """
 
 
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=(pytest.mark.gpu, TWO_GPUS))])
+def device(request: pytest.FixtureRequest) -> str:
+    return f"trainer.device={request.param}"
+
+
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def both(tmp_path_factory: pytest.TempPathFactory, device: str) -> Path:
     folder = tmp_path_factory.mktemp("two")
     script = folder / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(folder), *OPTIONS, "data.batch_size=8"],
+        [*command, str(folder), *OPTIONS, device, "data.batch_size=8"],
         capture_output=True, text=True, timeout=200, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -71,9 +82,9 @@ def _seen(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def test_two_processes_learn_what_one_learns_from_batches_twice_as_large(
-    both: Path, tmp_path: Path, quiet: Console
+    both: Path, tmp_path: Path, quiet: Console, device: str
 ) -> None:
-    one = train(toy_config(tmp_path, *OPTIONS, "data.batch_size=16", "data.eval_batch_size=10"), console=quiet)
+    one = train(toy_config(tmp_path, *OPTIONS, device, "data.batch_size=16", "data.eval_batch_size=10"), console=quiet)
     rows = [json.loads(line) for line in (both / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == len(one.history)
     for left, right in zip(numbers(one.history), numbers(rows), strict=True):

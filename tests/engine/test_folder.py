@@ -65,11 +65,11 @@ def test_a_name_that_is_taken_is_refused_or_replaced_and_only_what_is_ours_is_re
     config = toy_config(run.parent, name="spoilt")
     with pytest.raises(UserError, match=r"is already a run; choose another trainer\.run_name"):
         train(config, console=quiet)
-    (run / "notes.txt").write_text("mine")
+    (run / "notes.json").write_text("mine")
     config.trainer.overwrite = True
     config.trainer.epochs = 1
     train(config, console=quiet)
-    assert (run / "notes.txt").read_text() == "mine"
+    assert (run / "notes.json").read_text() == "mine"
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
 
     other = run.parent / "other"
@@ -137,3 +137,13 @@ def test_a_plugin_that_cannot_be_imported_is_named(
     config.plugins = ["broken_plugin"]
     with pytest.raises(ConfigError, match="'broken_plugin'"):
         train(config, console=quiet)
+
+
+def test_a_run_cut_off_at_its_very_beginning_can_begin_again(run: Path, finished: Path, quiet: Console) -> None:
+    for path in run.iterdir():
+        if path.name != "config.yaml":
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+    resume(run, quiet)
+    one, two = (load_file(folder / "best.safetensors") for folder in (finished, run))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert (run / "facts.json").is_file()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -106,10 +107,12 @@ def test_the_best_weights_are_those_of_the_best_epoch(tmp_path: Path, quiet: Con
     assert result.metrics["loss"] == pytest.approx(min(losses), rel=1e-6)
 
 
-def test_it_stops_when_patience_runs_out(tmp_path: Path, quiet: Console) -> None:
+def test_it_stops_when_patience_runs_out(tmp_path: Path) -> None:
     config = toy_config(tmp_path, "optim.lr=0", "optim.min_lr=0", "optim.warmup_epochs=0", "trainer.patience=2")
-    result = train(config, console=quiet)
+    console = Console(file=io.StringIO(), width=100)
+    result = train(config, console=console)
     assert [row["epoch"] for row in _evals(result.history)] == [1, 2, 3]  # the first is best, two bring nothing
+    assert "Stopped early: no better accuracy in 2 epochs." in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_gradient_is_clipped(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,3 +306,8 @@ def test_a_model_starts_from_a_checkpoint(tmp_path: Path, quiet: Console, finish
     config = toy_config(tmp_path, f"model.checkpoint={path}", "optim.lr=0", "optim.min_lr=0", "optim.warmup_epochs=0")
     result = train(config, console=quiet)
     assert result.metrics == json.loads((finished / "results.json").read_text())["metrics"]
+
+
+def test_an_empty_evaluation_set_is_refused(tmp_path: Path, quiet: Console) -> None:
+    with pytest.raises(UserError, match="the evaluation set has no samples"):
+        train(toy_config(tmp_path, "data.num_eval=0"), console=quiet)

@@ -135,7 +135,8 @@ class Toy(Task):
         task: Any = self.config.task
         self.steps += 1
         self.seen.append(batch["index"])
-        time.sleep(task.sleep_s)
+        if task.sleep_s:
+            time.sleep(task.sleep_s)
         if self.steps == Toy.signal_at and os.environ.get("RANK", "0") == "0":
             Toy.signal_at = -1
             os.kill(os.getpid(), Toy.signal)

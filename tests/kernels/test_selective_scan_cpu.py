@@ -1,5 +1,7 @@
 """The CPU kernels of selective_scan against the float64 reference: every output and gradient, every option."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -100,7 +102,7 @@ def test_packed_equals_reference(case, reverse):
 @pytest.mark.parametrize("case", [PACKED, COMPLEX_PACKED], ids=lambda case: case.name)
 def test_packed_equals_separate_calls(case, reverse):
     inputs, cu_seqlens = packed_inputs(case)
-    flags = {"delta_softplus": True, "reverse": reverse, "return_final_state": True}
+    flags: dict[str, Any] = {"delta_softplus": True, "reverse": reverse, "return_final_state": True}
     y, states = selective_scan(**inputs, cu_seqlens=cu_seqlens, **flags)
     for s, (start, end) in enumerate(zip(cu_seqlens.tolist(), cu_seqlens.tolist()[1:], strict=False)):
         one = {k: v[:, start:end] if k in ("u", "delta", "B", "C", "z") else v for k, v in inputs.items()}
@@ -112,7 +114,7 @@ def test_packed_equals_separate_calls(case, reverse):
 @pytest.mark.parametrize("case", [CHUNKS, TEST_CASES[-1]], ids=lambda case: case.name)
 def test_state_carries_across_calls(case):
     inputs = make_inputs(case)
-    flags = {"delta_softplus": True, "return_final_state": True}
+    flags: dict[str, Any] = {"delta_softplus": True, "return_final_state": True}
     y, state = selective_scan(**inputs, **flags)
     parts, carried = [], inputs["initial_state"]
     for span in (slice(0, case.length // 3), slice(case.length // 3, None)):

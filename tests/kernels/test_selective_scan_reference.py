@@ -1,6 +1,7 @@
 """The reference of selective_scan against the definition, and its written-out gradient against autograd."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ SMALL = (
     Case("groups", "the gradient of B sums over the channels of a group", 1, 3, 4, 2, groups=2),
     Case("complex", "conjugate pairs", 1, 3, 4, 2, groups=2, is_complex=True),
 )
-NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
 def inputs_of(case, num_sequences=None):
@@ -64,19 +64,20 @@ def test_written_out_gradient_equals_autograd(case, packed, reverse):
         case = Case("packed", "batch 1", 1, 7, 4, 2)
     cu_seqlens = torch.tensor([0, 0, 2, case.length]) if packed else None
     inputs = {k: v.requires_grad_() for k, v in inputs_of(case, 3 if packed else None).items()}
-    ordered = [inputs[name] for name in NAMES]
-    y, state, chunk_states = reference.forward(*ordered, cu_seqlens, True, reverse, True)
+    flags: dict[str, Any] = {"cu_seqlens": cu_seqlens, "delta_softplus": True, "reverse": reverse}
+    y, state, chunk_states = reference.forward(**inputs, **flags, save=True)
     dy, dstate = torch.randn_like(y), torch.randn_like(state)
-    expected = torch.autograd.grad([y, state], ordered, [dy, dstate])
+    expected = torch.autograd.grad([y, state], list(inputs.values()), [dy, dstate])
     with torch.no_grad():
-        actual = reference.backward(dy, dstate, *ordered, cu_seqlens, chunk_states, True, reverse)
-    for name, a, e in zip(NAMES, actual, expected, strict=True):
+        actual = reference.backward(dy, dstate, **inputs, **flags, chunk_states=chunk_states)
+    for name, a, e in zip(inputs, actual, expected, strict=True):
+        assert a is not None
         assert_close(f"d{name}", a, e)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 def test_gradcheck_of_the_op_in_float64(case):
-    ordered = [inputs_of(case)[name].requires_grad_() for name in NAMES]
+    ordered = [v.requires_grad_() for v in inputs_of(case).values()]
 
     def scan(u, delta, A, B, C, D, z, delta_bias, initial_state):
         options = {"z": z, "delta_bias": delta_bias, "initial_state": initial_state}
@@ -87,14 +88,13 @@ def test_gradcheck_of_the_op_in_float64(case):
 
 @pytest.mark.parametrize("missing", ["D", "z", "delta_bias", "initial_state"])
 def test_gradient_without_an_optional_input(missing):
-    inputs = {k: v.requires_grad_() for k, v in inputs_of(SMALL[0]).items()}
-    inputs[missing] = None
-    ordered = [inputs[name] for name in NAMES]
-    y, state, chunk_states = reference.forward(*ordered, None, False, False, True)
-    expected = torch.autograd.grad([y.sum() + state.sum()], [v for v in ordered if v is not None])
-    ones = torch.ones_like(y), torch.ones_like(state)
+    inputs: dict[str, Any] = {k: v.requires_grad_() for k, v in inputs_of(SMALL[0]).items()} | {missing: None}
+    flags: dict[str, Any] = {"cu_seqlens": None, "delta_softplus": False, "reverse": False}
+    y, state, chunk_states = reference.forward(**inputs, **flags, save=True)
+    expected = torch.autograd.grad([y.sum() + state.sum()], [v for v in inputs.values() if v is not None])
     with torch.no_grad():
-        actual = reference.backward(*ones, *ordered, None, chunk_states, False, False)
-    assert [a is None for a in actual] == [v is None for v in ordered]
+        flags |= {"dy": torch.ones_like(y), "dfinal_state": torch.ones_like(state), "chunk_states": chunk_states}
+        actual = reference.backward(**inputs, **flags)
+    assert [a is None for a in actual] == [v is None for v in inputs.values()]
     for a, e in zip((a for a in actual if a is not None), expected, strict=True):
         assert_close("gradient", a, e)

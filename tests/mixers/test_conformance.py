@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -61,3 +62,13 @@ def _label(value: Any) -> str:
 def test_a_mixer_keeps_its_contract(case: tuple[str, dict[str, Any]], check: str) -> None:
     name, arguments = case
     check_mixer(name, dim=16, checks=[check], **arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings(
+    "ignore:Torchinductor does not support code generation for complex:UserWarning"
+)  # s4d: eager
+@pytest.mark.parametrize("name", CASES)
+def test_inductor_compiles_a_mixer(name: str) -> None:
+    check_mixer(name, dim=16, checks=["compile"], inductor=True, **CASES[name][0])

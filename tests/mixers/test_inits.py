@@ -92,3 +92,33 @@ def test_parameters_without_weight_decay() -> None:
     assert build("ssd", 16).no_weight_decay() == {"A_log", "D", "dt_bias"}
     both = build("bidirectional", 16, mixer="ssd").no_weight_decay()
     assert both == {f"{side}.{name}" for side in ("fwd", "bwd") for name in ("A_log", "D", "dt_bias")}
+
+
+def legs(n: int) -> torch.Tensor:
+    """HiPPO-LegS plus its rank-1 correction: normal, with eigenvalues of real part -1/2."""
+    A = torch.zeros(n, n, dtype=torch.float64)
+    for i in range(n):
+        for j in range(n):
+            if i >= j:
+                A[i, j] = -math.sqrt((2 * i + 1) * (2 * j + 1)) if i > j else -(i + 1)
+    p = torch.sqrt(torch.arange(n, dtype=torch.float64) + 0.5)
+    return A + torch.outer(p, p)
+
+
+def test_s4d_inits_of_a() -> None:
+    n = torch.arange(4.0)
+    eigenvalues = torch.linalg.eigvals(legs(8))
+    expected = {
+        "legs": eigenvalues[eigenvalues.imag > 0].imag.sort().values.float(),
+        "lin": math.pi * n,
+        "inv": 8 / math.pi * (8 / (2 * n + 1) - 1),
+    }
+    for init, imag in expected.items():
+        mixer = build("s4d", 4, d_state=8, init=init)
+        torch.testing.assert_close(mixer.A_imag, imag.expand(4, 4))
+        torch.testing.assert_close(mixer.A_log.exp(), torch.full((4, 4), 0.5))
+    real = build("s4d", 4, d_state=3, init="real")
+    torch.testing.assert_close(real.A_log.exp(), torch.tensor([1.0, 2.0, 3.0]).expand(4, 3))
+    assert real.A_imag is None
+    dt = mixer.log_dt.exp()
+    assert (dt >= 0.001 * 0.999).all() and (dt <= 0.1 * 1.001).all()

@@ -125,6 +125,25 @@ def test_s6_follows_the_equations_whatever_is_selective(selective: str, A_init: 
     assert_close("y", mixer(x=x), mixer.out_proj(y * F.silu(z)))
 
 
+@pytest.mark.parametrize("discretization", ["zoh", "bilinear"])
+@pytest.mark.parametrize("init", ["legs", "real"])
+def test_s4d_is_a_recurrence_before_gelu_and_glu(init: str, discretization: str) -> None:
+    mixer, x = perturbed("s4d", d_state=4, init=init, discretization=discretization)
+    A, C, dt = -mixer.A_log.exp(), mixer.C, mixer.log_dt.exp()[:, None]
+    if init == "legs":
+        A, C = torch.complex(A, mixer.A_imag), 2 * torch.complex(C[:, :2], C[:, 2:])
+    a, b = {
+        "zoh": lambda: (torch.exp(dt * A), (torch.exp(dt * A) - 1) / A),
+        "bilinear": lambda: ((1 + dt * A / 2) / (1 - dt * A / 2), dt / (1 - dt * A / 2)),
+    }[discretization]()
+    h, outputs = torch.zeros(2, *A.shape, dtype=A.dtype), []
+    for x_t in x.unbind(1):
+        h = a * h + b * x_t[..., None]
+        outputs.append((C * h).sum(-1).real + mixer.D * x_t)
+    y, gate = mixer.out_proj(F.gelu(torch.stack(outputs, 1))).chunk(2, -1)
+    assert_close("y", mixer(x=x), y * torch.sigmoid(gate))
+
+
 def test_attention_is_that_of_torch() -> None:
     mixer, x = perturbed("attention", num_heads=4)
     theirs = nn.MultiheadAttention(DIM, 4, batch_first=True)
@@ -154,6 +173,6 @@ def test_bidirectional_merges_a_forward_and_a_reversed_run(merge: str) -> None:
         "add": lambda: f + b,
         "mean": lambda: (f + b) / 2,
         "ew_multiply": lambda: f * b,
-        "concat": lambda: mixer.out_proj(torch.cat([f, b], -1)),
+        "concat": lambda: mixer.merge_proj(torch.cat([f, b], -1)),
     }[merge]()
     assert_close("y", mixer(x=x), expected)

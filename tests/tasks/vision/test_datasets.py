@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ class TestCifar:
 
     @staticmethod
     def write_npz(path: Path, size: int = 32, broken: bool = False) -> Path:
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for split, n in (("train", 5), ("test", 3)):
             files = []
             for i in range(n):

@@ -127,6 +127,7 @@ def test_drop_rates_reach_their_places() -> None:
     assert model.layers[-1].drop_path.drop_prob == pytest.approx(0.3)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # timm's contract asks for it all the same
 def test_scripted_model_agrees() -> None:
     model, x = small(), torch.randn(1, 3, 16, 16)
     with torch.no_grad():
