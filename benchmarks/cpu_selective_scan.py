@@ -2,14 +2,15 @@
 
     python benchmarks/cpu_selective_scan.py [--quick] [--runs 11] [--threads 2] [--loop-length 256]
 
-Everything is checked against float64 before it is timed. Contenders take turns, round after round, so that they meet the
-same machine; tables show medians and, in brackets, minima of milliseconds. The backward of transformers' loop is quadratic
-in the length, so it is timed at `--loop-length`, beside ours at that length (1024: minutes).
+Everything is checked against float64 before it is timed. Contenders take turns, round after round, so that they meet
+the same machine; tables show medians and, in brackets, minima of milliseconds. The backward of transformers' loop is
+quadratic in the length, so it is timed at `--loop-length`, beside ours at that length (1024: minutes).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import platform
 import statistics
@@ -26,6 +27,7 @@ import transformers
 from mambapy.mamba import MambaBlock
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.nn.functional import silu, softplus
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
@@ -34,54 +36,58 @@ from mambaverse.kernels.selective_scan import bidirectional_selective_scan, sele
 from mambaverse.kernels.selective_scan.cases import TIMED_CASES, Case, make_inputs
 from mambaverse.kernels.testing import relative_rms
 
-Scan = Callable[..., torch.Tensor]
+Scan = Callable[..., Tensor]
 PAPER = TIMED_CASES[0]
 SECONDS_PER_CONTENDER = 10
 
 
-def ours(**inputs: Any) -> torch.Tensor:
+def ours(**inputs: Any) -> Tensor:
     return selective_scan(**inputs, delta_softplus=True)
 
 
-def ours_reference(**inputs: Any) -> torch.Tensor:
+def ours_reference(**inputs: Any) -> Tensor:
     with use_backend("reference"):
         return selective_scan(**inputs, delta_softplus=True)
 
 
-def transformers_loop(u, delta, A, B, C, D, z, delta_bias) -> torch.Tensor:
+def transformers_loop(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> Tensor:
     u, delta, z, B, C = (t.transpose(1, 2) for t in (u, delta, z, B, C))
     return mamba_selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True).transpose(1, 2)
 
 
-def mambapy_pscan(u, delta, A, B, C, D, z, delta_bias) -> torch.Tensor:
+def mambapy_pscan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
+) -> Tensor:
     y = MambaBlock.selective_scan(None, u, softplus(delta + delta_bias), A, B, C, D)
     return y * silu(z)
 
 
-def prepare(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+def prepare(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The inputs of a call in a model: everything but an initial state."""
     inputs = make_inputs(case, dtype=dtype)
     del inputs["initial_state"]
     return {name: tensor.requires_grad_() for name, tensor in inputs.items()}
 
 
-def forward(scan: Scan, inputs: dict[str, torch.Tensor]) -> Callable[[], Any]:
-    def run() -> torch.Tensor:
+def forward(scan: Scan, inputs: dict[str, Tensor]) -> Callable[[], Any]:
+    def run() -> Tensor:
         with torch.no_grad():
             return scan(**inputs)
 
     return run
 
 
-def forward_backward(scan: Scan, inputs: dict[str, torch.Tensor]) -> Callable[[], Any]:
-    def run() -> list[torch.Tensor]:
+def forward_backward(scan: Scan, inputs: dict[str, Tensor]) -> Callable[[], Any]:
+    def run() -> list[Tensor]:
         y = scan(**inputs)
         return [y.detach(), *torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))]
 
     return run
 
 
-def error(scan: Scan, inputs: dict[str, torch.Tensor]) -> float:
+def error(scan: Scan, inputs: dict[str, Tensor]) -> float:
     """The largest relative RMS error of y and of all gradients against the float64 reference."""
     wide = {name: t.detach().to(torch.promote_types(t.dtype, torch.float64)) for name, t in inputs.items()}
     wide = {name: t.requires_grad_() for name, t in wide.items()}
@@ -104,12 +110,13 @@ def measure(contenders: dict[str, Callable[[], Any]], runs: int) -> dict[str, tu
 
 
 def peak_extra_memory(run: Callable[[], Any]) -> int:
-    """Bytes by which the process grows at most while `run` runs (Linux)."""
+    """Bytes by which the process grows at most while `run` runs (Linux with glibc)."""
     status = Path("/proc/self/status")
 
     def field(name: str) -> int:
         return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith(name)).split()[1])
 
+    ctypes.CDLL(None).malloc_trim(0)  # or memory that was freed before would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = field("VmRSS")
     run()
@@ -140,7 +147,7 @@ def against_peers(console: Console, runs: int, loop_length: int) -> None:
     ]
     table = Table(title=f"B={PAPER.batch}, D={PAPER.dim}, N={PAPER.state_dim}, float32; softplus, bias, D and z")
     for column in ("what", "who", "error", "ms, median (min)", "ours is faster by"):
-        table.add_column(column, justify="left" if column in ("what", "who") else "right")
+        table.add_column(column, justify="left" if column in ("what", "who") else "right", no_wrap=True)
     for what, times in rounds:
         for i, (name, time_) in enumerate(times.items()):
             ratio = f"{time_[0] / times['ours (cpu)'][0]:.1f}x" if i else ""
@@ -155,7 +162,7 @@ def per_case(console: Console, runs: int) -> None:
     for column in ("case", "B, L, D, N, G", "dtype", "error", "forward", "forward + backward", "updates/µs, forward"):
         table.add_column(column, justify="left" if column in ("case", "dtype") else "right")
 
-    def both_directions(**inputs: Any) -> torch.Tensor:
+    def both_directions(**inputs: Any) -> Tensor:
         return bidirectional_selective_scan(**inputs, delta_softplus=True)
 
     rows: list[tuple[str, Case, torch.dtype, Scan]] = [(c.name, c, torch.float32, ours) for c in TIMED_CASES]

@@ -1,6 +1,13 @@
 """The shapes causal_conv1d is tested and timed at, each with the reason it is there."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mambaverse.kernels.causal_conv1d import causal_conv1d
 
 
 @dataclass(frozen=True)
@@ -31,3 +38,24 @@ TIMED = (
     Case(64, 65, 384, 4, "vim_tiny on 32 x 32 pixels: 64 patches and a class token"),
     Case(128, 197, 384, 4, "vim_tiny on 224 x 224 pixels"),
 )
+
+
+def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return x, weight, bias and initial_state of a case: x and the state in `dtype`, drawn in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*shape: int, to: torch.dtype) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(to)
+
+    return {
+        "x": normal(case.batch, case.length, case.dim, to=dtype),
+        "weight": normal(case.dim, case.width, to=wide) / case.width**0.5,
+        "bias": normal(case.dim, to=wide),
+        "initial_state": normal(case.batch, case.width - 1, case.dim, to=dtype),
+    }
+
+
+def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Call the operator with all that is optional."""
+    return causal_conv1d(**inputs, activation="silu", return_final_state=True)

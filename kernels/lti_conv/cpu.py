@@ -1,4 +1,4 @@
-"""lti_conv on the CPU with numba: the recurrence itself, 16 channels in SIMD, in float64.
+"""lti_conv on the CPU with numba: the recurrence itself, 16 channels in SIMD.
 
 Forward holds h of 16 channels in cache and takes four steps for each time that a state and its system are loaded.
 Backward does two such runs. One forwards, where q = ∂h/∂A_bar follows h:
@@ -9,7 +9,8 @@ and one backwards, with m the gradient that reaches h[t] from later steps:
 
     g = m + conj(C) dy[t],   du[t] = Re(Σ_n conj(B_bar) g),   dB_bar = Σ_t u[t] g,   m = conj(A_bar) g
 
-float64, because a rounding of A_bar acts at every step: in float32 a memory of 1000 steps costs 3e-5 of relative error.
+Up to 128 steps in float32; beyond in float64, because a rounding of A_bar acts at every step: in float32 a constant
+input over a memory of 1000 steps would come out with a relative error of 3e-5.
 Same signatures and results as reference.py.
 
 The FFT is not used. Per element of u, one thread of a Xeon with AVX-512 (torch 2.15, B, L, D = 2, 1024, 512), in ns:
@@ -31,11 +32,13 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.lti_conv.reference import state_dtype
-from mambaverse.kernels.rows import flat_rows, sum_rows
+from mambaverse.kernels.rows import dense, flat_rows, sum_rows
 from mambaverse.kernels.threads import parallel_for
 
 _LANES = 16  # channels of a work item; 32 states of them and their system fill 32 kB
 _STEPS = 4
+_WORTH_A_CALL = 2**19  # states that forward advances in about 100 µs, where handing a call to a thread takes 10 µs
+_SHORT = 128  # the longest sequence that float32 carries through
 _ITEMS = 32  # work items of backward at least, where the batch gives them: each holds its own sums over t
 _flags: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy", "boundscheck": False}
 _compiled = numba.njit(nogil=True, cache=True, **_flags)
@@ -55,7 +58,9 @@ def forward(
     batch, length, dim = u.shape
     y, final_state = torch.empty(u.shape), torch.empty((batch, *A_bar.shape), dtype=torch.complex64)
     arguments = _arguments(u, A_bar, B_bar, C, D, initial_state, reverse)
-    parallel_for(_forward, batch * -(-dim // _LANES), length, dim, *arguments, y.view(-1).numpy(), _parts(final_state))
+    num_items, grain = batch * -(-dim // _LANES), 1 + _WORTH_A_CALL // max(1, _LANES * length * A_bar.shape[1])
+    outputs = y.view(-1).numpy(), _parts(final_state)
+    parallel_for(_forward, num_items, length, dim, batch, *arguments, *outputs, grain=grain)
     return y.to(u.dtype), final_state.to(state_dtype(u))
 
 
@@ -98,9 +103,10 @@ def _arguments(
     u: Tensor, A_bar: Tensor, B_bar: Tensor, C: Tensor, D: Tensor | None, initial_state: Tensor | None, reverse: bool
 ) -> tuple[Any, ...]:
     """Return what both kernels are given, behind the sizes."""
-    skip = torch.zeros(u.shape[2], dtype=torch.float64) if D is None else D.detach().double().contiguous()
-    system = (_parts(t, torch.complex128) for t in (A_bar, B_bar, C))
-    return -1 if reverse else 1, *flat_rows(u), *system, skip.numpy(), _parts(initial_state)
+    wide = torch.complex64 if u.shape[1] <= _SHORT else torch.complex128
+    skip = torch.zeros(u.shape[2]) if D is None else D
+    system = (_parts(t, wide) for t in (A_bar, B_bar, C))
+    return -1 if reverse else 1, *flat_rows(u), *system, dense(skip), _parts(initial_state)
 
 
 def _parts(x: Tensor | None, dtype: torch.dtype = torch.complex64) -> Any:
@@ -206,17 +212,20 @@ def _retreat(system, grads, sums, u, dy, du, num_steps):
 
 
 @_compiled
-def _forward(start, stop, length, dim, sign, u, u_batch, u_row, A_bar, B_bar, C, skip, initial, y, final):
-    num_blocks, num_states = (dim + _LANES - 1) // _LANES, A_bar.size // (2 * dim)
-    system, h = np.zeros((num_states, 6 * _LANES)), np.zeros((num_states, 2 * _LANES))
-    us, ys, d = np.zeros(_STEPS * _LANES), np.zeros(_STEPS * _LANES), np.zeros(_LANES)
-    first = 0 if sign > 0 else length - 1
+def _forward(start, stop, length, dim, batch, sign, u, u_batch, u_row, A_bar, B_bar, C, skip, initial, y, final):
+    num_states = A_bar.size // (2 * dim)
+    system, h = np.zeros((num_states, 6 * _LANES), A_bar.dtype), np.zeros((num_states, 2 * _LANES), A_bar.dtype)
+    rows, d = np.zeros((2, _STEPS * _LANES), A_bar.dtype), np.zeros(_LANES, A_bar.dtype)
+    us, ys = rows[0], rows[1]
+    first, loaded = 0 if sign > 0 else length - 1, -1
     for item in range(start, stop):
-        b, c = item // num_blocks, item % num_blocks * _LANES
-        valid = min(_LANES, dim - c)
-        for k, part in enumerate((A_bar, B_bar, C)):
-            _transpose(part, 2 * c * num_states, num_states, valid, system, 2 * k * _LANES)
-        d[:valid] = skip[c : c + valid]
+        b, c = item % batch, item // batch * _LANES
+        valid = min(_LANES, dim - c)  # the lanes beyond hold what they held before; nothing of them is stored
+        if c != loaded:
+            for k, part in enumerate((A_bar, B_bar, C)):
+                _transpose(part, 2 * c * num_states, num_states, valid, system, 2 * k * _LANES)
+            d[:valid] = skip[c : c + valid]
+            loaded = c
         state = 2 * (b * dim + c) * num_states
         h[:] = 0
         if initial.size > 0:
@@ -242,11 +251,11 @@ def _backward(
     dy, dy_batch, dy_row, dfinal, du, dinitial, sums, skip_sums,
 ):  # fmt: skip
     num_blocks, num_states, num_groups = (dim + _LANES - 1) // _LANES, A_bar.size // (2 * dim), sums.shape[0]
-    system, w = np.zeros((num_states, 6 * _LANES)), np.zeros((num_states, 8 * _LANES))
-    states, rows, skips = np.zeros((3, num_states, 2 * _LANES)), np.zeros((3, _STEPS * _LANES)), np.zeros((2, _LANES))
+    system, w = np.zeros((num_states, 6 * _LANES), A_bar.dtype), np.zeros((num_states, 8 * _LANES), A_bar.dtype)
+    states, rows = np.zeros((3, num_states, 2 * _LANES), A_bar.dtype), np.zeros((3, _STEPS * _LANES), A_bar.dtype)
     h, q, m = states[0], states[1], states[2]
     us, dys, dus = rows[0], rows[1], rows[2]
-    d, dd = skips[0], skips[1]
+    d, dd, total = np.zeros(_LANES, A_bar.dtype), np.zeros(_LANES), np.zeros((num_states, 8 * _LANES))
     first = 0 if sign > 0 else length - 1
     for item in range(start, stop):
         group, c = item // num_blocks, item % num_blocks * _LANES
@@ -255,10 +264,11 @@ def _backward(
             _transpose(part, 2 * c * num_states, num_states, valid, system, 2 * k * _LANES)
         d[:valid] = skip[c : c + valid]
         dd[:] = 0
-        w[:] = 0
+        total[:] = 0
         for b in range(group * batch // num_groups, (group + 1) * batch // num_groups):
             state = 2 * (b * dim + c) * num_states
             states[:] = 0
+            w[:] = 0
             if initial.size > 0:
                 _transpose(initial, state, num_states, valid, h, 0)
             if dfinal.size > 0:
@@ -295,6 +305,7 @@ def _backward(
                 _store(dus, du, (b * length + row) * dim + c, -sign * dim, valid, num_steps)
                 t -= num_steps
             _transpose_back(m, 0, dinitial, state, num_states, 2, valid)
+            total += w
         for k in range(4):
-            _transpose_back(w, 2 * k * _LANES, sums[group], 8 * c * num_states + 2 * k, num_states, 8, valid)
+            _transpose_back(total, 2 * k * _LANES, sums[group], 8 * c * num_states + 2 * k, num_states, 8, valid)
         skip_sums[group, c : c + valid] = dd[:valid]

@@ -1,6 +1,13 @@
 """The shapes the norms are tested and timed at, each with the reason it is there."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mambaverse.kernels.norm import gated_rms_norm, rms_norm
 
 
 @dataclass(frozen=True)
@@ -26,3 +33,18 @@ TIMED = (
     Case((64 * 65, 192), 192, "vim_tiny on 32 x 32 pixels, batch 64"),
     Case((25216, 192), 192, "vim_tiny on 224 x 224 pixels, batch 128"),
 )
+
+
+def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return x, weight, residual and z of a case: x and z in `dtype`, the others in float32, drawn in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x, residual, z = (torch.randn(case.shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    weight = torch.rand(case.shape[-1], generator=generator, dtype=torch.float64) + 0.5
+    return {"x": x.to(dtype), "weight": weight.to(wide), "residual": residual.to(wide), "z": z.to(dtype)}
+
+
+def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Call the fused addition and norm, and the gated norm."""
+    x, weight = inputs["x"], inputs["weight"]
+    return *rms_norm(x, weight, residual=inputs["residual"]), gated_rms_norm(x, weight, inputs["z"])

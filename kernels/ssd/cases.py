@@ -1,6 +1,13 @@
 """The shapes ssd is tested and timed at, each with the reason it is there."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mambaverse.kernels.ssd import ssd
 
 
 @dataclass(frozen=True)
@@ -32,3 +39,33 @@ TIMED = (
     Case(1, 2048, 24, 64, 1, 128, "the sizes of Mamba-2 130M"),
     Case(2, 1024, 8, 16, 1, 16, "small heads and states"),
 )
+
+
+def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return x, dt, A, B, C, D, z, dt_bias and initial_state of a case as a trained layer would see them.
+
+    x, dt, B, C and z are in `dtype`, parameters and states in float32 (float64 beside float64); drawn in float64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*shape: int, to: torch.dtype) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(to)
+
+    tokens, heads = (case.batch, case.length), (case.heads, case.head_dim)
+    return {
+        "x": normal(*tokens, *heads, to=dtype),
+        "dt": normal(*tokens, case.heads, to=dtype),
+        "A": -(0.5 + 7.5 * torch.rand(case.heads, generator=generator, dtype=torch.float64)).to(wide),
+        "B": normal(*tokens, case.groups, case.state_dim, to=dtype),
+        "C": normal(*tokens, case.groups, case.state_dim, to=dtype),
+        "D": normal(case.heads, to=wide),
+        "z": normal(*tokens, *heads, to=dtype),
+        "dt_bias": normal(case.heads, to=wide) - 2,
+        "initial_state": normal(case.batch, *heads, case.state_dim, to=wide),
+    }
+
+
+def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Call the operator with all that is optional."""
+    return ssd(**inputs, dt_softplus=True, return_final_state=True)

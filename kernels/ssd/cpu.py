@@ -117,7 +117,8 @@ class _Run:
         self.flags = (z is not None, D is not None, initial_state is not None)
 
     def optional(self, tensor: Tensor | None) -> np.ndarray:
-        return self.A if tensor is None else _memory(tensor)  # kernels take an array anyway, and a flag not to read it
+        """Return the memory of `tensor`, or, without one, of something that a flag tells the kernels not to read."""
+        return self.A if tensor is None else _memory(tensor)
 
     def _grain(self, products: int) -> int:
         _, _, _, head_dim, state_dim, *_ = self.sizes

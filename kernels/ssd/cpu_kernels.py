@@ -123,30 +123,8 @@ def carry_states(start, stop, backward, sizes, chunks, offsets, rows, rows_at, c
 
 
 @_kernel
-def chunk_forward(
-    start,
-    stop,
-    sizes,
-    chunks,
-    x,
-    x_at,
-    z,
-    z_at,
-    B,
-    B_at,
-    C,
-    C_at,
-    dt,
-    dt_at,
-    bias,
-    limits,
-    A,
-    D,
-    first,
-    work,
-    y,
-    final,
-):
+def chunk_forward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_at, dt, dt_at, bias, limits, A, D, first,
+                  work, y, final):  # fmt: skip
     """Write y for the (chunk, group) pairs start .. stop - 1, and the final state where a sequence ends."""
     L, H, G, P, N, q, step, has_z, has_D, has_first = sizes
     n, p, heads = padded(N), padded(P), H // G
@@ -245,9 +223,7 @@ def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_a
 
             has_dh = load_state(s, o_dh, o_tmp, chunks[c, 5], h, H, dwork, has_dfinal, dfinal, sequence, P, N)
             has_h = load_state(s, o_h, o_tmp, chunks[c, 4], h, H, work, has_first, first, sequence, P, N)
-            through = (
-                0.0  # gradient of the log decay at t from paths that pass over t: chunk's start or j < t to its end
-            )
+            through = 0.0  # gradient of the log decay at t by the state at the end, from all that came before t
             if has_dh:
                 product(s, o_B, n, 1, s, o_dh, p, o_dx, p, length, p, N, FULL, False)
                 scale_rows(s, o_dx, o_decay + WEIGHT * q, length, p)
@@ -268,7 +244,11 @@ def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_a
             for i in range(length):
                 s[o_da + i] += through
                 through += s[o_decay + WEIGHT * q + i] * s[o_out + i]
-            after, sum_A, sum_dt = 0.0, 0.0, 0.0  # paths from the chunk's start to some i >= t
+            after, sum_A, sum_dt = (
+                0.0,
+                0.0,
+                0.0,
+            )  # `after` is that by the outputs from t on, from the state at the start
             for i in range(length - 1, -1, -1):
                 after += s[o_decay + FROM_START * q + i] * s[o_in + i]
                 da = s[o_da + i] + after

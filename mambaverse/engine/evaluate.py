@@ -108,7 +108,9 @@ def evaluate_run(path: Path, overrides: Sequence[str] = (), console: Console | N
     """`evaluate`, and print the table."""
     metrics = evaluate(path, overrides)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        (console or Console()).print(report.metrics_table(metrics, f"{path}, evaluation set"))
+        console = console or Console()
+        console.print(f"{path}, best weights on the evaluation set:", highlight=False, soft_wrap=True)
+        console.print(report.metrics_table(metrics))
     return metrics
 
 

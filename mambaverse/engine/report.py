@@ -93,7 +93,7 @@ def head_table(rows: Mapping[str, str]) -> Table:
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """Return the final table: the metrics of the best weights, and what they cost."""
-    table = metrics_table(results["metrics"], f"best weights (epoch {results['best_epoch']})")
+    table = metrics_table(results["metrics"])
     table.add_section()
     table.add_row("epochs", str(results["epochs"]))
     table.add_row("training time", format_seconds(results["seconds"]))
@@ -101,9 +101,9 @@ def results_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def metrics_table(metrics: Mapping[str, float | None], title: str) -> Table:
+def metrics_table(metrics: Mapping[str, float | None]) -> Table:
     """Return the metrics of an evaluation as a table."""
-    table = Table("metric", "value", title=title, title_justify="left")
+    table = Table("metric", "value")
     table.columns[1].justify = "right"
     for name, value in metrics.items():
         table.add_row(name.replace("_", " "), "not finite" if value is None else f"{value:.4f}")

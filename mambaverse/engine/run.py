@@ -177,6 +177,7 @@ def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
         if position.epoch < trainer.config.trainer.epochs:
             stalled = f"no better {trainer.monitor.name} in {position.epoch - position.best_epoch} epochs"
             console.print(f"Stopped early: {stalled}.", highlight=False)
+        console.print(f"Best weights, of epoch {position.best_epoch}:", highlight=False)
         console.print(report.results_table(results))
         console.print(f"{folder.path}: {', '.join(p.name for p in pictures)}", highlight=False, soft_wrap=True)
     trainer.accelerator.wait_for_everyone()

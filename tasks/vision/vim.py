@@ -118,7 +118,7 @@ class Vim(Isotropic):
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised tokens (B, [cls +] M, D), cls first, of images x (B, C, H, W)."""
         tokens, height, width = self._embed(x)
-        if self.needs_spatial_shape:
+        if not torch.jit.is_scripting() and self.needs_spatial_shape:
             tokens = self.forward_grid(tokens, (height, width))
         else:
             tokens = self.forward_layers(tokens)
@@ -208,7 +208,8 @@ class Vim(Isotropic):
             self.global_pool = self._check_pool(global_pool)
         self.num_classes = num_classes
         if num_classes > 0:
-            head: nn.Module = nn.Linear(self.embed_dim, num_classes, device=self.pos_embed.device, dtype=self.pos_embed.dtype)
+            like = self.pos_embed
+            head: nn.Module = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
             trunc_normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
         else:

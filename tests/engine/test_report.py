@@ -38,7 +38,7 @@ def test_a_run_says_what_it_trains_and_where_it_ended(tmp_path: Path) -> None:
     assert "auto (cpu)" in lines["backend"]
     assert "4 epochs of 3 steps" in lines["length"]
     assert str(result.folder) in _text(console)
-    assert "best weights (epoch" in _text(console)
+    assert "Best weights, of epoch" in _text(console)
 
 
 def test_without_a_terminal_there_is_a_plain_line_an_epoch(tmp_path: Path) -> None:

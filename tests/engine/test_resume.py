@@ -87,7 +87,7 @@ while True:
         else:
             train(config, console=quiet)
         os._exit(0)
-    limit = time.monotonic() + (draw.uniform(0.02, 0.5) if kills < 12 else 60)
+    limit = time.monotonic() + (draw.uniform(0.02, 0.5) if kills < 10 else 60)
     while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < limit:
         time.sleep(0.002)
     if done[0] == 0:
@@ -102,7 +102,7 @@ while True:
 
 
 def test_killed_again_and_again_at_random_moments(tmp_path: Path, quiet: Console) -> None:
-    overrides = (*ALL, "trainer.epochs=30", "trainer.save_minutes=0.0005", "task.sleep_s=0.002")
+    overrides = (*ALL, "trainer.epochs=20", "trainer.save_minutes=0.0005", "task.sleep_s=0.002")
     seed = random.SystemRandom().randrange(2**31)
     script = subprocess.run(
         [sys.executable, "-W", "error", "-c", KILLED, str(tmp_path), str(seed), *overrides],

@@ -205,6 +205,7 @@ def test_a_backend_that_is_not_there_is_named():
         ({"dt_limit": (0.2, 0.1)}, r"dt_limit is \(0.2, 0.1\); expected \(least, greatest\)"),
         ({"chunk_size": 0}, "chunk_size is 0; expected at least 1"),
         ({"cu_seqlens": torch.tensor([0, 70])}, "the batch is 2; expected 1"),
+        ({"x": torch.randn(2, 70, 4, 8, device="meta")}, "dt is on cpu; expected meta"),
     ],
 )
 def test_bad_arguments_are_named(change, message):

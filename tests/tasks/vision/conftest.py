@@ -41,12 +41,18 @@ class Tiny(nn.Module):
 
 
 @pytest.fixture
-def tiny_model() -> Iterator[str]:
+def tiny(tmp_path: Path) -> Iterator[str]:
+    """Register the model and return a config that trains it on digits."""
+
     @register_model(domain="vision", model=Tiny, overwrite=True)
     def tiny_vision_test(pretrained: bool = False, **overrides: Any) -> nn.Module:
         return Tiny(**overrides)
 
-    yield "tiny_vision_test"
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        "defaults: [vision/_base]\nmodel: {name: tiny_vision_test, args: {patch_size: 2}}\ndata: {name: digits}\n"
+    )
+    yield str(config)
     del MODELS._entries["tiny_vision_test"]
 
 

@@ -3,6 +3,7 @@
 import pickle
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mambaverse.errors import UserError
 from mambaverse.tasks.vision.augment import Augment, fit, mix, shifted
 
 Draw = Callable[[int], torch.Generator]
-STATISTICS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
+STATISTICS: dict[str, Any] = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
 EACH = [
     pytest.param({"crop_padding": 4}, id="padding"),
     pytest.param({"crop_scale": [0.2, 0.8]}, id="resized crop"),

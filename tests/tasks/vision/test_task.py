@@ -55,17 +55,15 @@ def test_images_come_in_the_size_and_channels_that_are_set(make_task: Make, in_c
     assert f"{img_size} x {img_size}" in task.describe()["data"]
 
 
-def test_the_model_gets_what_the_data_and_the_config_say(make_task: Make, tiny_model: str) -> None:
-    task = make_task(
-        "vision/digits", f"model.name={tiny_model}", "model.args={width: 3}", "model.mixer=[ssd,attention]"
-    )
+def test_the_model_gets_what_the_data_and_the_config_say(make_task: Make, tiny: str) -> None:
+    task = make_task(tiny, "model.args={width: 3}", "model.mixer=[ssd,attention]")
     model: Any = task.build_model()
     assert (model.expects, model.head.out_features, model.mixer) == ((1, 8, 8), 10, ["ssd", "attention"])
     assert (model.head.in_features, model.patch_size) == (9, 2)  # the config's own argument stands
 
 
-def test_null_takes_an_argument_out(make_task: Make, tiny_model: str) -> None:
-    model: Any = make_task("vision/digits", f"model.name={tiny_model}", "model.args.patch_size=null").build_model()
+def test_null_takes_an_argument_out(make_task: Make, tiny: str) -> None:
+    model: Any = make_task(tiny, "model.args.patch_size=null").build_model()
     assert model.patch_size == 1
 
 
@@ -93,10 +91,8 @@ def test_the_model_of_each_shipped_config_takes_its_images(
         ("model.name=tiny_vision", "unknown model 'tiny_vision', did you mean 'tiny_vision_test'"),
     ],
 )
-def test_a_model_that_cannot_be_built_is_one_line(
-    make_task: Make, tiny_model: str, override: str, message: str
-) -> None:
-    task = make_task("vision/digits", f"model.name={tiny_model}", override)
+def test_a_model_that_cannot_be_built_is_one_line(make_task: Make, tiny: str, override: str, message: str) -> None:
+    task = make_task(tiny, override)
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         task.build_model()
 
@@ -133,8 +129,8 @@ def test_images_without_a_size_of_their_own_need_one(make_task: Make, photos: Pa
     assert "data.img_size is not set; the images of vision/folder have no size of their own" in error
 
 
-def test_labels_are_smoothed_while_training_only(make_task: Make, tiny_model: str) -> None:
-    task = make_task("vision/digits", f"model.name={tiny_model}", "task.label_smoothing=0.2")
+def test_labels_are_smoothed_while_training_only(make_task: Make, tiny: str) -> None:
+    task = make_task(tiny, "task.label_smoothing=0.2")
     model, batch = task.build_model(), batch_of(task, 16)
     log_p = task.forward(model, batch).log_softmax(-1)
     hard = -log_p.gather(1, batch["target"][:, None]).mean()
@@ -156,10 +152,10 @@ def test_metrics_count_the_best_and_the_best_five(make_task: Make) -> None:
     assert set(task.metrics()) == {"accuracy"}
 
 
-def test_a_run_keeps_what_its_data_told_it(make_task: Make, tiny_model: str, tmp_path: Path) -> None:
-    task = make_task("vision/digits", f"model.name={tiny_model}")
+def test_a_run_keeps_what_its_data_told_it(make_task: Make, tiny: str, tmp_path: Path) -> None:
+    task = make_task(tiny)
     facts = json.loads(json.dumps(task.facts()))
-    other = make_task("vision/digits", f"model.name={tiny_model}", setup=False)
+    other = make_task(tiny, setup=False)
     other.restore(facts)
     Image.new("L", (8, 8), 128).save(tmp_path / "x.png")
     ((_, load),) = other.load_inputs([str(tmp_path / "x.png")])
