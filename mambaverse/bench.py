@@ -1,6 +1,6 @@
 """`mambaverse bench OP`: an operator's backends against its reference, correctness first, then milliseconds.
 
-An operator's `cases.py` supplies `TIMED_CASES`, `make_inputs(case, seed=, dtype=)` and `run(case, inputs)`; see any of
+An operator's `cases.py` supplies `TIMED_CASES`, `make_inputs(case, seed=, dtype=)` and `run(inputs)`; see any of
 them. A backend whose outputs or gradients are outside the tolerance of the dtype is not timed but reported.
 """
 
@@ -107,7 +107,7 @@ def _rows(
     wide = {k: v.to(torch.complex128 if v.is_complex() else torch.float64) for k, v in inputs.items()}
 
     def run(**arguments: Tensor) -> Any:
-        return cases.run(case, arguments)
+        return cases.run(arguments)
 
     with use_backend("reference"):
         expected = outputs_and_gradients(run, wide)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +67,6 @@ def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32
     }
 
 
-def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+def run(inputs: dict[str, Any]) -> tuple[Tensor, ...]:
     """Call the operator with all that is optional."""
     return ssd(**inputs, dt_softplus=True, return_final_state=True)

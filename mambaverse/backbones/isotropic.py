@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,13 +76,18 @@ class Isotropic(nn.Module):
         self.rescale_residual_branches()
 
     @torch.jit.ignore
+    def blocks(self) -> list[Block]:
+        """Return `layers`, typed."""
+        return [cast(Block, layer) for layer in self.layers]
+
+    @torch.jit.ignore
     def rescale_residual_branches(self) -> None:
         """Divide each branch's last matrix by √(number of branches), so that their sum keeps its scale (GPT-2)."""
-        branches = sum(1 if layer.mlp is None else 2 for layer in self.layers)
+        branches = sum(1 if layer.mlp is None else 2 for layer in self.blocks())
         with torch.no_grad():
             for name, parameter in self.layers.named_parameters():
                 if name.endswith(("out_proj.weight", "mlp.fc2.weight")):
-                    parameter /= math.sqrt(branches)
+                    parameter.div_(math.sqrt(branches))
 
     def forward(
         self,
@@ -128,14 +133,14 @@ class Isotropic(nn.Module):
     @torch.jit.ignore
     def init_states(self, batch_size: int) -> list[Any]:
         """Return the states before the first token, one a layer."""
-        return [layer.mixer.init_state(batch_size) for layer in self.layers]
+        return [layer.mixer.init_state(batch_size) for layer in self.blocks()]
 
     @torch.jit.ignore
     def step(self, x_t: Tensor, states: Sequence[Any]) -> tuple[Tensor, list[Any]]:
         """Advance by one token x_t (B, D); returns (token (B, D), new states)."""
         residual: Tensor | None = None
         finals = []
-        for layer, state in zip(self.layers, states, strict=True):
+        for layer, state in zip(self.blocks(), states, strict=True):
             x_t, residual, final = layer.step(x_t, residual, state)
             finals.append(final)
         return self.norm_f(x_t, residual)[0], finals
@@ -149,7 +154,9 @@ class Isotropic(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that weight decay would harm: each mixer's own list."""
         return {
-            f"layers.{i}.mixer.{name}" for i, layer in enumerate(self.layers) for name in layer.mixer.no_weight_decay()
+            f"layers.{i}.mixer.{name}"
+            for i, layer in enumerate(self.blocks())
+            for name in layer.mixer.no_weight_decay()
         }
 
     @torch.jit.ignore
@@ -163,7 +170,7 @@ class Isotropic(nn.Module):
     ) -> tuple[Tensor, list[Any]]:
         residual: Tensor | None = None
         finals = []
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.blocks()):
             state = None if states is None else states[i]
             arguments = (x, residual, state, cu_seqlens, spatial_shape, return_state)
             if self.grad_checkpointing:

@@ -166,7 +166,7 @@ class Vim(Isotropic):
         spatial_shape = (height, width) if self.needs_spatial_shape else None
         residual: Tensor | None = None
         taken = []
-        for i, layer in enumerate(self.layers[: last + 1] if stop_early else self.layers):
+        for i, layer in enumerate(self.blocks()[: last + 1] if stop_early else self.blocks()):
             arguments = (hidden, residual, None, None, spatial_shape)
             if self.grad_checkpointing:
                 hidden, residual, _ = checkpoint(layer.forward_sequence, *arguments, use_reentrant=False)
@@ -209,12 +209,12 @@ class Vim(Isotropic):
         self.num_classes = num_classes
         if num_classes > 0:
             like = self.pos_embed
-            head: nn.Module = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
-            trunc_normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+            self.head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
         else:
-            head = nn.Identity()
-        self.head = head.train(self.training)
+            self.head = nn.Identity()
+        self.head.train(self.training)
 
     @torch.jit.ignore
     def set_input_size(
@@ -302,7 +302,8 @@ class Vim(Isotropic):
             trunc_normal_(self.cls_token, std=0.02)
         fan_in = self.patch_embed.proj.weight[0].numel()
         trunc_normal_(self.patch_embed.proj.weight, std=fan_in**-0.5)  # LeCun
-        nn.init.zeros_(self.patch_embed.proj.bias)
+        if self.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.patch_embed.proj.bias)
         if isinstance(self.head, nn.Linear):
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)

@@ -29,8 +29,9 @@ def test_carried_norm_equals_the_plain_block(mixer: str) -> None:
     model = stack(mixer, mlp_ratio=2.0)
     x = torch.randn(2, 9, DIM)
     expected = x
-    for layer in model.layers:
+    for layer in model.blocks():
         expected = expected + layer.mixer(x=layer.norm(expected)[0])
+        assert layer.mlp is not None
         expected = expected + layer.mlp(layer.norm2(expected)[0])
     torch.testing.assert_close(model(x), model.norm_f(expected)[0], atol=1e-5, rtol=1e-5)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
 from timm.models import register_model as register_with_timm
 from torch import nn
 
@@ -18,7 +18,7 @@ from mambaverse.tasks.vision.vim import Vim
 BUILDER_ARGUMENTS = ("cache_dir", "features_only", "out_indices", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
-def _cfg(size: int) -> dict[str, Any]:
+def _cfg(size: int) -> dict[str, Any] | PretrainedCfg:
     return {
         "url": "",
         "num_classes": 1000 if size == 224 else 10,

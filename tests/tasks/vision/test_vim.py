@@ -1,5 +1,7 @@
 """Vim as a timm model: the original's size and names, and the members that a newcomer touches at once."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -8,11 +10,11 @@ import mambaverse
 import mambaverse.timm
 from mambaverse.errors import UserError
 
-SMALL = {"img_size": 16, "depth": 3, "embed_dim": 16, "num_classes": 5}
+SMALL: dict[str, Any] = {"img_size": 16, "depth": 3, "embed_dim": 16, "num_classes": 5}
 MIXER_ARGS = {"vim": {"d_state": 4}, "ssd": {"d_state": 8, "headdim": 8}, "s6": {"d_state": 4}}
 
 
-def small(**overrides: object) -> torch.nn.Module:
+def small(**overrides: Any) -> Any:
     torch.manual_seed(0)
     return timm.create_model("vim_nano_patch4_32", **{**SMALL, "mixer_args": MIXER_ARGS, **overrides}).eval()
 
