@@ -33,11 +33,11 @@ from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
 from mambaverse.kernels.backend import use_backend
 from mambaverse.kernels.selective_scan import bidirectional_selective_scan, selective_scan
-from mambaverse.kernels.selective_scan.cases import TIMED_CASES, Case, make_inputs
+from mambaverse.kernels.selective_scan.cases import TIMED, Case, make_inputs
 from mambaverse.kernels.testing import relative_rms
 
 Scan = Callable[..., Tensor]
-PAPER = TIMED_CASES[0]
+PAPER = TIMED[0]
 SECONDS_PER_CONTENDER = 10
 
 
@@ -165,7 +165,7 @@ def per_case(console: Console, runs: int) -> None:
     def both_directions(**inputs: Any) -> Tensor:
         return bidirectional_selective_scan(**inputs, delta_softplus=True)
 
-    rows: list[tuple[str, Case, torch.dtype, Scan]] = [(c.name, c, torch.float32, ours) for c in TIMED_CASES]
+    rows: list[tuple[str, Case, torch.dtype, Scan]] = [(c.name, c, torch.float32, ours) for c in TIMED]
     rows += [(PAPER.name, PAPER, dtype, ours) for dtype in (torch.bfloat16, torch.float16)]
     rows += [("both directions", PAPER, torch.float32, both_directions)]
     for name, case, dtype, scan in rows:

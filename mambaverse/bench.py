@@ -1,6 +1,6 @@
 """`mambaverse bench OP`: an operator's backends against its reference, correctness first, then milliseconds.
 
-An operator's `cases.py` supplies `TIMED_CASES`, `make_inputs(case, seed=, dtype=)` and `run(inputs)`; see any of
+An operator's `cases.py` supplies `TIMED`, `make_inputs(case, seed=, dtype=)` and `run(inputs)`; see any of
 them. A backend whose outputs or gradients are outside the tolerance of the dtype is not timed but reported.
 """
 
@@ -27,6 +27,7 @@ from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.backend import BACKENDS, use_backend, why_not
 from mambaverse.kernels.testing import TOLERANCE, outputs_and_gradients, relative_rms
 
+BUDGET_S = 2.0  # seconds spent on timing one function
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,16 +76,16 @@ def bench(
     """
     console = console or Console()
     cases = _cases(op)
-    chosen = [c for c in cases.TIMED_CASES if fnmatch.fnmatchcase(c.name, case)]
+    chosen = [c for c in cases.TIMED if fnmatch.fnmatchcase(_label(c), case)]
     if not chosen:
-        raise UserError(f"bench {op}: no case {case!r}{suggest(case, [c.name for c in cases.TIMED_CASES])}")
+        raise UserError(f"bench {op}: no case {case!r}{suggest(case, [_label(c) for c in cases.TIMED])}")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if target.type == "cuda" and not torch.cuda.is_available():
         raise UserError("bench: device cuda was asked for, but torch finds no GPU")
     backends = [b for b in BACKENDS if b != "auto" and why_not(op, b, target.type) is None]
     rows = []
     for item in chosen:
-        console.print(f"{item.name}: {item.reason}", highlight=False)
+        console.print(f"{_label(item)}: {item.reason}", highlight=False)
         rows += _rows(cases, item, backends, target, DTYPES[dtype], repeat)
     where = platform.processor() or platform.machine() if target.type == "cpu" else torch.cuda.get_device_name()
     title = f"{op}, {dtype}, {where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -98,6 +99,11 @@ def _cases(op: str) -> ModuleType:
     if op not in list_ops():
         raise UserError(f"bench: unknown operator {op!r}{suggest(op, list_ops())}")
     return importlib.import_module(f"mambaverse.kernels.{op}.cases")
+
+
+def _label(case: Any) -> str:
+    """Return a case's fields but for the reason: "batch 2, length 1024, dim 512, width 4"."""
+    return ", ".join(f"{key} {value}" for key, value in asdict(case).items() if key != "reason")
 
 
 def _rows(
@@ -118,11 +124,10 @@ def _rows(
             worst = max(errors, key=errors.__getitem__)
             forward_ms, step_ms = float("nan"), float("nan")
             if errors[worst] <= TOLERANCE[dtype]:
-                few = 3 if backend == "reference" else repeat
-                forward_ms, step_ms = _times(run, inputs, few, device)
+                forward_ms, step_ms = _times(run, inputs, repeat, device)
         first = rows[0] if rows else None
         ratios = (1.0, 1.0) if first is None else (first.forward_ms / forward_ms, first.step_ms / step_ms)
-        rows.append(Row(case.name, backend, errors[worst], worst, forward_ms, step_ms, *ratios))
+        rows.append(Row(_label(case), backend, errors[worst], worst, forward_ms, step_ms, *ratios))
     return rows
 
 
@@ -136,16 +141,20 @@ def _times(
         with torch.no_grad():
             run(**inputs)
 
+    with torch.no_grad():
+        cotangents = [torch.randn_like(out) for out in run(**inputs)]
+
     def step() -> None:
-        torch.autograd.grad([o.abs().sum() for o in run(**leaves)], list(leaves.values()))
+        torch.autograd.grad(run(**leaves), list(leaves.values()), cotangents)
 
     return _median_ms(forward, repeat, device), _median_ms(step, repeat, device)
 
 
 def _median_ms(function: Callable[[], None], repeat: int, device: torch.device) -> float:
+    """Return the median time of up to `repeat` calls, fewer (but one) of a slow function, after one that warms up."""
     function()
-    times = []
-    for _ in range(repeat):
+    times: list[float] = []
+    while len(times) < repeat and sum(times) < BUDGET_S:
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()

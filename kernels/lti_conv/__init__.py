@@ -74,16 +74,12 @@ def lti_conv(
     _check_system(op, u, A, B, C, dt, D, discretization)
     if initial_state is not None:
         _check_state(op, "initial_state", initial_state, u, A)
-        initial_state = (
-            initial_state
-            if initial_state.is_complex()
-            else torch.complex(initial_state, torch.zeros_like(initial_state))
-        )
+        initial_state = initial_state if initial_state.is_complex() else initial_state.to(torch.complex128)
     A_bar, B_bar, C = _system(A, B, C, dt, discretization)
     y, final_state = lti_conv_forward(u, A_bar, B_bar, C, D, initial_state, reverse, current_backend())
     if not return_final_state:
         return y
-    return y, final_state if A.is_complex() else final_state.real
+    return y, final_state if A.is_complex() else final_state.real.contiguous()
 
 
 def lti_conv_update(

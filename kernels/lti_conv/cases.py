@@ -1,6 +1,14 @@
 """The shapes lti_conv is tested and timed at, each with the reason it is there."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaverse.kernels.lti_conv import lti_conv
 
 
 @dataclass(frozen=True)
@@ -33,3 +41,25 @@ TIMED = (
     Case(4, 1024, 256, 8, "few states, where the recurrence gains most on the FFT"),
     Case(2, 8192, 64, 32, "long sequences, where the FFT gains"),
 )
+
+
+def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return u, A, B, C, dt and D of a case: S4D-Lin with u in `dtype`, drawn in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    shape = (case.dim, case.num_states)
+    B, C = (torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(wide) for _ in range(2))
+    frequency = torch.pi * torch.arange(case.num_states, dtype=wide).expand(shape)
+    return {
+        "u": torch.randn(case.batch, case.length, case.dim, generator=generator, dtype=torch.float64).to(dtype),
+        "A": torch.complex(torch.full_like(frequency, -0.5), frequency),
+        "B": torch.complex(*B),
+        "C": torch.complex(*C),
+        "dt": (0.001 * 100 ** torch.rand(case.dim, generator=generator, dtype=torch.float64)).to(wide),
+        "D": torch.randn(case.dim, generator=generator, dtype=torch.float64).to(wide),
+    }
+
+
+def run(inputs: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Call the operator with all that is optional but an initial state."""
+    return lti_conv(**inputs, return_final_state=True)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaverse.kernels.selective_scan import selective_scan
+
 
 @dataclass(frozen=True)
 class Case:
@@ -23,7 +25,7 @@ class Case:
     is_complex: bool = False
 
 
-TEST_CASES = (
+TESTED = (
     Case("one_step", "length 1: no step before it, no chunk boundary", 2, 1, 3, 2),
     Case("odd", "nothing is a multiple of a SIMD width, a block or a chunk", 3, 13, 5, 3),
     Case("chunks", "two chunk boundaries and two blocks of channels, the last of each partly filled", 2, 131, 70, 4),
@@ -37,7 +39,7 @@ TEST_CASES = (
     Case("complex_groups", "complex A with groups, two blocks of channels", 1, 9, 132, 3, groups=2, is_complex=True),
 )
 
-TIMED_CASES = (
+TIMED = (
     Case("paper", "the S6 operator of a model of width 384", 2, 1024, 768, 16),
     Case("vision", "Vim-nano on 32-pixel images: short sequences, the batch is the parallel axis", 64, 65, 192, 16),
     Case("one_state", "N = 1, as in VMamba: bound by memory and elementwise functions", 2, 1024, 768, 1),
@@ -85,3 +87,8 @@ def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32
         "delta_bias": normal(dim, to=wide) - 2,
         "initial_state": maybe_complex(b, dim, n, to=wide),
     }
+
+
+def run(inputs: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Call the operator with all that is optional."""
+    return selective_scan(**inputs, delta_softplus=True, return_final_state=True)

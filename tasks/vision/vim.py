@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from timm.layers import PatchEmbed, resample_abs_pos_embed, trunc_normal_
-from timm.models import register_notrace_module
+from timm.models import register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -241,6 +241,8 @@ class Vim(Isotropic):
 
     def _embed(self, x: Tensor) -> tuple[Tensor, int, int]:
         """Turn images into tokens in the order in which the blocks read them; also the grid's height and width."""
+        if not torch.jit.is_scripting():
+            _check_images(x, self.in_chans, None if self.dynamic_img_size else self.patch_embed.img_size)
         x = self.patch_embed(x)
         height, width = x.shape[2], x.shape[3]
         x = x.flatten(2).transpose(1, 2)
@@ -307,6 +309,16 @@ class Vim(Isotropic):
         if isinstance(self.head, nn.Linear):
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
+
+
+@register_notrace_function
+def _check_images(x: Tensor, in_chans: int, size: tuple[int, int] | None) -> None:
+    height, width = ("H", "W") if size is None else size
+    if x.ndim != 4 or x.shape[1] != in_chans or (size is not None and tuple(x.shape[2:]) != tuple(size)):
+        raise UserError(
+            f"expected images of shape (B, {in_chans}, {height}, {width}), got {tuple(x.shape)}; "
+            "in_chans=, img_size= and dynamic_img_size=True change what the model takes"
+        )
 
 
 def _check_size(img_size: int | tuple[int, int], patch_size: int) -> None:

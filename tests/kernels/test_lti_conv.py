@@ -154,6 +154,7 @@ def test_real_b_and_c_beside_a_complex_a():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_within_tolerance(dtype):
     check(draw(USUAL, dtype), dtype)
+    check(draw(USUAL, dtype, real=True), dtype)
     mixed = draw(USUAL) | {"u": draw(USUAL, dtype)["u"]}
     check(mixed, dtype)
     y, state = lti_conv(**mixed, return_final_state=True)

@@ -15,7 +15,7 @@ from mambaverse.kernels.selective_scan import (
     selective_scan,
     selective_scan_update,
 )
-from mambaverse.kernels.selective_scan.cases import TEST_CASES, Case, make_inputs
+from mambaverse.kernels.selective_scan.cases import TESTED, Case, make_inputs
 from mambaverse.kernels.testing import assert_close, outputs_and_gradients
 
 SMALL = Case("small", "one block, one chunk, groups", 2, 9, 6, 3, groups=2)
@@ -213,7 +213,7 @@ def test_opcheck(case):
 
 @pytest.mark.parametrize("function", [selective_scan, bidirectional_selective_scan], ids=lambda f: f.__name__)
 def test_compiles_without_graph_breaks(function):
-    inputs = make_inputs(TEST_CASES[2])
+    inputs = make_inputs(TESTED[2])
     compiled = torch.compile(function, backend="eager", fullgraph=True)
     flags = {"delta_softplus": True, "return_final_state": True}
     expected = outputs_and_gradients(function, inputs, **flags)

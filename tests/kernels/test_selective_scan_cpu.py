@@ -7,10 +7,10 @@ import torch
 
 from mambaverse.kernels.backend import use_backend
 from mambaverse.kernels.selective_scan import selective_scan
-from mambaverse.kernels.selective_scan.cases import TEST_CASES, Case, make_inputs
+from mambaverse.kernels.selective_scan.cases import TESTED, Case, make_inputs
 from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
 
-CHUNKS = next(case for case in TEST_CASES if case.name == "chunks")
+CHUNKS = next(case for case in TESTED if case.name == "chunks")
 PACKED = Case("packed", "three chunks in all; see LENGTHS", 1, 3 + 0 + 64 + 1 + 130 + 65, 70, 4)
 LENGTHS = (3, 0, 64, 1, 130, 65)  # shorter than a chunk, empty, a chunk, one step, two chunk boundaries, just past one
 COMPLEX_PACKED = Case("complex_packed", "the other kernel", 1, PACKED.length, 6, 2, is_complex=True)
@@ -44,13 +44,13 @@ def packed_inputs(case):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("case", TEST_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", TESTED, ids=lambda case: case.name)
 def test_equals_reference(case, reverse):
     check_against_reference(make_inputs(case), reverse=reverse)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("case", [CHUNKS, TEST_CASES[-1]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CHUNKS, TESTED[-1]], ids=lambda case: case.name)
 def test_equals_reference_in_16_bit(case, dtype):
     check_against_reference(make_inputs(case, dtype=dtype), dtype)
 
@@ -73,7 +73,7 @@ def test_equals_reference_with_each_option_alone(present, softplus):
     check_against_reference(inputs, delta_softplus=softplus)
 
 
-@pytest.mark.parametrize("case", [CHUNKS, TEST_CASES[-1]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CHUNKS, TESTED[-1]], ids=lambda case: case.name)
 def test_growing_states_equal_reference(case):
     """Nothing in the op demands that A is negative or Δ positive."""
     inputs = make_inputs(case)
@@ -81,7 +81,7 @@ def test_growing_states_equal_reference(case):
     check_against_reference(inputs | {"delta": inputs["delta"] - 0.5}, delta_softplus=False)
 
 
-@pytest.mark.parametrize("case", [CHUNKS, TEST_CASES[-1]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CHUNKS, TESTED[-1]], ids=lambda case: case.name)
 def test_reverse_equals_flipped_scan(case):
     inputs = make_inputs(case)
     flipped = {k: v.flip(1) if k in ("u", "delta", "B", "C", "z") else v for k, v in inputs.items()}
@@ -111,7 +111,7 @@ def test_packed_equals_separate_calls(case, reverse):
         assert_close("state", states[s : s + 1], state_one)
 
 
-@pytest.mark.parametrize("case", [CHUNKS, TEST_CASES[-1]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CHUNKS, TESTED[-1]], ids=lambda case: case.name)
 def test_state_carries_across_calls(case):
     inputs = make_inputs(case)
     flags: dict[str, Any] = {"delta_softplus": True, "return_final_state": True}
@@ -139,7 +139,7 @@ def strided_inputs(case):
     return inputs
 
 
-@pytest.mark.parametrize("case", [CHUNKS, TEST_CASES[-1]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CHUNKS, TESTED[-1]], ids=lambda case: case.name)
 def test_any_strides(case):
     inputs = strided_inputs(case)
     assert not any(inputs[name].is_contiguous() for name in ("u", "z", "delta", "B", "C", "A", "initial_state"))
@@ -192,7 +192,7 @@ def test_gradient_of_one_output_alone(is_complex):
         assert_close(f"du of output {index}", *gradients)
 
 
-@pytest.mark.parametrize("case", [CHUNKS, TEST_CASES[-1]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CHUNKS, TESTED[-1]], ids=lambda case: case.name)
 def test_gradient_without_kept_states(case):
     """A caller of the op that passes save=False, as a scripted module might, still gets its gradient."""
     inputs = make_inputs(case)

@@ -76,11 +76,12 @@ def test_explicit_backward_is_the_derivative_of_the_reference(reverse, bounds, l
     inputs = draw(case, torch.float64, num_states=bounds and 3)
     leaves = [inputs[k].requires_grad_() for k in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")]
     arguments: list[Any] = [*leaves, None if bounds is None else torch.tensor(bounds)]
-    y, state, chunk_states = reference.forward(*arguments, True, *limits, reverse)
+    flags: Any = (True, *limits, reverse)
+    y, state, chunk_states = reference.forward(*arguments, *flags)
     dy, dstate = torch.randn_like(y), torch.randn_like(state)
     expected = torch.autograd.grad((y, state), leaves, (dy, dstate))
     with torch.no_grad():
-        actual = reference.backward(dy, dstate, *arguments, chunk_states, True, *limits, reverse)
+        actual = reference.backward(dy, dstate, *[*arguments, chunk_states, *flags])
     for name, a, e in zip(inputs, actual, expected, strict=True):
         assert_close(name, a, e)
 

@@ -121,7 +121,8 @@ def _to_script(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor
 @pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated")  # timm's users still script their models
 def test_scripts_and_differentiates_without_saved_states(tmp_path):
     inputs = [v.requires_grad_() for v in list(draw().values())[:5]]
-    torch.jit.script(_to_script).save(str(tmp_path / "ssd.pt"))
+    script: Any = torch.jit.script(_to_script)
+    script.save(str(tmp_path / "ssd.pt"))
     scripted = torch.jit.load(str(tmp_path / "ssd.pt"))
     y, expected = scripted(*inputs), ssd(*inputs, dt_softplus=True)
     assert torch.equal(y, expected)

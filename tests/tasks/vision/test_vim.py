@@ -179,3 +179,9 @@ def test_wrong_arguments(overrides: dict, message: str) -> None:
 def test_unknown_model_says_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'vim_tiny_patch16_224'"):
         mambaverse.create_model("vim_tinny_patch16_224")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 16, 16), (1, 3, 32, 32), (3, 16, 16)])
+def test_images_that_do_not_fit(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"expected images of shape \(B, 3, 16, 16\), got"):
+        small()(torch.randn(shape))
