@@ -16,7 +16,7 @@ from numba import njit
 
 from mambaverse.kernels.fastmath import exp2f
 from mambaverse.kernels.selective_scan.cpu_layout import WIDTH
-from mambaverse.kernels.ssd.simd import LANES, add, exp2, fma, load, mul, splat, store, total
+from mambaverse.kernels.simd import LANES, add, exp2, fma, load, mul, splat, store, total
 
 f32 = np.float32
 _ROUND = f32(1.5 * 2**23)  # adding it rounds to an integer, which is then in the low bits

@@ -19,15 +19,14 @@ are (.., D, N), complex ones in pairs (`parts` is 2).
 import numpy as np
 from numba import njit
 
-from mambaverse.kernels import fastmath
+from mambaverse.kernels import fastmath, simd
 from mambaverse.kernels.fastmath import sigmoid, silu, softplus
 from mambaverse.kernels.jit import cached_kernel
 from mambaverse.kernels.selective_scan import cpu_chunk, cpu_layout, shapes
 from mambaverse.kernels.selective_scan.cpu_chunk import backward_complex, backward_real, forward_complex, forward_real
 from mambaverse.kernels.selective_scan.cpu_layout import WIDTH
 from mambaverse.kernels.selective_scan.shapes import CHUNK
-from mambaverse.kernels.ssd import simd
-from mambaverse.kernels.ssd.simd import LANES, flush_denormals, restore_denormals
+from mambaverse.kernels.simd import LANES, flush_denormals, restore_denormals
 
 f32 = np.float32
 LOG2_E, LN_2 = f32(1.44269504), f32(0.69314718)

@@ -21,13 +21,10 @@ to stop - 1 are done.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-from numba import njit
-
+from mambaverse.kernels import simd
+from mambaverse.kernels.jit import cached_kernel
+from mambaverse.kernels.simd import flush_denormals, restore_denormals
+from mambaverse.kernels.ssd import cpu_tiles, layout
 from mambaverse.kernels.ssd.cpu_tiles import (
     FROM_START,
     FULL,
@@ -63,20 +60,8 @@ from mambaverse.kernels.ssd.cpu_tiles import (
     weigh,
 )
 from mambaverse.kernels.ssd.layout import PAD
-from mambaverse.kernels.ssd.simd import flush_denormals, restore_denormals
 
-_PARTS = [Path(__file__).with_name(name).read_bytes() for name in ("cpu_tiles.py", "layout.py", "simd.py")]
-_DIGEST = hashlib.sha256(b"".join(_PARTS)).hexdigest()[:12]
-
-
-def _kernel(function: Callable[..., None]) -> Any:
-    """Compile `function` at its first call and keep the code on disk.
-
-    numba looks only at the file of the function itself when it decides whether that code is stale; the name, part of
-    which is a hash of the files whose code is compiled in, does it for the others.
-    """
-    function.__qualname__ += f"_{_DIGEST}"
-    return njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)(function)
+_kernel = cached_kernel(simd, cpu_tiles, layout)
 
 
 @_kernel

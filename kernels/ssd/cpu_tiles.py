@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
-from mambaverse.kernels.ssd.layout import PAD
-from mambaverse.kernels.ssd.simd import (
+from mambaverse.kernels.simd import (
     LANES,
     ROWS,
     absolute,
@@ -34,6 +33,7 @@ from mambaverse.kernels.ssd.simd import (
     total,
     transpose_block,
 )
+from mambaverse.kernels.ssd.layout import PAD
 
 LINE = 16  # floats in a cache line
 LOG2_E = 1.4426950408889634
