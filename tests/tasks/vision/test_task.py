@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,13 @@ def test_the_same_draws_make_the_same_batch(make_task: Make, draw: Draw) -> None
     assert first["image"].equal(second["image"]) and first["target"].equal(second["target"])
     assert first["target"].shape == (9, 10)
     assert not first["image"].equal(batch_of(make_task("vision/digits", *overrides), 9)["image"])
+
+
+def test_a_worker_process_makes_the_same_batch(make_task: Make, draw: Draw) -> None:
+    task = make_task("vision/digits", "task.mixup=0.8", "data.rand_augment=rand-m9-mstd0.5-inc1")
+    samples, collate = pickle.loads(pickle.dumps((task.train_set, task.collate)))
+    batch = collate([samples.sample(i, draw(i)) for i in range(6)], draw(99))
+    assert batch["image"].equal(batch_of(task, 6, draw)["image"])
 
 
 @pytest.mark.parametrize(("in_chans", "img_size"), [(1, 8), (3, 8), (1, 16), (3, 11)])
