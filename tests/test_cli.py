@@ -185,7 +185,7 @@ def test_own_configs_come_first(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 def test_bench_checks_and_times(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "times.csv"
     assert main(["bench", "norm", "--case", "*2048*", "--repeat", "1", "--csv", str(path)]) == 0
-    rows = list(csv.DictReader(path.open()))
+    rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [row["backend"] for row in rows] == ["reference", "cpu"]
     assert all(float(row["error"]) < 1e-5 and float(row["step_ms"]) > 0 for row in rows)
 

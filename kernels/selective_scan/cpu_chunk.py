@@ -30,8 +30,8 @@ _relaxed = njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", bo
 @_exact
 def forward_real(num, rate, h, dt, x, B, b_first, b_step, C, c_first, c_step, out):
     """Take `num` steps: h is updated, out added to."""
-    for n in range(rate.shape[1]):
-        for v in range(0, WIDTH, 2 * LANES):
+    for v in range(0, WIDTH, 2 * LANES):
+        for n in range(rate.shape[1]):
             i = n * WIDTH + v
             rate_0, rate_1 = load(rate, i), load(rate, i + LANES)
             h_0, h_1 = load(h, i), load(h, i + LANES)

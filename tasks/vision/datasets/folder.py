@@ -44,7 +44,7 @@ class Folder(Dataset):
         if config.on_error == "skip":
             skipped = unreadable([path for part in (train, held_out) for paths in part.values() for path in paths])
             train, held_out = (_without(part, set(skipped)) for part in (train, held_out))
-            notes.append(f"{len(skipped)} unreadable files skipped")
+            notes.append(f"{len(skipped)} unreadable file{'s' * (len(skipped) != 1)} skipped")
         if not in_pairs:
             train, held_out = split(train, config.val_fraction, config.split_seed, root)
             notes.append(f"{config.val_fraction:.0%} of each class held out, seed {config.split_seed}")
