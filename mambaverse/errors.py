@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -18,3 +20,9 @@ def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
     if not names:
         return "; there are none"
     return f"; known: {', '.join(names[:limit])}" + (", ..." if len(names) > limit else "")
+
+
+def warn(text: str) -> None:
+    """Print `text` on stderr, once where several processes train: something to know that stops nothing."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {text}", file=sys.stderr)

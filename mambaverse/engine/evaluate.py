@@ -18,11 +18,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from mambaverse.engine import report
+from mambaverse.engine.baseline import print_baselines
 from mambaverse.engine.data import Loader, eval_jobs, to_device
 from mambaverse.engine.folder import load_run
 from mambaverse.engine.process import launch, shard_of
+from mambaverse.engine.progress import Counter
 from mambaverse.engine.task import Sample, Task
 from mambaverse.errors import UserError
+
+TABLE_ROWS = 1000  # of predictions; more inputs make more tables, so that none waits for the last
 
 
 @dataclass
@@ -81,16 +85,16 @@ def score(
 
 
 def score_set(task: Task, model: nn.Module, accelerator: Accelerator, *, collect: bool = False) -> Scores:
-    """Evaluate `model` once on the task's evaluation set (see `score`)."""
+    """Evaluate `model` once on the set that the task reports (see `score`)."""
     how = (task.collate, 0, accelerator.device, task.config.data.num_workers)
-    with closing(Loader(task.eval_set, *how)) as loader:
+    with closing(Loader(task.reported_set, *how)) as loader:
         scores = score(task, model, loader, accelerator, collect=collect)
     assert scores is not None
     return scores
 
 
 def evaluate(path: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
-    """Return the metrics of a run's best weights on its evaluation set.
+    """Return the metrics of a run's weights on the set that its task reports.
 
     Args:
         path: A run folder.
@@ -99,19 +103,33 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     Raises:
         UserError: not a run folder, half written, or of other classes than the data.
     """
-    config, task, model = load_run(path, overrides)
-    with launch(config.trainer) as accelerator:
-        return score_set(task, model.to(accelerator.device), accelerator).metrics
+    return _evaluate(path, overrides)[1]
 
 
-def evaluate_run(path: Path, overrides: Sequence[str] = (), console: Console | None = None) -> dict[str, float]:
-    """`evaluate`, and print the table."""
-    metrics = evaluate(path, overrides)
+def evaluate_run(
+    path: Path, overrides: Sequence[str] = (), console: Console | None = None, *, baseline: bool = False
+) -> dict[str, float]:
+    """`evaluate`, and print the table; with `baseline` beside the task's simple baselines on the same data."""
+    task, metrics = _evaluate(path, overrides)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         console = console or Console()
-        console.print(f"{path}, best weights on the evaluation set:", highlight=False, soft_wrap=True)
+        which = task.config.trainer.select
+        console.print(f"{path}, {which} weights, {reported_name(task)}:", highlight=False, soft_wrap=True)
         console.print(report.metrics_table(metrics))
+        if baseline:
+            print_baselines(task, console, metrics)
     return metrics
+
+
+def reported_name(task: Task) -> str:
+    """Return what the reported set is called."""
+    return "evaluation set" if task.test_set is None else "test set"
+
+
+def _evaluate(path: Path, overrides: Sequence[str]) -> tuple[Task, dict[str, float]]:
+    config, task, model = load_run(path, overrides)
+    with launch(config.trainer) as accelerator:
+        return task, score_set(task, model.to(accelerator.device), accelerator).metrics
 
 
 @dataclass
@@ -137,21 +155,23 @@ def predict(
             predictions of the inputs before it.
     """
     config, task, model = load_run(path, data=False)
-    items = task.load_inputs(inputs)
     with launch(config.trainer) as accelerator:
         model.to(accelerator.device)
         names: list[str] = []
         samples: list[Sample] = []
-        for name, load in items:
+        inputs_left = iter(task.load_inputs(inputs))
+        while True:
             try:
-                sample = load()
+                if (item := next(inputs_left, None)) is None:
+                    break
+                sample = item[1]()
             except UserError as error:
                 if on_bad is not None:
                     on_bad(error)
                     continue
                 yield from _label(task, model, accelerator, names, samples)
                 raise
-            names.append(name)
+            names.append(item[0])
             samples.append(sample)
             if len(samples) == config.data.eval_batch_size:
                 yield from _label(task, model, accelerator, names, samples)
@@ -160,19 +180,23 @@ def predict(
 
 
 def predict_run(path: Path, inputs: Sequence[str], *, form: str = "table", on_error: str = "raise") -> None:
-    """`predict`, and print the rows.
+    """`predict`, and print the rows as they come; how far it is, and what is skipped, goes to stderr.
 
     Args:
         path: A run folder.
         inputs: Files, or folders of them.
         form: "table"; "csv" with a column for every label; "json", one object a line.
-        on_error: "raise" stops at a bad input, "skip" reports it on stderr and goes on.
+        on_error: "raise" stops at a bad input, "skip" reports it on stderr, goes on, and counts them at the end.
     """
+    skipped = 0
 
     def skip(error: UserError) -> None:
+        nonlocal skipped
+        skipped += 1
         print(f"skipped: {error}", file=sys.stderr)
 
-    rows = predict(path, inputs, on_bad=skip if on_error == "skip" else None)
+    counter = Counter(Console(stderr=True), "labelled")
+    rows = counter.watch(predict(path, inputs, on_bad=skip if on_error == "skip" else None))
     if form == "csv":
         _print_csv(rows)
     elif form == "json":
@@ -180,6 +204,8 @@ def predict_run(path: Path, inputs: Sequence[str], *, form: str = "table", on_er
             print(json.dumps(vars(row), ensure_ascii=False), flush=True)
     else:
         _print_table(rows)
+    if skipped:
+        print(f"{skipped:,} of {skipped + counter.done:,} inputs skipped", file=sys.stderr)
 
 
 def _label(
@@ -209,6 +235,9 @@ def _print_table(rows: Iterator[Prediction]) -> None:
     try:
         for row in rows:
             done.append((row.name, row.label, f"{row.probability:.4f}"))
+            if len(done) == TABLE_ROWS:
+                Console().print(report.predictions_table(done))
+                done = []
     finally:
         if done:
             Console().print(report.predictions_table(done))

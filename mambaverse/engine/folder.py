@@ -6,7 +6,7 @@
 - best.safetensors: weights of the best epoch, by the monitored metric (their average, with `trainer.ema_decay`)
 - last.safetensors: likewise of the last epoch
 - results.json: the final table
-- curves.png, confusion.png, and the task's own pictures and split file
+- curves.png, confusion.png, per_class.csv, and the task's own pictures and split file
 - state/: the full training state (state.py)
 """
 
@@ -43,8 +43,13 @@ class RunFolder:
         self.results = path / "results.json"
         self.curves = path / "curves.png"
         self.confusion = path / "confusion.png"
+        self.per_class = path / "per_class.csv"
         self.tensorboard = path / "tensorboard"
         self.state = StateFolder(path / "state")
+
+    def weights(self, config: RunConfig) -> Path:
+        """Return the weights that the run reports and that are used afterwards, as `trainer.select` says."""
+        return self.best if config.trainer.select == "best" else self.last
 
     @classmethod
     def new(cls, config: RunConfig, name: str) -> RunFolder:
@@ -82,7 +87,7 @@ class RunFolder:
         with saving(self.path):
             for folder in (self.state.folder, self.tensorboard):
                 shutil.rmtree(folder, ignore_errors=True)
-            for file in (self.metrics, self.best, self.last, self.results, self.curves, self.confusion):
+            for file in (self.metrics, self.best, self.last, self.results, self.curves, self.confusion, self.per_class):
                 file.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, to_yaml(config))
@@ -134,7 +139,7 @@ def read_facts(run: RunFolder) -> dict[str, Any]:
 
 
 def load_run(path: Path, overrides: Sequence[str] = (), *, data: bool = True) -> tuple[RunConfig, Task, nn.Module]:
-    """Return (config, task, model) of a trained run, the model on the CPU with its best weights, in eval mode.
+    """Return (config, task, model) of a trained run, the model on the CPU with the run's weights, in eval mode.
 
     Args:
         path: A run folder.
@@ -147,9 +152,9 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, data: bool = True) ->
     """
     run = open_run(path)
     config = read_config(path, overrides)
-    if not run.best.is_file():
+    if not (weights := run.weights(config)).is_file():
         raise UserError(
-            f"{path} has no best.safetensors: it was stopped before its first evaluation; go on with it: "
+            f"{path} has no {weights.name}: it was stopped before its first evaluation; go on with it: "
             f"{resume_command(path)}"
         )
     task = make_task(config)
@@ -165,7 +170,7 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, data: bool = True) ->
         task.restore(facts)
     with torch.random.fork_rng(devices=[]):
         model = task.build_model()
-    load_weights(model, run.best)
+    load_weights(model, weights)
     return config, task, model.eval()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+Item = TypeVar("Item")
 REDRAW_S = 0.2  # least time between two drawings of the bar
 LINE_S = 30.0  # without a terminal: least time between two lines within an epoch
 
@@ -82,6 +84,34 @@ class Display:
     def _left(self, updates: int) -> float:
         taken = max(updates - self._done, 1)
         return (monotonic() - self._began) / taken * (self._total - updates)
+
+
+class Counter:
+    """Counts what passes through `watch`, on one line that is drawn anew on a terminal, else a line now and then.
+
+    Args:
+        console: Where to draw: stderr, where stdout is for results.
+        verb: What is done to an item: "labelled".
+    """
+
+    def __init__(self, console: Console, verb: str) -> None:
+        self._console, self._verb = console, verb
+        self.done = 0
+
+    def watch(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items."""
+        began = drawn = monotonic()
+        least = REDRAW_S if self._console.is_terminal else LINE_S
+        end = "\r" if self._console.is_terminal else "\n"
+        for item in items:
+            self.done += 1
+            yield item
+            if (now := monotonic()) - drawn > least:
+                drawn = now
+                rate = self.done / (now - began)
+                self._console.print(f"{self._verb} {self.done:,}, {rate:,.0f} a second", end=end, highlight=False)
+        if drawn != began and self._console.is_terminal:
+            self._console.print(" " * 40, end="\r")
 
 
 def format_seconds(seconds: float) -> str:

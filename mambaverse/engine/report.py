@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from mambaverse.engine.trainer import Trainer
 
 NAMESPACE = "mambaverse"  # of our operators
+MAX_CLASSES = 20  # of a table on the screen; per_class.csv has any number
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -108,6 +111,36 @@ def metrics_table(metrics: Mapping[str, float | None]) -> Table:
     for name, value in metrics.items():
         table.add_row(name.replace("_", " "), "not finite" if value is None else f"{value:.4f}")
     return table
+
+
+def per_class(counts: Tensor, classes: Sequence[str]) -> Iterator[tuple[str, int, float, float, float]]:
+    """Yield (class, samples, precision, recall, F1) from a confusion matrix (true class, predicted class).
+
+    0 where a ratio has no denominator: a class that was never predicted, or that has no samples.
+    """
+    right, predicted, samples = counts.diagonal(), counts.sum(0), counts.sum(1)
+    for name, hit, said, count in zip(classes, right.tolist(), predicted.tolist(), samples.tolist(), strict=True):
+        yield name, count, hit / max(said, 1), hit / max(count, 1), 2 * hit / max(said + count, 1)
+
+
+def per_class_table(counts: Tensor, classes: Sequence[str]) -> Table:
+    """Return `per_class` as a table."""
+    table = Table("class", "samples", "precision", "recall", "F1")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, count, *scores in per_class(counts, classes):
+        table.add_row(name, f"{count:,}", *(f"{score:.4f}" for score in scores))
+    return table
+
+
+def per_class_csv(counts: Tensor, classes: Sequence[str]) -> str:
+    """Return `per_class` as CSV text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("class", "samples", "precision", "recall", "f1"))
+    for name, count, *scores in per_class(counts, classes):
+        writer.writerow((name, count, *(f"{score:.6f}" for score in scores)))
+    return text.getvalue()
 
 
 def predictions_table(rows: Sequence[Sequence[str]]) -> Table:

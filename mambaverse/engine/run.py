@@ -23,9 +23,10 @@ from rich.console import Console
 from mambaverse._version import __version__
 from mambaverse.config import RunConfig
 from mambaverse.engine import plots, report
+from mambaverse.engine.baseline import print_baselines
 from mambaverse.engine.checkpoint import load_weights
 from mambaverse.engine.data import MODEL, PROCESS, derive_seed
-from mambaverse.engine.evaluate import score_set
+from mambaverse.engine.evaluate import reported_name, score_set
 from mambaverse.engine.files import SaveError, write_atomic
 from mambaverse.engine.folder import RunFolder, make_task, open_run, read_config, resume_command
 from mambaverse.engine.logs import MetricsLog, Row, read_metrics, require_tensorboard
@@ -56,7 +57,7 @@ class Result:
     Attributes:
         folder: The run folder.
         best: The best value of the monitored metric.
-        metrics: Those of the best weights, evaluated once more at the end; empty if the run was stopped.
+        metrics: Those of the run's weights, evaluated once more at the end; empty if the run was stopped.
         history: The rows of metrics.jsonl.
         signal: The signal that stopped the run, or None if it came to its end.
     """
@@ -150,13 +151,16 @@ def _run(trainer: Trainer, console: Console) -> Result:
 
 
 def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
-    """Evaluate the best weights once more, from their file, and write and print what they give."""
+    """Evaluate the run's weights once more, from their file, and write and print what they give."""
     folder, task, position = trainer.folder, trainer.task, trainer.position
-    load_weights(trainer.weights, folder.best)
+    config = trainer.config
+    load_weights(trainer.weights, folder.weights(config))
     scores = score_set(task, trainer.weights, trainer.accelerator, collect=True)
     if trainer.is_main:
         results: dict[str, Any] = {
             "metrics": {name: value if math.isfinite(value) else None for name, value in scores.metrics.items()},
+            "set": reported_name(task),
+            "weights": config.trainer.select,
             "monitor": trainer.monitor.name,
             "best_epoch": position.best_epoch,
             "epochs": position.epoch,
@@ -168,18 +172,27 @@ def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
             "versions": {"mambaverse": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
         write_atomic(folder.results, json.dumps(results, indent=1))
-        pictures = [folder.curves]
+        files = [folder.curves]
         counts = plots.count_confusion(scores.outputs, scores.targets, len(task.classes))
         if counts is not None:
             plots.draw_confusion(folder.confusion, counts, task.classes)
-            pictures.append(folder.confusion)
-        pictures += task.figures(folder.path, scores.outputs, scores.targets)
-        if position.epoch < trainer.config.trainer.epochs:
+            write_atomic(folder.per_class, report.per_class_csv(counts, task.classes))
+            files += [folder.confusion, folder.per_class]
+        files += task.figures(folder.path, trainer.weights.eval(), scores.outputs, scores.targets)
+        if position.epoch < config.trainer.epochs:
             stalled = f"no better {trainer.monitor.name} in {position.epoch - position.best_epoch} epochs"
             console.print(f"Stopped early: {stalled}.", highlight=False)
-        console.print(f"Best weights, of epoch {position.best_epoch}:", highlight=False)
+        epoch = position.best_epoch if config.trainer.select == "best" else position.epoch
+        console.print(
+            f"{config.trainer.select.capitalize()} weights, of epoch {epoch}, {reported_name(task)}:", highlight=False
+        )
         console.print(report.results_table(results))
-        console.print(f"{folder.path}: {', '.join(p.name for p in pictures)}", highlight=False, soft_wrap=True)
+        if counts is not None and len(task.classes) <= report.MAX_CLASSES:
+            console.print(report.per_class_table(counts, task.classes))
+        if config.trainer.baseline:
+            results["baselines"] = print_baselines(task, console, scores.metrics)
+            write_atomic(folder.results, json.dumps(results, indent=1))
+        console.print(f"{folder.path}: {', '.join(p.name for p in files)}", highlight=False, soft_wrap=True)
     trainer.accelerator.wait_for_everyone()
     return scores.metrics
 

@@ -5,10 +5,11 @@ A task is one class in `tasks/<domain>/task.py`, registered under the domain's n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -44,7 +45,8 @@ class Task:
         monitor: The metric that chooses the best weights (of those that `metrics` returns, or "loss"), and
         monitor_mode: whether "max" or "min" of it is best.
         train_set: What it learns from.
-        eval_set: What chooses the best weights, and what the final table reports.
+        eval_set: What chooses the best weights, and what the final table reports unless there is a
+        test_set: then the final table and `eval` report that one, which nothing was chosen on.
         classes: Label names in the order of the outputs; empty where there are none.
     """
 
@@ -55,10 +57,16 @@ class Task:
 
     train_set: SampleSet
     eval_set: SampleSet
+    test_set: SampleSet | None = None
     classes: Sequence[str] = ()
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+
+    @property
+    def reported_set(self) -> SampleSet:
+        """What the final table and `eval` report: `test_set` if there is one, else `eval_set`."""
+        return self.eval_set if self.test_set is None else self.test_set
 
     def setup(self) -> None:
         """Open the data: set `train_set`, `eval_set` and `classes`. Called before `build_model`."""
@@ -121,15 +129,23 @@ class Task:
         """Return what the head of a run prints about the data: {"data": "digits, 1437 + 360 images of 8 x 8", ...}."""
         return {}
 
-    def figures(self, folder: Path, outputs: Tensor, targets: Tensor) -> list[Path]:
+    def figures(self, folder: Path, model: nn.Module, outputs: Tensor, targets: Tensor) -> list[Path]:
         """Draw the domain's pictures of a finished evaluation into `folder` and return their paths.
 
-        Outputs and targets are those of the whole `eval_set`, in its order, on the CPU.
+        Outputs and targets are those of the whole `reported_set`, in its order, on the CPU; the model is the evaluated
+        one, in eval mode, where it was trained.
         """
         return []
 
-    def load_inputs(self, paths: Sequence[str]) -> Sequence[tuple[str, Callable[[], Sample]]]:
-        """Return (name, loader) for every input that `predict` was given; a loader raises UserError for a bad one."""
+    def baselines(self) -> Mapping[str, Callable[[], np.ndarray]]:
+        """Return simple models by name; each learns from `train_set` and returns class numbers for `reported_set`."""
+        return {}
+
+    def load_inputs(self, paths: Sequence[str]) -> Iterable[tuple[str, Callable[[], Sample]]]:
+        """Yield (name, loader) for every input that `predict` was given; a loader raises UserError for a bad one.
+
+        A generator is read as the predictions go on, so inputs of any number need no memory.
+        """
         raise NotImplementedError
 
     def probabilities(self, output: Tensor) -> Tensor:

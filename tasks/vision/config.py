@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mambaverse.config import ConfigError, DataConfig, TaskConfig
+from mambaverse.config import ConfigError, SplitConfig
+from mambaverse.engine.classifier import ClassifierConfig
 
 
 @dataclass
-class VisionDataConfig(DataConfig):
+class VisionDataConfig(SplitConfig):
     """Which images, of what size, and how training varies them."""
 
     img_size: int | None = None  # side in pixels that images are scaled to; None: the data set's own
@@ -20,9 +21,6 @@ class VisionDataConfig(DataConfig):
     flip: float = 0.0  # probability of a left-right flip
     rand_augment: str | None = None  # timm's RandAugment: rand-m9-mstd0.5-inc1
     erase: float = 0.0  # probability that a rectangle is overwritten with noise
-    val_fraction: float = 0.2  # share of a folder without val/ or test/ that is held out for evaluation
-    split_seed: int = 0  # of that draw
-    on_error: str = "raise"  # or skip: read every file of a folder at the start and leave out the broken ones
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
@@ -42,25 +40,19 @@ class VisionDataConfig(DataConfig):
         for key in ("flip", "erase"):
             if not 0 <= (value := getattr(self, key)) <= 1:
                 raise ConfigError(f"data.{key}: expected a probability, got {value}")
-        if not 0 < self.val_fraction < 1:
-            raise ConfigError(f"data.val_fraction: expected a number between 0 and 1, got {self.val_fraction}")
-        if self.on_error not in ("raise", "skip"):
-            raise ConfigError(f"data.on_error: expected raise or skip, got {self.on_error!r}")
 
 
 @dataclass
-class VisionTaskConfig(TaskConfig):
+class VisionTaskConfig(ClassifierConfig):
     """How labels are softened and images mixed while training."""
 
-    label_smoothing: float = 0.0  # share of a label's weight that is spread over all classes
     mixup: float = 0.0  # α of mixup's Beta(α, α); 0: off
     cutmix: float = 0.0  # α of CutMix; with both on, each batch takes one of them, evenly
     mixup_prob: float = 1.0  # probability that a batch is mixed
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"task.label_smoothing: expected a number in [0, 1), got {self.label_smoothing}")
+        super().__post_init__()
         for key in ("mixup", "cutmix"):
             if (value := getattr(self, key)) < 0:
                 raise ConfigError(f"task.{key}: expected at least 0, got {value}")

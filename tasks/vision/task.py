@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Generator, Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from mambaverse.config import ConfigError, RunConfig
 from mambaverse.datasets import get_dataset
-from mambaverse.engine.task import Batch, Sample, Task, register_task
+from mambaverse.engine.classifier import Classifier
+from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
 from mambaverse.errors import UserError
-from mambaverse.models import create_model
+from mambaverse.splits import SplitRow, write_split
 from mambaverse.tasks.vision.augment import Augment, fit, mix
 from mambaverse.tasks.vision.config import VisionDataConfig, VisionTaskConfig
 from mambaverse.tasks.vision.figures import contact_sheet
@@ -31,17 +30,6 @@ from mambaverse.tasks.vision.images import (
     statistics,
     with_channels,
 )
-from mambaverse.tasks.vision.splits import write_split
-
-TOP = 5  # the accuracy of so many guesses is reported too, where there are more classes
-DECIDED = {  # arguments of a model that have a key of their own, or follow from the data
-    "num_classes": "it is the number of the data's classes",
-    "in_chans": "set data.in_chans",
-    "img_size": "set data.img_size",
-    "mixer": "set model.mixer",
-    "mixer_args": "set model.mixer_args",
-    "directions": "set model.directions",
-}
 
 
 class ImageSamples:
@@ -60,11 +48,17 @@ class ImageSamples:
 
 
 @register_task("vision")
-class VisionTask(Task):
+class VisionTask(Classifier):
     """Image classification, of any data set "vision/..." and any model that takes (B, C, H, W)."""
 
     data_config = VisionDataConfig
     task_config = VisionTaskConfig
+    scores = ("accuracy", "top5")
+    decided: ClassVar[Mapping[str, str]] = {
+        **Classifier.decided,
+        "in_chans": "set data.in_chans",
+        "img_size": "set data.img_size",
+    }
 
     size: int  # side of the images that the model sees, in pixels
     in_chans: int
@@ -117,25 +111,21 @@ class VisionTask(Task):
         """Write the files of a folder's sets to split.csv; data sets in arrays come split."""
         if self._splits is None or not isinstance(self._splits.train, FileImages):
             return None
-        assert self.data.root is not None
-        write_split(target := folder / "split.csv", self._splits, Path(self.data.root).expanduser())
-        return target
+        return write_split(folder / "split.csv", self._split_rows(self._splits))
 
-    def build_model(self) -> nn.Module:
-        """Return the model that the config names, for the data's classes, channels and size."""
-        model = self.config.model
-        for key in model.args:
-            if key in DECIDED:
-                raise ConfigError(f"model.args.{key} cannot be set: {DECIDED[key]}")
-        chosen = {
-            "mixer": model.mixer,
-            "mixer_args": model.mixer_args or None,
-            "directions": model.directions,
-            **model.args,  # model.args.patch_size=null takes out what a config has set
-        }
-        overrides = {key: value for key, value in chosen.items() if value is not None}
-        overrides |= {"num_classes": len(self.classes), "in_chans": self.in_chans, "img_size": self.size}
-        return create_model(model.name, **overrides)
+    def _split_rows(self, splits: ImageSplits) -> Iterator[SplitRow]:
+        assert self.data.root is not None
+        root = Path(self.data.root).expanduser()
+        for name, images in (("train", splits.train), ("eval", splits.eval)):
+            assert isinstance(images, FileImages)
+            for path, label in zip(images.paths, images.labels.tolist(), strict=True):
+                yield SplitRow(name, splits.classes[label], path.relative_to(root).as_posix(), path)
+        for path in splits.skipped:
+            yield SplitRow("skipped", "", path.relative_to(root).as_posix(), path)
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return classes, channels and size."""
+        return super().model_arguments() | {"in_chans": self.in_chans, "img_size": self.size}
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
         """Stack and normalise images (B, C, H, W) float32; with a generator, and mixup on, targets are (B, classes)."""
@@ -151,23 +141,10 @@ class VisionTask(Task):
         """Return logits (B, classes)."""
         return model(batch["image"])
 
-    def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy and the logits; labels are smoothed while training."""
-        logits, targets = self.forward(model, batch), batch["target"]
-        smooth = model.training and targets.ndim == 1  # mixed targets are smoothed by the mixing
-        smoothing = self.options.label_smoothing if smooth else 0.0
-        return {"loss": F.cross_entropy(logits.float(), targets, label_smoothing=smoothing), "output": logits}
-
-    def metrics(self) -> MetricCollection:
-        """Return the accuracy, and where there are more than five classes that of the best five guesses."""
-        num_classes = len(self.classes)
-        tops = {"accuracy": 1, **({f"top{TOP}": TOP} if num_classes > TOP else {})}
-        return MetricCollection(
-            {
-                name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
-                for name, k in tops.items()
-            }
-        )
+    def labels_of(self, samples: SampleSet) -> np.ndarray:
+        """Return the class numbers (N,) of a set, without decoding its images."""
+        assert isinstance(samples, ImageSamples)
+        return samples.images.labels.numpy()
 
     def describe(self) -> dict[str, str]:
         """Return what the head of a run says of the images and of their augmentation."""
@@ -182,7 +159,7 @@ class VisionTask(Task):
             described["augmentation"] = ", ".join(parts)
         return described
 
-    def figures(self, folder: Path, outputs: Tensor, targets: Tensor) -> list[Path]:
+    def figures(self, folder: Path, model: nn.Module, outputs: Tensor, targets: Tensor) -> list[Path]:
         """Draw the contact sheet, predictions.png."""
         return [contact_sheet(folder / "predictions.png", self.eval_set, outputs, targets, self.classes)]
 

@@ -73,7 +73,7 @@ def test_bad_inputs_can_be_left_out(finished: Path) -> None:
 def test_predictions_are_printed_as(finished: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
     predict_run(finished, [*POINTS, "worse"], form=form, on_error="skip")
     out, err = capsys.readouterr()
-    assert err == "skipped: 'worse': expected two numbers\n"
+    assert err == "skipped: 'worse': expected two numbers\n1 of 5 inputs skipped\n"
     if form == "csv":
         rows = list(csv.DictReader(io.StringIO(out)))
         assert [row["label"] for row in rows] == LABELS

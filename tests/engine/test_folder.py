@@ -27,7 +27,7 @@ def test_it_holds_what_its_description_promises(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "best.safetensors", "config.yaml", "confusion.png", "curves.png", "facts.json", "last.safetensors",
-        "metrics.jsonl", "results.json", "split.csv", "state",
+        "metrics.jsonl", "per_class.csv", "results.json", "split.csv", "state",
     }  # fmt: skip
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from mambaverse.config import DataConfig
+from mambaverse.config import DataConfig, SplitConfig
 from mambaverse.datasets import Dataset, register_dataset
 from mambaverse.errors import UserError
+from mambaverse.splits import split_items
 from mambaverse.tasks.vision.config import VisionDataConfig
 from mambaverse.tasks.vision.images import EXTENSIONS, FileImages, ImageSplits, list_images, unreadable
 
@@ -46,8 +47,8 @@ class Folder(Dataset):
             train, held_out = (_without(part, set(skipped)) for part in (train, held_out))
             notes.append(f"{len(skipped)} unreadable file{'s' * (len(skipped) != 1)} skipped")
         if not in_pairs:
-            train, held_out = split(train, config.val_fraction, config.split_seed, root)
-            notes.append(f"{config.val_fraction:.0%} of each class held out, seed {config.split_seed}")
+            train, held_out, note = split(train, config, root)
+            notes.append(note)
         in_chans = config.in_chans or 3
         return ImageSplits(
             _images(train, in_chans),
@@ -88,19 +89,22 @@ def list_classes(root: Path) -> dict[str, list[Path]]:
 
 
 def split(
-    files: Mapping[str, Sequence[Path]], fraction: float, seed: int, root: Path
-) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Draw `fraction` of each class, at least one image and not all of them, for evaluation."""
-    generator = torch.Generator().manual_seed(seed)
-    train, held_out = {}, {}
+    files: Mapping[str, Sequence[Path]], config: SplitConfig, root: Path
+) -> tuple[dict[str, list[Path]], dict[str, list[Path]], str]:
+    """Hold out some files of each class as `config` says; returns what is learnt from, what is held out, and a note."""
     for name, paths in files.items():
         if len(paths) < 2:
             raise UserError(f"{root / name}: {len(paths)} readable image; a class that is split needs two or more")
-        count = min(max(round(fraction * len(paths)), 1), len(paths) - 1)
-        chosen = set(torch.randperm(len(paths), generator=generator)[:count].tolist())
-        held_out[name] = [path for i, path in enumerate(paths) if i in chosen]
-        train[name] = [path for i, path in enumerate(paths) if i not in chosen]
-    return train, held_out
+    rows = [(name, path) for name, paths in files.items() for path in paths]
+    names = [path.relative_to(root).as_posix() for _, path in rows]
+    drawn = split_items([name for name, _ in rows], config, str(root), names=names)
+    parts: list[dict[str, list[Path]]] = []
+    for chosen in (drawn.train, drawn.eval):
+        part: dict[str, list[Path]] = {name: [] for name in files}
+        for row in chosen:
+            part[rows[row][0]].append(rows[row][1])
+        parts.append(part)
+    return parts[0], parts[1], drawn.note
 
 
 def _two_folders(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:

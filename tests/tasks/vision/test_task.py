@@ -194,9 +194,9 @@ def test_the_split_of_a_folder_is_written_down_with_hashes(make_task: Make, phot
     assert [row["set"] for row in rows].count("eval") == 4 and rows[-1]["set"] == "skipped"
     assert len(rows) == 20
     for row in rows:
-        data = (photos / row["file"]).read_bytes()
+        data = (photos / row["name"]).read_bytes()
         assert row["sha256"] == hashlib.sha256(data).hexdigest() and int(row["bytes"]) == len(data)
-        assert row["class"] in row["file"]
+        assert row["class"] in row["name"]
     (photos / "Bee/03.jpg").write_bytes((photos / "Bee/06.jpg").read_bytes())
     path = make_task("vision/folder", *overrides).save_split(tmp_path / "two")
     assert path is not None and path.read_text() != written[0]
@@ -205,7 +205,7 @@ def test_the_split_of_a_folder_is_written_down_with_hashes(make_task: Make, phot
 def test_very_large_folders_are_listed_without_hashes(
     make_task: Make, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mambaverse.tasks.vision.splits.HASH_LIMIT_BYTES", 100)
+    monkeypatch.setattr("mambaverse.splits.HASH_LIMIT_BYTES", 100)
     path = make_task("vision/folder", f"data.root={photos}", "data.img_size=16").save_split(tmp_path)
     assert path is not None
     assert {row["sha256"] for row in csv.DictReader(path.read_text().splitlines())} == {""}
@@ -257,17 +257,17 @@ class TestContactSheet:
         task = make_task("vision/digits")
         targets = torch.tensor([task.eval_set.sample(i, None)["target"] for i in range(len(task.eval_set))])
         outputs = torch.nn.functional.one_hot(targets, 10).float() * 5
-        right = task.figures(tmp_path, outputs, targets)
+        right = task.figures(tmp_path, torch.nn.Identity(), outputs, targets)
         assert right == [tmp_path / "predictions.png"]
         with Image.open(right[0]) as image:
             without, height = red_pixels(image), image.height
         outputs[::20] = outputs[::20].roll(1, dims=1)
-        with Image.open(task.figures(tmp_path, outputs, targets)[0]) as image:
+        with Image.open(task.figures(tmp_path, torch.nn.Identity(), outputs, targets)[0]) as image:
             assert red_pixels(image) > without + 1000 and image.height > height
 
     def test_few_colour_images_of_few_classes_are_enough(self, make_task: Make, photos: Path, tmp_path: Path) -> None:
         task = make_task("vision/folder", f"data.root={photos}", "data.img_size=16")
-        (path,) = task.figures(tmp_path, torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 0, 1, 2]))
+        (path,) = task.figures(tmp_path, torch.nn.Identity(), torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 0, 1, 2]))
         assert path.stat().st_size > 3000
 
 

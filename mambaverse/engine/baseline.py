@@ -1,0 +1,78 @@
+"""The floor beside a number: a task's simple baselines, fitted and scored on the very data that a run has.
+
+Source of the habit: DESIGN section 7; a k-mer SVM beats some published genome models (docs/dna.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mambaverse.config import RunConfig
+from mambaverse.engine.classifier import Classifier
+from mambaverse.engine.folder import make_task
+from mambaverse.engine.progress import format_seconds
+from mambaverse.engine.task import Task
+from mambaverse.errors import UserError
+
+Floors = dict[str, dict[str, float]]
+
+
+def fit_baselines(task: Task, console: Console) -> Floors:
+    """Return {baseline: {"accuracy", "macro_f1", "mcc", "seconds"}} on the set that `task` reports.
+
+    Raises:
+        UserError: the task has no baselines.
+    """
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    found = task.baselines()
+    if not found or not isinstance(task, Classifier):
+        raise UserError(f"task {task.config.task.name!r} has no baselines")
+    truth = task.labels_of(task.reported_set)
+    floors: Floors = {}
+    for name, fit in found.items():
+        start = perf_counter()
+        predicted = np.asarray(fit())
+        seconds = perf_counter() - start
+        console.print(f"baseline {name}: {format_seconds(seconds)}", highlight=False)
+        floors[name] = {
+            "accuracy": float(accuracy_score(truth, predicted)),
+            "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
+            "mcc": float(matthews_corrcoef(truth, predicted)),
+            "seconds": round(seconds, 2),
+        }
+    return floors
+
+
+def baselines_table(floors: Floors, ours: Mapping[str, float] | None = None) -> Table:
+    """Return a row for each baseline, and with `ours` one for the run's own metrics."""
+    table = Table("model", "accuracy", "macro F1", "MCC")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = {**floors, **({} if ours is None else {"this run": ours})}
+    for name, scores in rows.items():
+        cells = (scores.get(key) for key in ("accuracy", "macro_f1", "mcc"))
+        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in cells))
+    return table
+
+
+def print_baselines(task: Task, console: Console, ours: Mapping[str, float] | None = None) -> Floors:
+    """`fit_baselines`, and print the table."""
+    floors = fit_baselines(task, console)
+    console.print(baselines_table(floors, ours))
+    return floors
+
+
+def baseline_config(config: RunConfig, console: Console | None = None) -> Floors:
+    """Open the data of `config`, and print what its task's baselines reach on them."""
+    console = console or Console()
+    task = make_task(config)
+    task.setup()
+    for name, value in task.describe().items():
+        console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
+    return print_baselines(task, console)

@@ -1,0 +1,105 @@
+"""What classifiers of images, DNA and audio share: cross-entropy, their scores, the model from its config, a floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
+
+from mambaverse.config import ConfigError, TaskConfig
+from mambaverse.engine.task import Batch, SampleSet, Task
+from mambaverse.models import create_model
+
+TOP = 5  # the accuracy of so many guesses is reported too, where there are more classes
+
+
+@dataclass
+class ClassifierConfig(TaskConfig):
+    """What is learnt: classes, softened if asked."""
+
+    label_smoothing: float = 0.0  # share of a label's weight that is spread over all classes
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"task.label_smoothing: expected a number in [0, 1), got {self.label_smoothing}")
+
+
+class Classifier(Task):
+    """Base of the tasks that tell classes apart.
+
+    A domain adds `setup`, `collate` and `forward`; batches hold "target": class numbers (B,) or, where labels are
+    mixed, their weights (B, classes).
+
+    Attributes:
+        scores: What an evaluation reports: "accuracy", "top5" (where there are more than five classes), "macro_f1",
+            "mcc" (Matthews' correlation).
+        decided: Arguments of a model that cannot be set in `model.args`, each with what to do instead.
+    """
+
+    task_config = ClassifierConfig
+    scores: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "macro_f1")
+    decided: ClassVar[Mapping[str, str]] = {
+        "num_classes": "it is the number of the data's classes",
+        "mixer": "set model.mixer",
+        "mixer_args": "set model.mixer_args",
+        "directions": "set model.directions",
+    }
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the model that follow from the data."""
+        return {"num_classes": len(self.classes)}
+
+    def build_model(self) -> nn.Module:
+        """Return the model that the config names, for the data's classes."""
+        model = self.config.model
+        for key in model.args:
+            if key in self.decided:
+                raise ConfigError(f"model.args.{key} cannot be set: {self.decided[key]}")
+        chosen = {
+            "mixer": model.mixer,
+            "mixer_args": model.mixer_args or None,
+            "directions": model.directions,
+            **model.args,  # model.args.patch_size=null takes out what a config has set
+        }
+        overrides = {key: value for key, value in chosen.items() if value is not None}
+        return create_model(model.name, **(overrides | self.model_arguments()))
+
+    def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy and the logits; labels are smoothed while training."""
+        assert isinstance(self.config.task, ClassifierConfig)
+        logits, targets = self.forward(model, batch), batch["target"]
+        smooth = model.training and targets.ndim == 1  # mixed targets are smoothed by the mixing
+        smoothing = self.config.task.label_smoothing if smooth else 0.0
+        return {"loss": F.cross_entropy(logits.float(), targets, label_smoothing=smoothing), "output": logits}
+
+    def metrics(self) -> MetricCollection:
+        """Return the scores that this task reports, for its number of classes."""
+        n = len(self.classes)
+        known: dict[str, Callable[[], Metric]] = {
+            "accuracy": lambda: MulticlassAccuracy(n, average="micro", validate_args=False),
+            "macro_f1": lambda: MulticlassF1Score(n, average="macro", validate_args=False),
+            "mcc": lambda: MulticlassMatthewsCorrCoef(n, validate_args=False),
+        }
+        if n > TOP:
+            known["top5"] = lambda: MulticlassAccuracy(n, top_k=TOP, average="micro", validate_args=False)
+        return MetricCollection({name: known[name]() for name in self.scores if name in known})
+
+    def labels_of(self, samples: SampleSet) -> np.ndarray:
+        """Return the class numbers (N,) of a set; domains that have them in memory return those."""
+        return np.array([int(samples.sample(i, None)["target"]) for i in range(len(samples))])
+
+    def baselines(self) -> dict[str, Callable[[], np.ndarray]]:
+        """Return the floors of this task; here the most frequent class."""
+
+        def majority() -> np.ndarray:
+            most = np.bincount(self.labels_of(self.train_set), minlength=len(self.classes)).argmax()
+            return np.full(len(self.reported_set), most)
+
+        return {"majority": majority}
