@@ -1,0 +1,164 @@
+"""Any audio file as one mono waveform at the rate a model wants, or one line that says what is wrong with it.
+
+WAV is read here; FLAC, Ogg, MP3 and what else libsndfile knows by soundfile, the optional extra `audio`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mambaverse.errors import UserError, warn
+from mambaverse.tasks.audio.wav import CompressedWavError, WavError, decode_wav, is_wav
+
+WAV_EXTENSIONS = {".wav", ".wave"}
+EXTENSIONS = WAV_EXTENSIONS | {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus"}
+INSTALL = "pip install 'mambaverse[audio]'"
+RATES = (100, 768_000)  # Hz; outside of it a header is damaged
+MAX_BYTES = 2**31  # of one file: it is decoded in memory, at 4 bytes a sample
+FULL_SCALE, CLIPPED_SHARE = 0.999, 0.01  # so large a share of samples so near the limit are a clipped recording
+SILENCE = 1e-4  # -80 dB of full scale: what dither and a sound card's noise leave of nothing
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Mono samples (L,) float32 at `rate` Hz, and what is odd about them, in words ("silent", ...)."""
+
+    samples: np.ndarray
+    rate: int
+    oddities: tuple[str, ...] = ()
+
+
+def read_audio(path: Path, rate: int, *, report: Callable[[str], None] = warn) -> np.ndarray:
+    """Return the audio file `path` as mono samples (L,) float32 at `rate` Hz.
+
+    Args:
+        path: A file.
+        rate: In Hz; a file of another rate is resampled.
+        report: Called with a line on a file that can be used but is silent or clipped.
+
+    Raises:
+        UserError: missing, too large, or anything of `decode_audio`; the message names the file.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UserError(f"{path}: {size / 2**30:.1f} GiB are too much for one clip; cut it into shorter files")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    return decode_audio(data, str(path), rate, report=report)
+
+
+def decode_audio(data: bytes, name: str, rate: int, *, report: Callable[[str], None] = warn) -> np.ndarray:
+    """Return an audio file in memory as mono samples (L,) float32 at `rate` Hz; `name` is for messages.
+
+    Channels are averaged. A file that is silent or clipped is reported and used.
+
+    Raises:
+        UserError: empty, damaged, not audio, a codec without its library, no plausible rate, or samples that are not
+            finite; the message names the file and the remedy.
+    """
+    wave = decode_waveform(data, name)
+    if wave.oddities:
+        report(f"{name}: {' and '.join(wave.oddities)}")
+    return resample(wave.samples, wave.rate, rate)
+
+
+def decode_waveform(data: bytes, name: str) -> Waveform:
+    """Decode an audio file in memory at its own rate, mono; raises as `decode_audio`."""
+    if not data:
+        raise UserError(f"{name}: an empty file (0 bytes); record it again or remove it")
+    samples, rate = _decode(data, name)
+    if not RATES[0] <= rate <= RATES[1]:
+        raise UserError(
+            f"{name}: its header says a sample rate of {rate} Hz, expected {RATES[0]} to {RATES[1]:,}; "
+            "it is damaged: convert it again from its source"
+        )
+    if not len(samples):
+        raise UserError(f"{name}: it holds no samples; record it again or remove it")
+    if not np.isfinite(samples).all():
+        bad = int((~np.isfinite(samples)).any(axis=1).argmax())
+        raise UserError(
+            f"{name}: the sample at {bad / rate:.3f} s is not a finite number; convert it again from its source"
+        )
+    return Waveform(samples.mean(axis=1, dtype=np.float32), rate, tuple(_oddities(samples)))
+
+
+def resample(samples: np.ndarray, old: int, new: int) -> np.ndarray:
+    """Return samples (L,) at `old` Hz as (ceil(L · new / old),) at `new` Hz, band-limited (Kaiser window, β = 5)."""
+    if old == new:
+        return samples
+    from scipy.signal import resample_poly
+
+    common = math.gcd(old, new)
+    return resample_poly(samples, new // common, old // common).astype(np.float32)
+
+
+def has_soundfile() -> bool:
+    """Whether the optional library is installed."""
+    return importlib.util.find_spec("soundfile") is not None
+
+
+def list_audio(folder: Path) -> list[Path]:
+    """Return the audio files below `folder` that are not hidden, sorted by path."""
+    below = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    """Return samples (L, channels) float32 and their rate."""
+    if is_wav(data):
+        try:
+            wav = decode_wav(data)
+            return wav.samples, wav.rate
+        except CompressedWavError as error:
+            if not has_soundfile():
+                raise UserError(f"{name}: {error}, which needs soundfile: {INSTALL}") from None
+        except WavError as error:
+            raise UserError(f"{name}: a damaged WAV file: {error}; convert it again from its source") from None
+    if not has_soundfile():
+        if not _looks_compressed(data, name):
+            raise UserError(f"{name}: not an audio file: no WAV file, and its name has none of {_known()}")
+        raise UserError(f"{name}: only WAV can be read without soundfile: {INSTALL}, or convert it to WAV")
+    return _decode_soundfile(data, name)
+
+
+def _decode_soundfile(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(BytesIO(data), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        reason: Any = getattr(error, "error_string", error)
+        raise UserError(
+            f"{name}: not an audio file, or a damaged one: {' '.join(str(reason).split()).rstrip('.')}; "
+            f"expected one of {_known()}"
+        ) from None
+    return samples, int(rate)
+
+
+def _looks_compressed(data: bytes, name: str) -> bool:
+    starts = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"FORM", b".snd", b"caff")
+    return data.startswith(starts) or Path(name).suffix.lower() in EXTENSIONS - WAV_EXTENSIONS
+
+
+def _oddities(samples: np.ndarray) -> list[str]:
+    level = np.abs(samples)
+    if level.max() < SILENCE:
+        return ["silent (below -80 dB of full scale)"]
+    share = float((level >= FULL_SCALE * max(1.0, float(level.max()))).mean())
+    return [f"clipped ({share:.0%} of its samples are at the limit); record it at a lower level"] * (
+        share >= CLIPPED_SHARE
+    )
+
+
+def _known() -> str:
+    return ", ".join(sorted(extension[1:] for extension in EXTENSIONS))
