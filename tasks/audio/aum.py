@@ -169,7 +169,7 @@ class AuM(Isotropic):
         """
         if x.ndim != 3 or x.shape[2] != self.bins or not x.shape[1]:
             raise UserError(f"expected spectrograms of shape (B, T, {self.bins}), got {tuple(x.shape)}; bins= sets it")
-        band, width = self.patch_size
+        width = self.patch_size[1]
         if lengths is not None and bool((lengths == x.shape[1]).all()):
             lengths = None
         if lengths is not None:
@@ -199,10 +199,8 @@ class AuM(Isotropic):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns by which timm groups parameters into layers (layer-wise learning rates)."""
-        return {
-            "stem": r"^cls_token|pos_embed|patch_embed",
-            "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))],
-        }
+        blocks = [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))]
+        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}
 
     def _run_layers(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = self.pos_drop(tokens)

@@ -1,6 +1,6 @@
 """A classifier of raw waveforms: a strided convolutional stem makes tokens of 10 ms, a stack of mixers reads them.
 
-    x (B, L) -> [convolution (width w, stride s), norm over channels, GELU] for each of the stem -> blocks -> mean -> head
+    x (B, L) -> [convolution (width w, stride s), norm over channels, GELU] x 5 -> blocks -> mean -> head
 
 No convolution is padded, so that a token depends on its own samples alone: L samples give floor((L - w) / s) + 1.
 """

@@ -1,0 +1,128 @@
+"""Mandarin tones: one spoken syllable a clip, in one of the four tones, by two speakers.
+
+The package holds clips of a woman (CC BY 3.0: Chu Lo, ChionMeilin) and of a man ((L)GPL 3: Edward Liu), 1145 and 1200
+of them without those in the neutral tone; 136 of the woman's are inside mambaverse.
+
+Source: Debian's gcin-voice, /usr/share/gcin-voice/ogg/ZHUYIN[TONE]/{3,5}.ogg: no digit is tone 1, and "1" is neutral.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from mambaverse.config import DataConfig
+from mambaverse.datasets import Dataset, MissingDataError, register_dataset
+from mambaverse.errors import UserError
+from mambaverse.tasks.audio.clips import AudioSplits, Collection, Source, split_collection
+from mambaverse.tasks.audio.config import AudioDataConfig
+from mambaverse.tasks.audio.datasets._archive import MANIFEST, has_manifest, read_manifest
+from mambaverse.tasks.audio.reading import read_audio
+from mambaverse.tasks.audio.wav import encode_wav
+
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "mandarin_tones.zip"
+FILE = "mandarin_tones.zip"
+COLUMNS = ("file", "tone", "zhuyin", "speaker")
+SPEAKERS = {"3": "m", "5": "f"}  # by the names of the files
+NEUTRAL = "1"
+RATE = 16_000  # Hz, of the prepared clips
+FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # of zip members, so that a build is the same to the byte
+
+
+@register_dataset("audio/mandarin_tones")
+class MandarinTones(Dataset):
+    """Syllables in four tones; groups: syllable, speaker."""
+
+    summary = "spoken Mandarin syllables in 4 tones: 136 clips of one speaker inside, 2,345 of two in the whole package"
+    needs = f"{FILE}, which `mambaverse data audio/mandarin_tones` builds"
+    source = "Debian's package gcin-voice (CC BY 3.0 and (L)GPL 3)"
+    package = "gcin-voice (Debian)"
+    system_places = (Path("/usr/share/gcin-voice"),)
+
+    def find(self, place: Path) -> Path | None:
+        """Return the prepared zip: `place` itself, or in it."""
+        return next((path for path in (place, place / FILE) if has_manifest(path, COLUMNS)), None)
+
+    def find_package(self, place: Path) -> Path | None:
+        """Return the folder of Ogg files of an installed or unpacked gcin-voice."""
+        for folder in (place / "usr/share/gcin-voice/ogg", place / "gcin-voice/ogg", place / "ogg", place):
+            if any(folder.glob("*/[35].ogg")):
+                return folder
+        return None
+
+    def build(self, raw: Path, folder: Path) -> None:
+        """Convert all clips but those in the neutral tone to 16-kHz 16-bit WAV, in one zip with a manifest."""
+        found = sorted(path for path in raw.glob("*/*.ogg") if path.stem in SPEAKERS)
+        rows = [(*_split_name(path.parent.name), SPEAKERS[path.stem], path) for path in found]
+        write_zip(folder / FILE, (row for row in rows if row[1] != "0"))
+
+    def status(self, root: str | None = None) -> str:
+        """Say where the clips are read from."""
+        return f"found: {self._place(root, False)}"
+
+    def open(self, config: DataConfig) -> AudioSplits:
+        """Return the splits that the config asks for."""
+        assert isinstance(config, AudioDataConfig)
+        archive = self._place(config.root, config.download)
+        rows = read_manifest(archive, COLUMNS)
+        collection = Collection(
+            [Source(archive, row["file"]) for row in rows],
+            [f"tone {row['tone']}" for row in rows],
+            [row["file"] for row in rows],
+            {"syllable": [row["zhuyin"] for row in rows], "speaker": [row["speaker"] for row in rows]},
+        )
+        speakers = len(set(collection.groups["speaker"]))
+        if speakers == 1:  # then there is nothing to keep on one side
+            collection = Collection(*_parts(collection), {"syllable": collection.groups["syllable"]})
+        note = "one speaker"
+        if archive == EMBEDDED:
+            note = "the clips inside mambaverse, of one speaker; all with `mambaverse data audio/mandarin_tones`"
+        return split_collection(
+            collection, config, self.name, config.rate, note if speakers == 1 else f"{speakers} speakers"
+        )
+
+    def _place(self, root: str | None, download: bool) -> Path:
+        """Return the zip: at `root`, built from the package, or the one inside mambaverse."""
+        try:
+            return self.locate(root, download)
+        except MissingDataError:
+            if root is not None:
+                raise
+            return EMBEDDED
+
+
+def write_zip(target: Path, rows: Iterable[tuple[str, str, str, Path]]) -> None:
+    """Write a zip of 16-kHz WAV files and their manifest, from (zhuyin, tone, speaker, audio file)."""
+    text = io.StringIO()
+    manifest = csv.writer(text, lineterminator="\n")
+    manifest.writerow(COLUMNS)
+    syllables: dict[str, int] = {}
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for zhuyin, tone, speaker, path in rows:
+            number = syllables.setdefault(zhuyin, len(syllables))
+            name = f"{speaker}/{number:03d}_{tone}.wav"
+            data = encode_wav(read_audio(path, RATE, report=_ignore), RATE)
+            archive.writestr(zipfile.ZipInfo(name, FIXED_DATE), data, zipfile.ZIP_DEFLATED)
+            manifest.writerow((name, tone, zhuyin, speaker))
+        archive.writestr(zipfile.ZipInfo(MANIFEST, FIXED_DATE), text.getvalue(), zipfile.ZIP_DEFLATED)
+    if not syllables:
+        raise UserError(f"{target.parent}: no clips to write")
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Return (syllable in zhuyin, tone) of a folder's name: tone "1".."4", "0" for the neutral one."""
+    digit = name[-1]
+    if not digit.isdigit():
+        return name, "1"
+    return name[:-1], "0" if digit == NEUTRAL else digit
+
+
+def _parts(collection: Collection) -> tuple[list[Source], list[str], list[str]]:
+    return list(collection.sources), list(collection.labels), list(collection.names)
+
+
+def _ignore(line: str) -> None:
+    """Loudness is said when the clips are read, not when they are converted."""

@@ -1,0 +1,76 @@
+"""From waveforms of any lengths to the padded, normalised batch that a model takes: log-mel spectrograms, or samples.
+
+fbank       (B, T, F), x = (log-mel - mean) / std;  with data.frames padded with 0 or cut to T before that, as AST does
+waveform    (B, L)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mambaverse.tasks.audio.config import AudioDataConfig
+from mambaverse.tasks.audio.fbank import Fbank
+
+STATISTICS_CLIPS = 1000  # evenly spaced training clips, of which mean and deviation are taken
+LEAST_STD = 1e-5  # of a clip: silence stays 0
+
+
+class FrontEnd:
+    """Makes batches.
+
+    Args:
+        kind: "fbank" or "waveform".
+        config: The filter bank, the number of frames, and how to normalise.
+        mean: Of the inputs, and
+        std: their deviation, for `normalize` "dataset".
+    """
+
+    def __init__(self, kind: str, config: AudioDataConfig, mean: float = 0.0, std: float = 1.0) -> None:
+        self.kind, self.per_clip, self.mean, self.std = kind, config.normalize == "clip", mean, std
+        self.rate = config.rate
+        self.fbank = Fbank(config.fbank())
+        self.frames = config.frames if kind == "fbank" else None
+
+    def __call__(self, waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return inputs and their lengths (B,) in frames or samples; what is behind them is 0."""
+        x, lengths = self.raw(waveforms)
+        if self.frames is not None:
+            x = F.pad(x, (0, 0, 0, max(self.frames - x.shape[1], 0)))[:, : self.frames]
+            lengths = torch.full_like(lengths, self.frames)
+        inside = torch.arange(x.shape[1]) < lengths[:, None]
+        inside = inside.view(*inside.shape, *[1] * (x.ndim - 2))
+        if self.per_clip:
+            axes = tuple(range(1, x.ndim))
+            count = lengths.view(-1, *[1] * (x.ndim - 1)) * (x.shape[2] if x.ndim == 3 else 1)
+            mean = (x * inside).sum(axes, keepdim=True) / count
+            centred = (x - mean) * inside
+            std = (centred.square().sum(axes, keepdim=True) / count).sqrt()
+            return centred / std.clamp(min=LEAST_STD), lengths
+        return (x - self.mean) / self.std * inside, lengths
+
+    def raw(self, waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the same without normalisation, and of the clips' own lengths."""
+        lengths = torch.tensor([len(waveform) for waveform in waveforms])
+        x = pad_sequence(list(waveforms), batch_first=True)
+        if self.kind == "waveform":
+            return x, lengths
+        return self.spectrogram(x), self.fbank.num_frames(lengths)
+
+    @torch.no_grad()
+    def spectrogram(self, waveforms: Tensor) -> Tensor:
+        """Return log-mel energies (B, T, F) of waveforms (B, L)."""
+        return self.fbank(waveforms)
+
+    def statistics(self, waveforms: Sequence[Tensor]) -> tuple[float, float]:
+        """Return mean and deviation of the inputs that clips make, over all their frames and bands."""
+        count, total, squares = 0, 0.0, 0.0
+        for waveform in waveforms:
+            x = self.raw([waveform])[0].double()
+            count, total, squares = count + x.numel(), total + x.sum().item(), squares + x.square().sum().item()
+        mean = total / count
+        return round(mean, 4), round(max(squares / count - mean * mean, 0) ** 0.5, 4) or 1.0

@@ -1,0 +1,240 @@
+"""Audio classification: clips of any length as log-mel spectrograms or waveforms, cross-entropy over their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from mambaverse.config import ConfigError, RunConfig
+from mambaverse.datasets import get_dataset
+from mambaverse.engine.classifier import Classifier
+from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
+from mambaverse.errors import UserError
+from mambaverse.models import MODELS
+from mambaverse.splits import write_split
+from mambaverse.tasks.audio.augment import Augment, draw_masks, mix_waveforms, spec_augment
+from mambaverse.tasks.audio.baselines import mfcc_baselines
+from mambaverse.tasks.audio.checkpoints import load_aum
+from mambaverse.tasks.audio.clips import AudioSplits, Clips, warn_of
+from mambaverse.tasks.audio.config import AudioDataConfig, AudioTaskConfig
+from mambaverse.tasks.audio.figures import spectrogram_sheet
+from mambaverse.tasks.audio.frontend import STATISTICS_CLIPS, FrontEnd
+from mambaverse.tasks.audio.reading import list_audio, read_audio
+
+PIECES = 64  # of long clips, that the model is given at once in evaluation
+
+
+class AudioSamples:
+    """Clips with their labels: "waveform" (L,), varied and with "masks" in training, and "target"."""
+
+    def __init__(self, clips: Clips, augment: Augment) -> None:
+        self.clips, self.augment = clips, augment
+        self.targets = clips.labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def sample(self, index: int, generator: Generator | None) -> Sample:
+        """Return clip `index`; with a generator varied by its draws, with None whole and as it is."""
+        waveform, target = self.clips.load(index), self.targets[index]
+        if generator is None:
+            return {"waveform": waveform, "target": target}
+        return {"waveform": self.augment(waveform, generator), "target": target, "masks": draw_masks(generator)}
+
+
+@register_task("audio")
+class AudioTask(Classifier):
+    """Audio classification, of any data set "audio/..." and any model of spectrograms or waveforms with lengths."""
+
+    data_config = AudioDataConfig
+    task_config = AudioTaskConfig
+    decided: ClassVar[Mapping[str, str]] = {
+        **Classifier.decided,
+        "bins": "set data.bins",
+    }
+
+    front: FrontEnd
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.data, AudioDataConfig) and isinstance(config.task, AudioTaskConfig)
+        self.data, self.options = config.data, config.task
+        self.max_samples = max(round(self.data.max_seconds * self.data.rate), 1)
+        self._splits: AudioSplits | None = None
+
+    def setup(self) -> None:
+        """Open the data set. The inputs' mean and deviation go into the config, so that a run keeps them."""
+        data = self.data
+        splits: AudioSplits = get_dataset(data.name, "audio").open(data)
+        parts = (splits.train, splits.eval, splits.test)
+        sets = [None if part is None else self._clips(part, splits.classes) for part in parts]
+        assert sets[0] is not None and sets[1] is not None
+        self.classes, self._splits = list(splits.classes), splits
+        warn_of([line for clips in sets if clips is not None for line in clips.preload()], data.name)
+        self.front = FrontEnd(self._kind(), data)
+        if data.normalize == "dataset" and (data.mean is None or data.std is None):
+            step = max(len(sets[0]) // STATISTICS_CLIPS, 1)
+            pieces = [sets[0].load(i)[: self.max_samples] for i in range(0, len(sets[0]), step)]
+            mean, std = self.front.statistics(pieces)
+            data.mean, data.std = mean if data.mean is None else data.mean, std if data.std is None else data.std
+        self._set_normalisation(data.mean, data.std)
+        roll = round(data.roll_ms * data.rate / 1000)
+        augment = Augment(self.max_samples, data.speed, data.gain_db, roll, data.noise)
+        self.train_set, self.eval_set = AudioSamples(sets[0], augment), AudioSamples(sets[1], augment)
+        self.test_set = None if sets[2] is None else AudioSamples(sets[2], augment)
+
+    def facts(self) -> dict[str, Any]:
+        """Return classes, and the inputs' mean and deviation."""
+        return {"classes": list(self.classes), "mean": self.data.mean, "std": self.data.std}
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Take them over from a run."""
+        self.classes = facts["classes"]
+        self._set_normalisation(facts["mean"], facts["std"])
+
+    def save_split(self, folder: Path) -> Path | None:
+        """Write the clips of all sets to split.csv, with hashes."""
+        assert self._splits is not None
+        return write_split(folder / "split.csv", self._splits.rows())
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return classes, and for a model of spectrograms its bands and (where they are fixed) frames."""
+        arguments = super().model_arguments()
+        if self._kind() == "fbank":
+            arguments["bins"] = self.data.bins
+            if self.data.frames is not None and "frames" not in self.config.model.args:
+                arguments["frames"] = self.data.frames
+        return arguments
+
+    def load_checkpoint(self, model: nn.Module, path: Path) -> None:
+        """Start from a weights file: one of ours, or of Audio Mamba's or Vision Mamba's authors."""
+        load_aum(model, path)
+
+    def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
+        """Make "input" (fbank (B, T, F) or waveform (B, L)), normalised, and "lengths" (B,) in frames or samples.
+
+        With a generator, spectrograms are masked and, with mixup on, targets are (B, classes). Without one, clips
+        longer than data.max_seconds are cut into equal pieces, one row each, and "owner" (rows,) says whose they are.
+        """
+        waveforms = [sample["waveform"] for sample in samples]
+        batch: dict[str, Any] = {}
+        if "target" in samples[0]:
+            batch["target"] = torch.tensor([sample["target"] for sample in samples])
+        if generator is None:
+            waveforms, batch["owner"] = self._pieces(waveforms)
+        elif self.options.mixup and float(torch.rand((), generator=generator)) < self.options.mixup_prob:
+            mixed = mix_waveforms(waveforms, batch["target"], len(self.classes), self.options.mixup, generator)
+            waveforms, batch["target"] = mixed
+        batch["input"], batch["lengths"] = self.front(waveforms)
+        if generator is not None and self.front.kind == "fbank" and (self.data.freq_mask or self.data.time_mask):
+            draws = [sample["masks"] for sample in samples]
+            sizes = (self.data.freq_mask, self.data.time_mask)
+            batch["input"] = spec_augment(batch["input"], draws, batch["lengths"], *sizes)
+        return batch
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return logits (B, classes); those of a clip in pieces are the mean over them."""
+        owner = batch.get("owner")
+        if owner is None or len(owner) == int(owner[-1]) + 1:
+            return self._run(model, batch["input"], batch["lengths"])
+        parts = zip(batch["input"].split(PIECES), batch["lengths"].split(PIECES), strict=True)
+        logits = torch.cat([self._run(model, x, lengths).float() for x, lengths in parts])
+        sums = logits.new_zeros(int(owner[-1]) + 1, logits.shape[1]).index_add(0, owner, logits)
+        return sums / owner.bincount()[:, None]
+
+    def labels_of(self, samples: SampleSet) -> np.ndarray:
+        """Return the class numbers (N,) of a set, without decoding its clips."""
+        assert isinstance(samples, AudioSamples)
+        return samples.clips.labels.numpy()
+
+    def baselines(self) -> dict[str, Callable[[], np.ndarray]]:
+        """Return the majority, and support vector machines on MFCC."""
+        return super().baselines() | mfcc_baselines(self.train_set, self.reported_set, self.data.rate)
+
+    def describe(self) -> dict[str, str]:
+        """Return what the head of a run says of the clips and of how training varies them."""
+        assert self._splits is not None and isinstance(self.train_set, AudioSamples)
+        sizes = " + ".join(
+            f"{len(part):,}" for part in (self.train_set, self.eval_set, self.test_set) if part is not None
+        )
+        text = f"{self.data.name}, {sizes} clips at {self.data.rate / 1000:g} kHz"
+        if seconds := self.train_set.clips.seconds():
+            text += f" of {min(seconds):.2g} to {max(seconds):.2g} s"
+        text += f", {len(self.classes)} classes"
+        described = {"data": f"{text} ({self._splits.note})" if self._splits.note else text, "input": self._input()}
+        if parts := list(self._augmentations()):
+            described["augmentation"] = ", ".join(parts)
+        return described
+
+    def figures(self, folder: Path, model: nn.Module, outputs: Tensor, targets: Tensor) -> list[Path]:
+        """Draw the spectrograms with what the model says of them, predictions.png."""
+        samples = self.reported_set
+        return [spectrogram_sheet(folder / "predictions.png", samples, self.front, outputs, targets, self.classes)]
+
+    def load_inputs(self, paths: Sequence[str]) -> Iterator[tuple[str, Callable[[], Sample]]]:
+        """Yield a loader for each audio file, and for each one in a folder."""
+        for path in map(Path, paths):
+            files = list_audio(path) if path.is_dir() else [path]
+            if not files:
+                raise UserError(f"{path}: a folder without audio files")
+            yield from ((str(file), partial(self._load, file)) for file in files)
+
+    def _load(self, path: Path) -> Sample:
+        return {"waveform": torch.from_numpy(read_audio(path, self.data.rate))}
+
+    def _run(self, model: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+        return model(x) if self.front.frames is not None else model(x, lengths=lengths)
+
+    def _clips(self, part: Any, classes: Sequence[str]) -> Clips:
+        return Clips(part, classes, self.data.rate, self.data.cache_mb * 2**20)
+
+    def _kind(self) -> str:
+        """Return what the model takes: fbank or waveform."""
+        if self.data.input is not None:
+            return self.data.input
+        name = self.config.model.name
+        model = MODELS.entry(name).tags.get("model") if name in MODELS else None
+        return getattr(model, "input_kind", "fbank")
+
+    def _pieces(self, waveforms: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Cut long clips into the fewest equal pieces; return them and the clip that each is of."""
+        cut = [list(waveform.chunk(-(-len(waveform) // self.max_samples))) for waveform in waveforms]
+        owner = [clip for clip, pieces in enumerate(cut) for _ in pieces]
+        return [piece for pieces in cut for piece in pieces], torch.tensor(owner)
+
+    def _set_normalisation(self, mean: float | None, std: float | None) -> None:
+        if std is not None and std <= 0:
+            raise ConfigError(f"data.std: expected more than 0, got {std}")
+        self.front = FrontEnd(self._kind(), self.data, mean or 0.0, std or 1.0)
+
+    def _input(self) -> str:
+        data = self.data
+        how = (
+            "each by its own mean and deviation"
+            if data.normalize == "clip"
+            else f"mean {data.mean:g}, std {data.std:g}"
+        )
+        if self.front.kind == "waveform":
+            return f"waveforms, {how}"
+        long = f", {data.frames} frames" if data.frames else ""
+        return f"log-mel, {data.bins} bands, {data.frame_ms:g} ms every {data.shift_ms:g} ms{long}, {how}"
+
+    def _augmentations(self) -> list[str]:
+        data, options = self.data, self.options
+        named = {
+            f"speed ±{data.speed:.0%}": data.speed,
+            f"level ±{data.gain_db:g} dB": data.gain_db,
+            f"roll ±{data.roll_ms:g} ms": data.roll_ms,
+            f"noise {data.noise:g}": data.noise,
+            f"masks of {data.freq_mask} bands": data.freq_mask,
+            f"masks of {data.time_mask} frames": data.time_mask,
+            f"mixup {options.mixup:g}": options.mixup,
+            f"label smoothing {options.label_smoothing:g}": options.label_smoothing,
+        }
+        return [text for text, used in named.items() if used]
