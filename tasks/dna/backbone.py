@@ -30,8 +30,8 @@ from mambaverse.backbones.isotropic import Isotropic
 from mambaverse.errors import UserError
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD, VOCAB_SIZE, A, T
 
-POOLS = ("mean", "last", "cls")
-STEMS = ("embedding", "conv")
+POOLS = ("mean", "last", "cls", "place")
+STEMS = ("embedding", "conv", "kmer")
 
 
 class DnaClassifier(Isotropic):
@@ -76,6 +76,7 @@ class DnaClassifier(Isotropic):
         stem: str = "embedding",
         stem_kernel: int = 11,
         stem_stride: int = 1,
+        stem_dim: int | None = None,
         position: bool = False,
         max_length: int | None = None,
         mixer: str | Sequence[str] = "vim",
@@ -109,8 +110,13 @@ class DnaClassifier(Isotropic):
             raise UserError("a mixer here needs its tokens to be a grid; DNA is a line")
         self.num_classes, self.pool, self.both_strands = num_classes, pool, both_strands
         self.stride, self.max_length = stem_stride, max_length
-        self.embeddings: Embedding | ConvStem
-        self.embeddings = Embedding(dim, **dd) if stem == "embedding" else ConvStem(dim, stem_kernel, stem_stride, **dd)
+        self.embeddings: Embedding | ConvStem | KmerStem
+        if stem == "embedding":
+            self.embeddings = Embedding(dim, **dd)
+        elif stem == "conv":
+            self.embeddings = ConvStem(dim, stem_kernel, stem_stride, stem_dim, **dd)
+        else:
+            self.embeddings = KmerStem(dim, stem_kernel, stem_stride, stem_dim, **dd)
         self.pos_embed: nn.Parameter | None = None
         if position and max_length is not None:
             self.pos_embed = nn.Parameter(torch.zeros(1, -(-max_length // stem_stride), dim, **dd))
@@ -119,6 +125,7 @@ class DnaClassifier(Isotropic):
         if pool == "cls":
             self.cls_token = nn.Parameter(torch.zeros(1, 1, dim, **dd))
             trunc_normal_(self.cls_token, std=0.02)
+        self.place_weight = nn.Parameter(torch.ones(-(-(max_length or 1) // stem_stride), dim, **dd) / (-(-(max_length or 1) // stem_stride))) if pool == "place" else None
         self.embed_drop, self.head_drop = nn.Dropout(embed_drop_rate), nn.Dropout(drop_rate)
         self.score = nn.Linear(dim, num_classes, bias=False, **dd) if num_classes else nn.Identity()
         if isinstance(self.score, nn.Linear):
@@ -189,6 +196,8 @@ class DnaClassifier(Isotropic):
 
     def _pooled(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         """Return (B, D) of tokens (B, M, D), those from `lengths` on being zeros."""
+        if self.pool == "place":
+            return torch.einsum("bmd,md->bd", hidden, self.place_weight)
         if self.pool == "mean":
             return hidden.mean(1) if lengths is None else hidden.sum(1) / lengths[:, None]
         if lengths is None:
@@ -233,14 +242,16 @@ class ConvStem(nn.Module):
         dim: int,
         kernel: int,
         stride: int,
+        width: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.stride = stride
+        width = width or dim
         self.word_embeddings = OneHot(device, dtype)
-        self.conv = nn.Conv1d(4, dim, kernel, padding=kernel // 2, device=device, dtype=dtype)
-        self.merge = nn.Linear(dim * stride, dim, device=device, dtype=dtype)
+        self.conv = nn.Conv1d(4, width, kernel, padding=kernel // 2, device=device, dtype=dtype)
+        self.merge = nn.Linear(width * stride, dim, device=device, dtype=dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return tokens (B, ceil(L / stride), D) of ids (B, L)."""
@@ -250,6 +261,32 @@ class ConvStem(nn.Module):
             x = F.pad(x, (0, 0, 0, -x.shape[1] % self.stride))
             x = x.unflatten(1, (-1, self.stride)).flatten(2)
         return self.merge(x)
+
+
+class KmerStem(nn.Module):
+    def __init__(self, dim, kernel, stride, width=None, device=None, dtype=None) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        width = width or dim
+        self.word_embeddings = nn.Embedding(4**kernel + 1, width, padding_idx=4**kernel, device=device, dtype=dtype)
+        nn.init.normal_(self.word_embeddings.weight, std=0.02)
+        self.concat = width != dim
+        self.merge = nn.Linear(width * stride, dim) if self.concat else nn.Identity()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        k = self.kernel
+        x = F.pad(ids, (0, k - 1), value=PAD) - A
+        n = ids.shape[1]
+        number, known = torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool)
+        for i in range(k):
+            d = x[:, i : i + n]
+            number = 4 * number + d
+            known &= (d >= 0) & (d < 4)
+        e = self.word_embeddings(torch.where(known, number, 4**k))
+        if self.stride > 1:
+            e = F.pad(e, (0, 0, 0, -n % self.stride)).unflatten(1, (-1, self.stride))
+            e = e.flatten(2) if self.concat else e.mean(2)
+        return self.merge(e)
 
 
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -269,7 +306,7 @@ def _check(pool: str, stem: str, kernel: int, stride: int, position: bool, max_l
     for name, value, known in (("pool", pool, POOLS), ("stem", stem, STEMS)):
         if value not in known:
             raise UserError(f"{name}: expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {value!r}")
-    if kernel < 1 or kernel % 2 == 0:
+    if stem != "kmer" and (kernel < 1 or kernel % 2 == 0):
         raise UserError(f"stem_kernel: expected an odd number of bases, got {kernel}")
     if stride < 1:
         raise UserError(f"stem_stride: expected at least 1, got {stride}")

@@ -1,0 +1,48 @@
+"""The `data` and `task` sections of a DNA run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mambaverse.config import ConfigError, SplitConfig
+from mambaverse.engine.classifier import ClassifierConfig
+
+
+@dataclass
+class DnaDataConfig(SplitConfig):
+    """Which sequences, which part of them, and how training varies them."""
+
+    subset: str | None = None  # one of several data sets under a root: gue's mouse/0, genomic_benchmarks' folder
+    genome: str | None = None  # FASTA of the genome, where the data set gives places in it
+    sequence: str = "sequence"  # column of a table that holds the sequences
+    label: str | None = None  # column of the labels (None: the data set's own); of a FASTA, the header's key=value
+    label_pattern: str | None = None  # of a FASTA: a regex whose group 1 is the label, searched in the header
+    min_count: int = 1  # classes with fewer sequences are left out
+    strict: bool = False  # refuse all letters but A, C, G, T, N; else ambiguous ones (R, Y, ...) are read as N
+    rna: bool = False  # read U as T
+    window: int | None = None  # bases the model sees; longer sequences are cropped to it; None: whole sequences
+    window_seed: int = 0  # of the one window that a sequence is evaluated on
+    random_windows: bool = True  # another window of a sequence in each epoch; else the one of evaluation
+    reverse_complement: float = 0.0  # probability that a training sequence is read from its other strand
+    strands: str = "one"  # both: evaluate and predict with the mean of the scores of both strands
+    shift: int = 0  # bases, at most, that a training sequence is moved by; N is moved in
+    mutate: float = 0.0  # share of bases replaced by random ones while training
+    mask: float = 0.0  # share of bases replaced by N while training
+    max_windows: int = 64  # of a record longer than `window` in predict: so many, evenly spread, are averaged at most
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        super().__post_init__()
+        for key, least in (("window", 1), ("min_count", 1), ("shift", 0), ("max_windows", 1), ("window_seed", 0)):
+            if (value := getattr(self, key)) is not None and value < least:
+                raise ConfigError(f"data.{key}: expected at least {least}, got {value}")
+        for key in ("reverse_complement", "mutate", "mask"):
+            if not 0 <= (value := getattr(self, key)) <= 1:
+                raise ConfigError(f"data.{key}: expected a number between 0 and 1, got {value}")
+        if self.strands not in ("one", "both"):
+            raise ConfigError(f"data.strands: expected one or both, got {self.strands!r}")
+
+
+@dataclass
+class DnaTaskConfig(ClassifierConfig):
+    """How labels are softened while training."""

@@ -1,0 +1,163 @@
+"""Your own sequences: a table with labels, a FASTA file with labels in its headers, or a folder of FASTA files.
+
+    data.root=my.csv              columns sequence and label (data.sequence=, data.label= name others); .tsv; .gz, .xz
+    data.root=my.fa               >name label=donor      (data.label=class: >name class=donor; or data.label_pattern)
+    data.root=folder              CLASS/*.fa, or CLASS.fa: the folder's or the file's name is the label
+    data.root=folder              train/ and test/ (and dev/ or val/) with one of these in each: it comes split
+
+A table's column `split` (train, dev, test) says how it is split; else `data.val_fraction` or `data.folds` do, and
+`data.group=COLUMN` keeps rows that belong together on one side. For FASTA, `data.group` is a header's key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from mambaverse.config import DataConfig
+from mambaverse.datasets import Dataset, register_dataset
+from mambaverse.errors import UserError, suggest
+from mambaverse.tasks.dna.config import DnaDataConfig
+from mambaverse.tasks.dna.files import Record, is_sequence_file, kind_of, read_records
+from mambaverse.tasks.dna.tables import SETS, DnaSplits, Table, collect, make_splits, set_of
+
+SPLIT = "split"
+KEY_VALUE = re.compile(r"(?:^|[\s;|])(\w+)=([^\s;|]+)")
+
+
+@register_dataset("dna/fasta")
+class Fasta(Dataset):
+    """Labelled sequences in FASTA files or tables of one's own."""
+
+    summary = "your own sequences: FASTA or CSV, plain or compressed"
+    needs = "data.root: a .csv with sequence and label, a .fa with label=... in its headers, or a folder CLASS/*.fa"
+
+    def places(self, root: str | None) -> list[Path]:
+        """Return `root`: there is no other place."""
+        return [] if root is None else [Path(root).expanduser()]
+
+    def find(self, place: Path) -> Path | None:
+        """Return `place` if it exists."""
+        return place if place.exists() else None
+
+    def open(self, config: DataConfig) -> DnaSplits:
+        """Return the splits that the data come with, or that are drawn."""
+        assert isinstance(config, DnaDataConfig)
+        root = self.locate(config.root, config.download)
+        if root.is_file():
+            return make_splits(_file(root, config), config, str(root))
+        parts = {path.name: path for path in sorted(root.iterdir()) if _stem(path).lower() in SETS}
+        if "train" not in {SETS[_stem(path).lower()] for path in parts.values()}:
+            return make_splits(_folder(root, config), config, str(root))
+        table = Table()
+        for path in parts.values():
+            part = SETS[_stem(path).lower()]
+            table.extend(_folder(path, config, part) if path.is_dir() else _file(path, config, part))
+        return make_splits(table, config, str(root))
+
+
+def _file(path: Path, config: DnaDataConfig, part: str | None = None) -> Table:
+    if kind_of(path) == "table":
+        label = config.label or "label"
+        columns = _columns(path, config)
+        if part is None and SPLIT in columns:
+            return collect(
+                read_records(path, config.sequence, [label]), config, lambda r: r.cells[label],
+                part=lambda r: set_of(r.cells, r.where),
+            )  # fmt: skip
+        table = collect(
+            read_records(path, config.sequence, [label]), config, lambda r: r.cells[label],
+            [name for name in columns if name not in (label, config.sequence)], part,
+        )  # fmt: skip
+        table.groups = {
+            name: values for name, values in table.groups.items() if name == config.group or _binds(values)
+        }
+        return table
+    records = (_with_keys(record) for record in read_records(path))
+    groups = [config.group] if config.group is not None and part is None else []
+    return collect(_having(records, groups), config, _header_label(config), groups, part)
+
+
+def _folder(root: Path, config: DnaDataConfig, part: str | None = None) -> Table:
+    entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    folders = [path for path in entries if path.is_dir()]
+    files = [path for path in entries if is_sequence_file(path)]
+    if not folders and not files:
+        raise UserError(f"{root}: holds no sequence files (.fa, .fasta, .fna, .csv), nor class folders of them")
+    if not folders and any(kind_of(path) == "table" for path in files):
+        if len(files) > 1:
+            raise UserError(f"{root}: several files, one of them a table; data.root=FILE says which is meant")
+        return _file(files[0], config, part)
+    if not folders and len(files) == 1:
+        return _file(files[0], config, part)
+    table = Table(groups={} if config.group is None or part is not None else {config.group: []})
+    for path in folders or files:
+        inside = sorted(p for p in path.rglob("*") if is_sequence_file(p)) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{path}: an empty class: no sequence files in it")
+        name = path.name if path.is_dir() else _stem(path)
+        for file in inside:
+            records = _having((_with_keys(r) for r in read_records(file)), list(table.groups))
+            table.extend(collect(records, config, lambda r, name=name: name, list(table.groups), part))
+    return table
+
+
+def _header_label(config: DnaDataConfig) -> Callable[[Record], str]:
+    """Return how the header of a FASTA record says its label."""
+    if config.label_pattern is not None:
+        try:
+            pattern = re.compile(config.label_pattern)
+        except re.error as error:
+            raise UserError(f"data.label_pattern={config.label_pattern}: not a regular expression: {error}") from None
+        if not pattern.groups:
+            raise UserError(f"data.label_pattern={config.label_pattern}: expected a group in parentheses, the label")
+
+        def search(record: Record) -> str:
+            if (found := pattern.search(record.header)) is None:
+                raise UserError(f"{record.where}: data.label_pattern does not match its header")
+            return found[1] or ""
+
+        return search
+    key = config.label or "label"
+
+    def label(record: Record) -> str:
+        if key not in record.cells:
+            raise UserError(
+                f"{record.where}: a missing label: expected '>{record.name} {key}=...', or data.label_pattern"
+            )
+        return record.cells[key]
+
+    return label
+
+
+def _having(records: Iterator[Record], keys: Sequence[str]) -> Iterator[Record]:
+    """Mark the records whose header lacks one of the keys."""
+    for record in records:
+        missing = next((key for key in keys if key not in record.cells), None)
+        if missing is not None and not record.problem:
+            problem = f"data.group={missing}: no {missing}=... in its header{suggest(missing, record.cells)}"
+            record = Record(record.name, record.letters, record.where, record.header, record.cells, problem)
+        yield record
+
+
+def _with_keys(record: Record) -> Record:
+    """Return a FASTA record with the key=value words of its header as cells."""
+    cells = dict(KEY_VALUE.findall(record.header))
+    return Record(record.name, record.letters, record.where, record.header, cells, record.problem)
+
+
+def _columns(path: Path, config: DnaDataConfig) -> list[str]:
+    first = next(iter(read_records(path, config.sequence)), None)
+    return list(first.cells) if first is not None else []
+
+
+def _binds(values: Sequence[str]) -> bool:
+    """Whether a column names groups: values that repeat, and not numbers of many kinds."""
+    kinds = set(values)
+    numbers = all(re.fullmatch(r"-?\d*\.?\d+(e-?\d+)?", value) for value in kinds)
+    return 1 < len(kinds) <= 0.8 * len(values) and not numbers
+
+
+def _stem(path: Path) -> str:
+    return path.name.partition(".")[0] if path.is_file() else path.name

@@ -1,0 +1,202 @@
+"""Sequence files, one record at a time: FASTA and tables, plain or compressed; a record knows its file and line.
+
+A FASTA record is a line `>name further words` and lines of letters up to the next one; the name is the header's first
+word (W. Pearson's format). Lines may end in CR LF. Memory is that of the longest record, whatever the file's size.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mambaverse.errors import UserError, suggest
+from mambaverse.tasks.dna.tokens import encode
+
+FASTA = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas", ".fsa")
+TABLES = (".csv", ".tsv")
+OPENERS = {".gz": gzip.open, ".bgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+AnyPath = Path | zipfile.Path  # of a file, or of a member of a .zip
+MAX_NAMES = 1_000_000  # of a file that are compared for duplicates: memory stays bounded
+MAX_FIELD = 2**31 - 1  # letters in a table's cell
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sequence as the file has it.
+
+    Attributes:
+        name: The first word of the header; of a table its row number.
+        letters: The sequence, as written.
+        where: File, line and name, for messages.
+        header: The whole header; of a table empty.
+        cells: The row of a table, by column.
+        problem: Why it cannot be used, if so; the records behind it still can.
+    """
+
+    name: str
+    letters: bytes
+    where: str
+    header: str = ""
+    cells: dict[str, str] = field(default_factory=dict)
+    problem: str = ""
+
+    def ids(self, *, strict: bool = False, rna: bool = False) -> np.ndarray:
+        """Return the ids of the letters, uint8 (L,).
+
+        Raises:
+            UserError: an empty record, one with a problem, or a letter that is none of DNA's.
+        """
+        if self.problem:
+            raise UserError(f"{self.where}: {self.problem}")
+        if not self.letters:
+            raise UserError(f"{self.where}: an empty record; give its sequence, or take it out")
+        return encode(self.letters, strict=strict, rna=rna, where=self.where)
+
+
+def kind_of(path: AnyPath) -> str | None:
+    """Return "fasta", "table" or "text" (.txt: one sequence), by the name of a file; None for others."""
+    name = path.name.lower()
+    for suffix in OPENERS:
+        name = name.removesuffix(suffix)
+    ending = Path(name).suffix
+    return "fasta" if ending in FASTA else "table" if ending in TABLES else "text" if ending == ".txt" else None
+
+
+def is_sequence_file(path: AnyPath) -> bool:
+    """Whether `path` is a file that `read_records` reads, by its name."""
+    return path.is_file() and not path.name.startswith(".") and kind_of(path) is not None
+
+
+def read_records(path: AnyPath, sequence: str = "sequence", needs: Sequence[str] = ()) -> Iterator[Record]:
+    """Yield the records of a FASTA file or of a table.
+
+    Args:
+        path: The file; its name says what it is (.fa, .fasta, .fna; .csv, .tsv; .txt; each also .gz, .xz, .bz2).
+        sequence: The column of a table with the sequences.
+        needs: Further columns that a table must have.
+
+    Raises:
+        UserError: no such file, of another kind, damaged, without the columns. What is wrong with one record alone is
+            its `problem`: no name, a name that another has, too few cells.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file" if not path.is_dir() else f"{path}: a folder; expected a file")
+    if (kind := kind_of(path)) is None:
+        known = ", ".join((*FASTA[:3], *TABLES))
+        raise UserError(f"{path}: not known as a sequence file; expected one of {known}, also compressed (.gz, .xz)")
+    if kind == "table":
+        yield from _table(path, sequence, needs)
+    elif kind == "text":
+        yield Record(Path(path.name).stem, b"".join(b"".join(_lines(path)).split()), str(path))
+    else:
+        yield from _unique(_fasta(path))
+
+
+@contextmanager
+def open_binary(path: AnyPath) -> Iterator[IO[bytes]]:
+    """Open a file, compressed or not, to be read as bytes."""
+    with path.open("rb") as raw:
+        suffix = Path(path.name).suffix.lower()
+        opener: Any = OPENERS.get(suffix)
+        if opener is None:
+            yield raw
+            return
+        with opener(raw) as file:
+            yield file
+
+
+def _lines(path: AnyPath) -> Iterator[bytes]:
+    """Yield the lines, naming the line at which a compressed file breaks off."""
+    number = 0
+    try:
+        with open_binary(path) as file:
+            for number, line in enumerate(file, 1):
+                yield line
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        reason = "cut short" if isinstance(error, EOFError) else " ".join(str(error).split())
+        raise UserError(f"{path}: damaged after line {number:,}: {reason}; get the file again") from None
+
+
+def _fasta(path: AnyPath) -> Iterator[Record]:
+    header: bytes | None = None
+    parts: list[bytes] = []
+    start = 0
+    for number, line in enumerate(_lines(path), 1):
+        if line.startswith(b">"):
+            if header is not None:
+                yield _record(path, start, header, parts)
+            header, parts, start = line[1:].strip(), [], number
+        elif header is not None:
+            parts.append(line)
+        elif line.strip() and not line.startswith(b";"):
+            text = line[:30].decode("latin-1").strip()
+            raise UserError(f"{path}, line {number}: not FASTA: expected '>name', got {text!r}")
+    if header is None:
+        raise UserError(f"{path}: holds no records; expected lines '>name', each with a sequence below it")
+    yield _record(path, start, header, parts)
+
+
+def _record(path: AnyPath, line: int, header: bytes, parts: list[bytes]) -> Record:
+    text = header.decode("utf-8", "replace")
+    name = text.split(maxsplit=1)[0] if text else ""
+    letters = b"".join(parts).translate(None, b" \t\r\n")
+    problem = "" if name else "a record without a name; expected '>name'"
+    return Record(name, letters, f"{path}, line {line:,}, record {name!r}", text, problem=problem)
+
+
+def _unique(records: Iterator[Record]) -> Iterator[Record]:
+    seen: dict[str, int] = {}
+    for number, record in enumerate(records, 1):
+        if (other := seen.get(record.name)) is not None:
+            record = replace(record, problem=f"record {other:,} has this name too; give each record its own")
+        elif len(seen) < MAX_NAMES:
+            seen[record.name] = number
+        yield record
+
+
+def _table(path: AnyPath, sequence: str, needs: Sequence[str]) -> Iterator[Record]:
+    csv.field_size_limit(MAX_FIELD)
+    delimiter = "\t" if re.search(r"\.tsv(\.\w+)?$", path.name.lower()) else ","
+    text = (line.decode("utf-8-sig", "replace") for line in _lines(path))
+    rows = csv.reader(text, delimiter=delimiter)
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        for column in (sequence, *needs):
+            if column not in header:
+                raise UserError(f"{path}: no column {column!r}{suggest(column, header)}; {_remedy(column, sequence)}")
+        at = header.index(sequence)
+        for number, row in enumerate(rows, 1):
+            if not row:
+                continue
+            where = f"{path}, line {rows.line_num:,}"
+            if len(row) != len(header):
+                problem = f"{len(row)} cells; the header has {len(header)}"
+                yield Record(str(number), b"", where, problem=problem)
+                continue
+            letters = row[at].strip().encode("utf-8", "replace")
+            yield Record(str(number), letters, where, "", dict(zip(header, row, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num:,}: not a table: {error}") from None
+
+
+def _remedy(column: str, sequence: str) -> str:
+    key = "data.sequence" if column == sequence else "data.label" if column != "split" else "the split column"
+    return f"{key} names another"
+
+
+def read_text(path: AnyPath) -> io.StringIO:
+    """Return a whole small text file, decompressed."""
+    return io.StringIO(b"".join(_lines(path)).decode("utf-8-sig", "replace"))

@@ -1,0 +1,107 @@
+"""Examples cut out of annotated genes: splice sites and windows, read along the gene.
+
+A gene's coding sequence is join(a..b, c..d, ...): exons; between them lie introns. On the + strand a donor is the place
+behind an exon (the intron begins with GT), an acceptor the place before the next (the intron ends with AG).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from mambaverse.errors import UserError
+from mambaverse.tasks.dna.tokens import reverse_complement
+
+HALF, WINDOW, STEP = 40, 200, 100  # bases on either side of a splice site; of a window, and from one to the next
+DECOY = re.compile("(?=GT|AG)")
+LEAST_DECOYS = 2  # of a gene, though it have no intron
+
+
+@dataclass(frozen=True)
+class Gene:
+    """A gene and its surroundings, as the file has them.
+
+    Attributes:
+        name: Of the record.
+        letters: The + strand, upper case.
+        exons: (start, end) of the coding parts on it, 0-based, half-open, ascending.
+        reverse: Whether the gene is read on the - strand.
+    """
+
+    name: str
+    letters: str
+    exons: list[tuple[int, int]]
+    reverse: bool
+
+    def along(self) -> tuple[str, list[tuple[int, int]]]:
+        """Return letters and exons on the strand of the gene."""
+        if not self.reverse:
+            return self.letters, self.exons
+        size = len(self.letters)
+        return _other_strand(self.letters), [(size - end, size - start) for start, end in reversed(self.exons)]
+
+
+def read_genes(path: Path) -> Iterator[Gene]:
+    """Yield the records of a GenBank file that have one CDS.
+
+    Raises:
+        UserError: not readable as GenBank.
+    """
+    from Bio import BiopythonWarning, SeqIO
+
+    with warnings.catch_warnings():  # the LOCUS lines of AUGUSTUS are shorter than the standard says
+        warnings.simplefilter("ignore", BiopythonWarning)
+        try:
+            for record in SeqIO.parse(path, "genbank"):
+                found = [feature.location for feature in record.features if feature.type == "CDS"]
+                if len(found) == 1:
+                    exons = sorted((int(part.start), int(part.end)) for part in found[0].parts)
+                    yield Gene(record.name, str(record.seq).upper(), exons, found[0].strand == -1)
+        except (ValueError, AttributeError, AssertionError) as error:
+            raise UserError(f"{path}: not readable as GenBank: {' '.join(str(error).split())}") from None
+
+
+def splice_sites(gene: Gene) -> list[tuple[str, str]]:
+    """Return (80 bases, donor | acceptor | decoy): all sites of the gene, and as many decoys, drawn by its name.
+
+    A decoy has GT or AG where a site has it, and is none.
+    """
+    letters, exons = gene.along()
+    sites = [(place, kind) for (_, a), (b, _) in pairwise(exons) for place, kind in ((a, "donor"), (b, "acceptor"))]
+    places = {place for place, _ in sites}
+    motifs = (m.start() for m in DECOY.finditer(letters))
+    candidates = [at if letters[at] == "G" else at + 2 for at in motifs]  # GT begins an intron, AG ends one
+    candidates = [at for at in candidates if at not in places and HALF <= at <= len(letters) - HALF]
+    draw = np.random.default_rng(list(gene.name.encode()))
+    count = min(max(len(sites), LEAST_DECOYS), len(candidates))
+    decoys = draw.choice(candidates, count, replace=False).tolist() if count else []
+    rows = [*sites, *((place, "decoy") for place in decoys)]
+    return [
+        (letters[place - HALF : place + HALF], kind) for place, kind in rows if HALF <= place <= len(letters) - HALF
+    ]
+
+
+def windows(gene: Gene) -> list[tuple[str, str]]:
+    """Return (200 bases, coding | intron | flank), every 100 bases, of windows that lie in one of them."""
+    kinds = np.zeros(len(gene.letters), np.uint8)
+    kinds[gene.exons[0][0] : gene.exons[-1][1]] = 1
+    for start, end in gene.exons:
+        kinds[start:end] = 2
+    rows = []
+    for start in range(0, len(gene.letters) - WINDOW + 1, STEP):
+        found = set(kinds[start : start + WINDOW].tolist())
+        if len(found) == 1:
+            letters = gene.letters[start : start + WINDOW]
+            rows.append((_other_strand(letters) if gene.reverse else letters, ("flank", "intron", "coding")[found.pop()]))
+    return rows
+
+
+def _other_strand(letters: str) -> str:
+
+    return reverse_complement(letters.encode()).decode()

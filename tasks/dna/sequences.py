@@ -1,0 +1,138 @@
+"""Sequences in memory, one byte a base, and the windows of them that a model sees.
+
+A window of evaluation is drawn once: its place follows from `window_seed` and the letters of the sequence alone, so it is
+the same in every split, order and run. While training another window is drawn every time.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Generator
+
+from mambaverse.engine.task import Sample
+from mambaverse.tasks.dna.tokens import COMPLEMENT, A, N
+
+
+class Sequences:
+    """Sequences end to end in one array, with class numbers and names.
+
+    Args:
+        ids: Of each sequence, uint8 (L,).
+        labels: Class numbers (S,).
+        names: What each is called in its file.
+        groups: What binds them, if the split went by it.
+    """
+
+    def __init__(
+        self, ids: Sequence[np.ndarray], labels: np.ndarray, names: Sequence[str], groups: Sequence[str] | None = None
+    ) -> None:
+        self.data = np.concatenate(ids) if len(ids) else np.empty(0, np.uint8)
+        self.bounds = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64).tolist()
+        self.labels, self.names, self.groups = np.asarray(labels, np.int64), list(names), groups
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.data[self.bounds[index] : self.bounds[index + 1]]
+
+    def lengths(self) -> np.ndarray:
+        """Return the number of bases of each, int64 (S,)."""
+        return np.diff(self.bounds)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How a training sequence varies (see `DnaDataConfig`)."""
+
+    reverse_complement: float = 0.0
+    shift: int = 0
+    mutate: float = 0.0
+    mask: float = 0.0
+    random_windows: bool = True
+
+    def __call__(self, ids: np.ndarray, generator: Generator) -> np.ndarray:
+        """Return ids (L,), varied by the generator's draws; `ids` is left as it is."""
+        if self.reverse_complement or self.shift:
+            strand, place = torch.rand(2, generator=generator).tolist()
+            if strand < self.reverse_complement:
+                ids = COMPLEMENT[ids[::-1]]
+            if self.shift:
+                ids = moved(ids, int(place * (2 * self.shift + 1)) - self.shift)
+        if self.mutate or self.mask:
+            draws = torch.rand(2, len(ids), generator=generator).numpy()
+            ids = ids.copy()
+            if self.mutate:
+                hit = draws[0] < self.mutate
+                ids[hit] = A + (draws[0][hit] / self.mutate * 4).astype(np.uint8).clip(max=3)
+            ids[draws[1] < self.mask] = N
+        return ids
+
+
+class DnaSamples:
+    """Sequences with their labels as samples: uint8 "ids" (at most `window` of them) and "target"."""
+
+    def __init__(
+        self, sequences: Sequences, window: int | None = None, window_seed: int = 0, augment: Augment | None = None
+    ) -> None:
+        self.sequences, self.window, self.augment = sequences, window, augment or Augment(random_windows=False)
+        self._starts = [
+            window_start(sequences[i], window, window_seed) if window else 0 for i in range(len(sequences))
+        ]
+        self._bounds, self._data = sequences.bounds, sequences.data  # looked up for every sample
+        self._targets = sequences.labels.tolist()
+        self._varies = self.augment != Augment(random_windows=self.augment.random_windows)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def sample(self, index: int, generator: Generator | None) -> Sample:
+        """Return sequence `index`: with None the window of evaluation, with a generator another one, augmented."""
+        start, stop = self._bounds[index], self._bounds[index + 1]
+        window = self.window
+        if window is not None and stop - start > window:
+            if generator is None or not self.augment.random_windows:
+                start += self._starts[index]
+            else:
+                start += int(torch.rand((), generator=generator).item() * (stop - start - window + 1))
+            stop = start + window
+        ids = self._data[start:stop]
+        if generator is not None and self._varies:
+            ids = self.augment(ids, generator)
+        return {"ids": ids, "target": self._targets[index]}
+
+    def windows(self) -> list[np.ndarray]:
+        """Return what `sample(i, None)` shows of each sequence."""
+        return [self.sample(i, None)["ids"] for i in range(len(self))]
+
+
+def window_start(ids: np.ndarray, window: int, seed: int) -> int:
+    """Return where the one window of evaluation starts: by a hash of the letters and the seed."""
+    spare = len(ids) - window
+    return zlib.crc32(ids.tobytes(), seed) % (spare + 1) if spare > 0 else 0
+
+
+def tiles(ids: np.ndarray, window: int, most: int) -> list[np.ndarray]:
+    """Return windows that cover a long sequence from end to end, evenly spread; `most` of them if it takes more."""
+    spare = len(ids) - window
+    if spare <= 0:
+        return [ids]
+    count = min(-(-len(ids) // window), most)
+    return [ids[start : start + window] for start in np.linspace(0, spare, max(count, 1)).round().astype(int).tolist()]
+
+
+def moved(ids: np.ndarray, places: int) -> np.ndarray:
+    """Return ids (L,) moved to the right by `places` (to the left if negative), N where nothing moved in."""
+    if not places:
+        return ids
+    out = np.full_like(ids, N)
+    if places > 0:
+        out[places:] = ids[:-places]
+    else:
+        out[:places] = ids[-places:]
+    return out

@@ -1,0 +1,207 @@
+"""From records to sets: labels read and numbered, bad records refused or counted, rows split into train, eval and test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mambaverse.errors import UserError, suggest, warn
+from mambaverse.splits import SplitRow, split_items
+from mambaverse.tasks.dna.config import DnaDataConfig
+from mambaverse.tasks.dna.files import Record
+from mambaverse.tasks.dna.sequences import Sequences
+
+SETS = {  # what a split column, or a folder, may call the sets
+    "train": "train", "training": "train", "dev": "eval", "val": "eval", "valid": "eval", "validation": "eval",
+    "eval": "eval", "test": "test", "testing": "test",
+}  # fmt: skip
+LISTED = 5  # skipped records that are named
+
+
+@dataclass
+class Table:
+    """Labelled sequences, row by row.
+
+    Attributes:
+        ids: Of the bases, uint8 (L,) each.
+        labels: Class names.
+        names: What each row is called in its file.
+        groups: Columns that bind rows together, by name.
+        sets: "train", "eval" or "test" for every row, if the data come split; else empty.
+        skipped: What was wrong with the records that were left out.
+    """
+
+    ids: list[np.ndarray] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    sets: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def take(self, rows: Sequence[int]) -> Table:
+        """Return the table of some of the rows."""
+        picked = {name: [values[i] for i in rows] for name, values in self.groups.items()}
+        parts = ([column[i] for i in rows] for column in (self.ids, self.labels, self.names))
+        return Table(*parts, picked, [self.sets[i] for i in rows] if self.sets else [], self.skipped)
+
+    def extend(self, other: Table) -> None:
+        """Append the rows of another table of the same columns."""
+        for mine, theirs in (
+            (self.ids, other.ids), (self.labels, other.labels), (self.names, other.names), (self.sets, other.sets),
+            (self.skipped, other.skipped),
+        ):  # fmt: skip
+            mine.extend(theirs)  # type: ignore[arg-type]
+        for name, values in other.groups.items():
+            self.groups.setdefault(name, []).extend(values)
+
+
+@dataclass
+class DnaSplits:
+    """An opened data set; `test` is None where no set is held back beside `eval`."""
+
+    train: Sequences
+    eval: Sequences
+    classes: list[str]
+    test: Sequences | None = None
+    note: str = ""
+    drawn: bool = False  # whether the split was drawn here, and is to be written down
+    skipped: list[str] = field(default_factory=list)
+
+    def rows(self) -> Iterable[SplitRow]:
+        """Yield one line a sequence for the split file."""
+        for name, part in (("train", self.train), ("eval", self.eval), ("test", self.test)):
+            for i in range(0 if part is None else len(part)):
+                assert part is not None
+                group = "" if part.groups is None else part.groups[i]
+                yield SplitRow(name, self.classes[part.labels[i]], part.names[i], part[i].tobytes(), group)
+        yield from (SplitRow("skipped", "", reason, b"") for reason in self.skipped)
+
+
+def collect(
+    records: Iterable[Record],
+    config: DnaDataConfig,
+    label_of: Callable[[Record], str],
+    groups: Sequence[str] = (),
+    part: str | Callable[[Record], str] | None = None,
+) -> Table:
+    """Read all records into a table.
+
+    Args:
+        records: From one or several files.
+        config: Says which letters are allowed, and whether bad records are left out.
+        label_of: The class of a record.
+        groups: Columns of the records that bind rows together.
+        part: The set that they belong to, or how a record says so; None: the data do not come split.
+
+    Raises:
+        UserError: a bad record, unless `on_error` is skip.
+    """
+    table = Table(groups={name: [] for name in groups})
+    stream = iter(records)
+    while True:
+        try:
+            if (record := next(stream, None)) is None:
+                break
+            ids = record.ids(strict=config.strict, rna=config.rna)
+            if not (label := label_of(record).strip()):
+                raise UserError(f"{record.where}: an empty label")
+            name = part(record) if callable(part) else part
+        except UserError as error:
+            if config.on_error != "skip":
+                raise
+            table.skipped.append(str(error))
+            continue
+        table.ids.append(ids)
+        table.labels.append(label)
+        table.names.append(record.name)
+        for column, values in table.groups.items():
+            values.append(record.cells[column])
+        if name is not None:
+            table.sets.append(name)
+    return table
+
+
+def set_of(cells: Mapping[str, str], where: str, column: str = "split") -> str:
+    """Return the set that a row's split column names."""
+    value = cells[column].strip().lower()
+    if value not in SETS:
+        raise UserError(f"{where}: column {column!r} says {cells[column]!r}{suggest(value, SETS)}")
+    return SETS[value]
+
+
+def make_splits(table: Table, config: DnaDataConfig, where: str) -> DnaSplits:
+    """Number the labels by sorted name, leave out small classes, and split the rows unless they come split.
+
+    Raises:
+        UserError: no rows, one class, a label that is not among the training rows, a set that is missing.
+    """
+    note = _report(table, where)
+    if not table.ids:
+        raise UserError(f"{where}: holds no usable sequences{': ' + table.skipped[0] if table.skipped else ''}")
+    notes = [note] if note else []
+    counts = Counter(table.labels)
+    small = [name for name, count in counts.items() if count < config.min_count]
+    if small:
+        table = table.take([i for i, label in enumerate(table.labels) if counts[label] >= config.min_count])
+        notes.append(f"{len(small)} classes with fewer than {config.min_count} sequences left out")
+    classes = sorted(set(table.labels))
+    if len(classes) < 2:
+        found = f"only one class, {classes[0]!r}" if classes else f"no class of {config.min_count} sequences"
+        raise UserError(f"{where}: {found}; expected two or more")
+    labels = np.array([classes.index(label) for label in table.labels])
+    groups: Sequence[str] | None = None
+    if table.sets:
+        chosen = _official(table, where)
+    else:
+        drawn = split_items(table.labels, config, where, table.groups, table.names)
+        chosen, groups = {"train": drawn.train, "eval": drawn.eval}, drawn.groups
+        notes.append(drawn.note)
+    parts = {
+        name: Sequences(
+            [table.ids[i] for i in rows],
+            labels[rows],
+            [table.names[i] for i in rows],
+            None if groups is None else [groups[i] for i in rows],
+        )
+        for name, rows in chosen.items()
+    }
+    return DnaSplits(
+        parts["train"], parts["eval"], classes, parts.get("test"), ", ".join(notes), not table.sets, table.skipped
+    )
+
+
+def _official(table: Table, where: str) -> dict[str, list[int]]:
+    """Return the rows of each set; a test set without a dev set is the evaluation set."""
+    rows: dict[str, list[int]] = {"train": [], "eval": [], "test": []}
+    for i, name in enumerate(table.sets):
+        rows[name].append(i)
+    if not rows["train"] or not (rows["eval"] or rows["test"]):
+        have = ", ".join(name for name, found in rows.items() if found)
+        raise UserError(f"{where}: comes split, and has only {have}; expected train and test (and dev)")
+    known = {table.labels[i] for i in rows["train"]}
+    for name in ("eval", "test"):
+        for i in rows[name]:
+            if table.labels[i] not in known:
+                raise UserError(
+                    f"{where}: label {table.labels[i]!r} of {table.names[i]} ({name}) is not among the training labels"
+                    f"{suggest(table.labels[i], known)}"
+                )
+    if not rows["eval"]:
+        rows["eval"] = rows.pop("test")
+    elif not rows["test"]:
+        del rows["test"]
+    return rows
+
+
+def _report(table: Table, where: str) -> str:
+    """Warn of what was left out, and return the words for the head of a run."""
+    if not table.skipped:
+        return ""
+    count = len(table.skipped)
+    warn(f"{where}: {count:,} of {count + len(table.ids):,} records left out (data.on_error=skip); the first are:")
+    for reason in table.skipped[:LISTED]:
+        warn(f"  {reason}")
+    return f"{count:,} bad records skipped"
