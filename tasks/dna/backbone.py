@@ -1,11 +1,11 @@
 """The classifier of DNA: bases -> stem -> isotropic stack -> pooled -> scores; both strands at once where asked.
 
-    ids (B, L) -> tokens (B, M, D), M = ceil(L / stride) -> blocks -> norm -> mean | last | cls -> scores (B, classes)
+    ids (B, L) -> tokens (B, M, D), M = ceil(L / stride) -> blocks -> norm -> pooled (B, D) -> scores (B, classes)
 
 `both_strands` is Caduceus-PS in the form that costs least. There every tensor holds 2 D channels, those of the strand
-and, turned over (R: reversed along L and along the channels), those of its reverse complement, and each layer is applied
-to both. The turning over cancels between layers, so that the same function is: the stack f run on both strands as one
-batch of 2 B,
+and, turned over (R: reversed along L and along the channels), those of its reverse complement, and each layer is
+applied to both. The turning over cancels between layers, so that the same function is: the stack f run on both strands
+as one batch of 2 B,
 
     hidden(x) = [f(x), R f(rc(x))],     hidden(rc(x)) = R hidden(x),     scores = (head(f(x)) + head(f(rc(x)))) / 2
 
@@ -22,16 +22,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mambaverse.backbones.isotropic import Isotropic
-from mambaverse.errors import UserError
-from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD, VOCAB_SIZE, A, T
+from mambaverse.errors import UserError, suggest
+from mambaverse.tasks.dna.stems import ConvStem, Embedding, KmerStem
+from mambaverse.tasks.dna.tokens import COMPLEMENT
 
 POOLS = ("mean", "last", "cls", "place")
 STEMS = ("embedding", "conv", "kmer")
+MAX_KMER = 10  # a million vectors
 
 
 class DnaClassifier(Isotropic):
@@ -43,12 +44,14 @@ class DnaClassifier(Isotropic):
         depth: Number of blocks.
         causal: Whether a base sees only those before it.
         both_strands: Read the reverse complement too, with the same weights: the scores are then equal for both.
-        pool: "mean" of all tokens, the "last" one, or a learnt token "cls" behind the last.
-        stem: "embedding" (one token a base) or "conv" (a convolution over bases, `stem_stride` bases a token).
-        stem_kernel: Width of the convolution in bases, odd.
+        pool: "mean" of all tokens, the "last" one, a learnt token "cls" behind the last, or "place": a sum with learnt
+            weights for each place and channel.
+        stem: "embedding" (one token a base), "conv" (motifs found by a convolution) or "kmer" (a vector a k-mer).
+        stem_kernel: Width of the convolution in bases, odd; or k.
         stem_stride: Bases a token.
-        position: Add a learnt vector for each place; for sequences of one length in which the place means something.
-        max_length: Longest sequence in bases that `position` has vectors for.
+        stem_dim: Channels within the stem (see stems.py).
+        position: Add a learnt vector for each place; as pool="place", for sequences of one length where places count.
+        max_length: Longest sequence in bases that there are places for.
         mixer: A mixer's name, or a pattern of names repeated over the layers.
         mixer_args: Arguments keyed by mixer: {"vim": {"d_state": 16}}.
         directions: 1 leaves a causal mixer of a bidirectional stack in one direction.
@@ -110,26 +113,30 @@ class DnaClassifier(Isotropic):
             raise UserError("a mixer here needs its tokens to be a grid; DNA is a line")
         self.num_classes, self.pool, self.both_strands = num_classes, pool, both_strands
         self.stride, self.max_length = stem_stride, max_length
+        self.places = -(-max_length // stem_stride) if max_length and (position or pool == "place") else None
+        sizes = (dim, stem_kernel, stem_stride, stem_dim)
         self.embeddings: Embedding | ConvStem | KmerStem
         if stem == "embedding":
             self.embeddings = Embedding(dim, **dd)
-        elif stem == "conv":
-            self.embeddings = ConvStem(dim, stem_kernel, stem_stride, stem_dim, **dd)
         else:
-            self.embeddings = KmerStem(dim, stem_kernel, stem_stride, stem_dim, **dd)
+            self.embeddings = ConvStem(*sizes, **dd) if stem == "conv" else KmerStem(*sizes, **dd)
+        places = self.places or 0
         self.pos_embed: nn.Parameter | None = None
-        if position and max_length is not None:
-            self.pos_embed = nn.Parameter(torch.zeros(1, -(-max_length // stem_stride), dim, **dd))
+        if position:
+            self.pos_embed = nn.Parameter(torch.zeros(1, places, dim, **dd))
             trunc_normal_(self.pos_embed, std=0.02)
         self.cls_token: nn.Parameter | None = None
         if pool == "cls":
             self.cls_token = nn.Parameter(torch.zeros(1, 1, dim, **dd))
             trunc_normal_(self.cls_token, std=0.02)
-        self.place_weight = nn.Parameter(torch.ones(-(-(max_length or 1) // stem_stride), dim, **dd) / (-(-(max_length or 1) // stem_stride))) if pool == "place" else None
+        self.place_weight: nn.Parameter | None = None
+        if pool == "place":
+            self.place_weight = nn.Parameter(torch.full((places, dim), 1 / places, **dd))  # begins as the mean
         self.embed_drop, self.head_drop = nn.Dropout(embed_drop_rate), nn.Dropout(drop_rate)
         self.score = nn.Linear(dim, num_classes, bias=False, **dd) if num_classes else nn.Identity()
         if isinstance(self.score, nn.Linear):
             trunc_normal_(self.score.weight, std=0.02)
+        self.complement: Tensor
         self.register_buffer("complement", torch.from_numpy(COMPLEMENT.copy()).long(), persistent=False)
 
     def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:  # type: ignore[override]
@@ -162,7 +169,7 @@ class DnaClassifier(Isotropic):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that weight decay would harm."""
-        return {"pos_embed", "cls_token", "embeddings.word_embeddings.weight"} | super().no_weight_decay()
+        return {"pos_embed", "cls_token"} | super().no_weight_decay()
 
     def _strands(self, ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         ids = ids.long()
@@ -176,12 +183,12 @@ class DnaClassifier(Isotropic):
         x = self.embeddings(ids)
         if lengths is not None:
             lengths = (lengths + self.stride - 1) // self.stride
+        if self.places is not None and x.shape[1] > self.places:
+            raise UserError(
+                f"sequences of {ids.shape[1]:,} bases: the model has places for {self.max_length:,} only; "
+                "set data.window, or take out position and pool='place'"
+            )
         if self.pos_embed is not None:
-            if x.shape[1] > self.pos_embed.shape[1]:
-                raise UserError(
-                    f"sequences of {ids.shape[1]:,} bases: the model has positions for {self.max_length:,} only; "
-                    "set data.window, or leave out model.args.position"
-                )
             x = x + self.pos_embed[:, : x.shape[1]]
         if self.cls_token is not None:
             cls = self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype)
@@ -196,97 +203,13 @@ class DnaClassifier(Isotropic):
 
     def _pooled(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
         """Return (B, D) of tokens (B, M, D), those from `lengths` on being zeros."""
-        if self.pool == "place":
-            return torch.einsum("bmd,md->bd", hidden, self.place_weight)
+        if self.place_weight is not None:
+            return torch.einsum("bmd,md->bd", hidden, self.place_weight[: hidden.shape[1]])
         if self.pool == "mean":
             return hidden.mean(1) if lengths is None else hidden.sum(1) / lengths[:, None]
         if lengths is None:
             return hidden[:, -1]
         return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
-
-
-class Embedding(nn.Module):
-    """One learnt vector for each kind of base, N(0, 0.02) as in Caduceus."""
-
-    def __init__(self, dim: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.word_embeddings = nn.Embedding(VOCAB_SIZE, dim, device=device, dtype=dtype)
-        nn.init.normal_(self.word_embeddings.weight, std=0.02)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return tokens (B, L, D) of ids (B, L)."""
-        return self.word_embeddings(ids)
-
-
-class OneHot(nn.Module):
-    """A, C, G, T as unit vectors; all other ids, N and padding among them, as zeros."""
-
-    def __init__(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        table = F.one_hot(torch.arange(VOCAB_SIZE), VOCAB_SIZE)[:, A : T + 1]
-        self.register_buffer("table", table.to(device, dtype or torch.get_default_dtype()), persistent=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return (B, L, 4) of ids (B, L)."""
-        return F.embedding(ids, self.table)
-
-
-class ConvStem(nn.Module):
-    """Motif detectors: a convolution over one-hot bases, GELU, and `stride` places of it merged into one token.
-
-    Padding is zeros, as what lies outside of a sequence: it changes nothing.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        kernel: int,
-        stride: int,
-        width: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.stride = stride
-        width = width or dim
-        self.word_embeddings = OneHot(device, dtype)
-        self.conv = nn.Conv1d(4, width, kernel, padding=kernel // 2, device=device, dtype=dtype)
-        self.merge = nn.Linear(width * stride, dim, device=device, dtype=dtype)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return tokens (B, ceil(L / stride), D) of ids (B, L)."""
-        x = F.gelu(self.conv(self.word_embeddings(ids).transpose(1, 2))).transpose(1, 2)  # (B, L, D)
-        if self.stride > 1:
-            x = x * (ids != PAD)[:, :, None]
-            x = F.pad(x, (0, 0, 0, -x.shape[1] % self.stride))
-            x = x.unflatten(1, (-1, self.stride)).flatten(2)
-        return self.merge(x)
-
-
-class KmerStem(nn.Module):
-    def __init__(self, dim, kernel, stride, width=None, device=None, dtype=None) -> None:
-        super().__init__()
-        self.kernel, self.stride = kernel, stride
-        width = width or dim
-        self.word_embeddings = nn.Embedding(4**kernel + 1, width, padding_idx=4**kernel, device=device, dtype=dtype)
-        nn.init.normal_(self.word_embeddings.weight, std=0.02)
-        self.concat = width != dim
-        self.merge = nn.Linear(width * stride, dim) if self.concat else nn.Identity()
-
-    def forward(self, ids: Tensor) -> Tensor:
-        k = self.kernel
-        x = F.pad(ids, (0, k - 1), value=PAD) - A
-        n = ids.shape[1]
-        number, known = torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool)
-        for i in range(k):
-            d = x[:, i : i + n]
-            number = 4 * number + d
-            known &= (d >= 0) & (d < 4)
-        e = self.word_embeddings(torch.where(known, number, 4**k))
-        if self.stride > 1:
-            e = F.pad(e, (0, 0, 0, -n % self.stride)).unflatten(1, (-1, self.stride))
-            e = e.flatten(2) if self.concat else e.mean(2)
-        return self.merge(e)
 
 
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -305,12 +228,14 @@ def _kept(length: int, lengths: Tensor) -> Tensor:
 def _check(pool: str, stem: str, kernel: int, stride: int, position: bool, max_length: int | None) -> None:
     for name, value, known in (("pool", pool, POOLS), ("stem", stem, STEMS)):
         if value not in known:
-            raise UserError(f"{name}: expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {value!r}")
-    if stem != "kmer" and (kernel < 1 or kernel % 2 == 0):
+            raise UserError(f"{name}: unknown {value!r}{suggest(value, known)}")
+    if stem == "conv" and (kernel < 1 or kernel % 2 == 0):
         raise UserError(f"stem_kernel: expected an odd number of bases, got {kernel}")
+    if stem == "kmer" and not 1 <= kernel <= MAX_KMER:
+        raise UserError(f"stem_kernel: expected k from 1 to {MAX_KMER}, got {kernel}")
     if stride < 1:
         raise UserError(f"stem_stride: expected at least 1, got {stride}")
     if stem == "embedding" and stride > 1:
-        raise UserError(f"stem_stride={stride} merges bases, which stem='embedding' does not; use stem='conv'")
-    if position and max_length is None:
-        raise UserError("position: the longest sequence has to be known: max_length, or data.window in a config")
+        raise UserError(f"stem_stride={stride} merges bases, which stem='embedding' does not; use conv or kmer")
+    if (position or pool == "place") and max_length is None:
+        raise UserError("position and pool='place' need the longest sequence: max_length")

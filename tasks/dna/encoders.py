@@ -1,6 +1,6 @@
 """Sequences as fixed vectors, for what is no network: counts of k-mers, and one column a base and place.
 
-Source: the number of a k-mer reads its letters as digits of base 4 (A 0, C 1, G 2, T 3), the first the most significant.
+The number of a k-mer reads its letters as digits of base 4 (A 0, C 1, G 2, T 3), the first the most significant.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def kmers(sequences: Sequence[np.ndarray], sizes: Sequence[int], *, binary: bool
     offsets = np.concatenate([[0], np.cumsum([4**k for k in sizes])])
     columns, values, bounds = [], [], [0]
     for ids in sequences:
-        numbers = np.concatenate(
-            [kmer_numbers(ids, k) + start for k, start in zip(sizes, offsets[:-1], strict=True)]
-        )
+        numbers = np.concatenate([kmer_numbers(ids, k) + start for k, start in zip(sizes, offsets[:-1], strict=True)])
         kinds, counts = np.unique(numbers, return_counts=True)
         columns.append(kinds)
         values.append(np.ones(len(kinds)) if binary else counts)

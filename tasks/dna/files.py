@@ -123,7 +123,8 @@ def _lines(path: AnyPath) -> Iterator[bytes]:
     number = 0
     try:
         with open_binary(path) as file:
-            for number, line in enumerate(file, 1):
+            for line in file:
+                number += 1
                 yield line
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         reason = "cut short" if isinstance(error, EOFError) else " ".join(str(error).split())

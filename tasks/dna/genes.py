@@ -6,12 +6,12 @@ behind an exon (the intron begins with GT), an acceptor the place before the nex
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from mambaverse.errors import UserError
 from mambaverse.tasks.dna.tokens import reverse_complement
 
 HALF, WINDOW, STEP = 40, 200, 100  # bases on either side of a splice site; of a window, and from one to the next
-DECOY = re.compile("(?=GT|AG)")
+KINDS = ("flank", "intron", "coding")
 LEAST_DECOYS = 2  # of a gene, though it have no intron
 
 
@@ -67,28 +67,28 @@ def read_genes(path: Path) -> Iterator[Gene]:
             raise UserError(f"{path}: not readable as GenBank: {' '.join(str(error).split())}") from None
 
 
-def splice_sites(gene: Gene) -> list[tuple[str, str]]:
-    """Return (80 bases, donor | acceptor | decoy): all sites of the gene, and as many decoys, drawn by its name.
+def splice_sites(gene: Gene, draw: Random) -> list[tuple[str, str]]:
+    """Return (80 bases, donor | acceptor | decoy): all sites of the gene, and as many decoys, drawn by `draw`.
 
     A decoy has GT or AG where a site has it, and is none.
     """
     letters, exons = gene.along()
     sites = [(place, kind) for (_, a), (b, _) in pairwise(exons) for place, kind in ((a, "donor"), (b, "acceptor"))]
     places = {place for place, _ in sites}
-    motifs = (m.start() for m in DECOY.finditer(letters))
-    candidates = [at if letters[at] == "G" else at + 2 for at in motifs]  # GT begins an intron, AG ends one
-    candidates = [at for at in candidates if at not in places and HALF <= at <= len(letters) - HALF]
-    draw = np.random.default_rng(list(gene.name.encode()))
-    count = min(max(len(sites), LEAST_DECOYS), len(candidates))
-    decoys = draw.choice(candidates, count, replace=False).tolist() if count else []
-    rows = [*sites, *((place, "decoy") for place in decoys)]
+    candidates = [  # GT begins an intron, AG ends one
+        at
+        for at in range(HALF, len(letters) - HALF)
+        if (letters.startswith("GT", at) or letters.startswith("AG", at - 2)) and at not in places
+    ]
+    decoys = draw.sample(candidates, min(max(len(sites), LEAST_DECOYS), len(candidates)))
+    rows = [*(reversed(sites) if gene.reverse else sites), *((place, "decoy") for place in decoys)]
     return [
         (letters[place - HALF : place + HALF], kind) for place, kind in rows if HALF <= place <= len(letters) - HALF
     ]
 
 
-def windows(gene: Gene) -> list[tuple[str, str]]:
-    """Return (200 bases, coding | intron | flank), every 100 bases, of windows that lie in one of them."""
+def windows(gene: Gene, draw: Random | None = None) -> list[tuple[str, str]]:
+    """Return (200 bases, coding | intron | flank) every 100 bases, where all are of one kind; nothing is drawn."""
     kinds = np.zeros(len(gene.letters), np.uint8)
     kinds[gene.exons[0][0] : gene.exons[-1][1]] = 1
     for start, end in gene.exons:
@@ -98,7 +98,9 @@ def windows(gene: Gene) -> list[tuple[str, str]]:
         found = set(kinds[start : start + WINDOW].tolist())
         if len(found) == 1:
             letters = gene.letters[start : start + WINDOW]
-            rows.append((_other_strand(letters) if gene.reverse else letters, ("flank", "intron", "coding")[found.pop()]))
+            rows.append(
+                (_other_strand(letters) if gene.reverse else letters, ("flank", "intron", "coding")[found.pop()])
+            )
     return rows
 
 

@@ -1,7 +1,7 @@
 """Sequences in memory, one byte a base, and the windows of them that a model sees.
 
-A window of evaluation is drawn once: its place follows from `window_seed` and the letters of the sequence alone, so it is
-the same in every split, order and run. While training another window is drawn every time.
+A window of evaluation is drawn once: its place follows from `window_seed` and the letters of the sequence alone, so it
+is the same in every split, order and run. While training another window is drawn every time.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ class DnaSamples:
         self, sequences: Sequences, window: int | None = None, window_seed: int = 0, augment: Augment | None = None
     ) -> None:
         self.sequences, self.window, self.augment = sequences, window, augment or Augment(random_windows=False)
-        self._starts = [
-            window_start(sequences[i], window, window_seed) if window else 0 for i in range(len(sequences))
-        ]
+        self._starts = [window_start(sequences[i], window, window_seed) if window else 0 for i in range(len(sequences))]
         self._bounds, self._data = sequences.bounds, sequences.data  # looked up for every sample
         self._targets = sequences.labels.tolist()
         self._varies = self.augment != Augment(random_windows=self.augment.random_windows)

@@ -1,4 +1,4 @@
-"""From records to sets: labels read and numbered, bad records refused or counted, rows split into train, eval and test."""
+"""From records to sets: labels numbered, bad records refused or counted, rows split into train, eval and test."""
 
 from __future__ import annotations
 
@@ -43,9 +43,14 @@ class Table:
 
     def take(self, rows: Sequence[int]) -> Table:
         """Return the table of some of the rows."""
-        picked = {name: [values[i] for i in rows] for name, values in self.groups.items()}
-        parts = ([column[i] for i in rows] for column in (self.ids, self.labels, self.names))
-        return Table(*parts, picked, [self.sets[i] for i in rows] if self.sets else [], self.skipped)
+        return Table(
+            [self.ids[i] for i in rows],
+            [self.labels[i] for i in rows],
+            [self.names[i] for i in rows],
+            {name: [values[i] for i in rows] for name, values in self.groups.items()},
+            [self.sets[i] for i in rows] if self.sets else [],
+            self.skipped,
+        )
 
     def extend(self, other: Table) -> None:
         """Append the rows of another table of the same columns."""

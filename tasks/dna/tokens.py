@@ -2,8 +2,8 @@
 
     [CLS] 0  [SEP] 1  [BOS] 2  [MASK] 3  [PAD] 4  [RESERVED] 5  [UNK] 6  A 7  C 8  G 9  T 10  N 11;   12 to 15 unused
 
-Letters are read in either case. The ambiguous letters of IUPAC (R, Y, S, W, K, M, B, D, H, V) become N, since the models
-know no other "one of several". U is RNA and an error, unless it is asked to be read as T.
+Letters are read in either case. The ambiguous letters of IUPAC (R, Y, S, W, K, M, B, D, H, V) become N, since the
+models know no other "one of several". U is RNA and an error, unless it is asked to be read as T.
 
 Source: Nguyen et al. 2023, "HyenaDNA" (character tokenizer); Schiff et al. 2024, "Caduceus" (the padding to 16 ids).
 IUPAC letters and their complements: Cornish-Bowden 1985, Nucleic Acids Research 13(9).

@@ -1,10 +1,11 @@
-"""What is made of the fruit-fly genes in the tutorial of AUGUSTUS: two tables, of upstream's training and test genes."""
+"""What is made of the fruit-fly genes in AUGUSTUS' tutorial: two tables, of upstream's training and test genes."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 from pathlib import Path
+from random import Random
 from typing import ClassVar
 
 from mambaverse.tasks.dna.datasets._prepared import Prepared
@@ -21,7 +22,7 @@ class Augustus(Prepared):
     source: ClassVar[str] = "the Debian package augustus-doc (Artistic Licence)"
     package: ClassVar[str] = "augustus-doc (Debian)"
 
-    def rows(self, gene: Gene) -> list[tuple[str, str]]:
+    def rows(self, gene: Gene, draw: Random) -> list[tuple[str, str]]:
         """Return the (sequence, label) pairs of a gene."""
         raise NotImplementedError
 
@@ -38,9 +39,10 @@ class Augustus(Prepared):
 
     def build(self, raw: Path, folder: Path) -> None:
         """Write both tables."""
+        draw = Random(0)
         for part, name in GENES.items():
             with gzip.open(folder / f"{self.files[part]}.csv.gz", "wt", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(("sequence", "label", "gene"))
                 for gene in read_genes(raw / name):
-                    writer.writerows((letters, label, gene.name) for letters, label in self.rows(gene))
+                    writer.writerows((letters, label, gene.name) for letters, label in self.rows(gene, draw))

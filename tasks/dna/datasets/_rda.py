@@ -1,6 +1,6 @@
-"""Data frames out of R's .rda files: the little of R's serialisation that they use.
+r"""Data frames out of R's .rda files: the little of R's serialisation that they use.
 
-A file is compressed, begins with "RDX2\\n" or "RDX3\\n" and "X\\n" (XDR, big-endian), and holds one pair list, name by
+A file is compressed, begins with "RDX2\n" or "RDX3\n" and "X\n" (XDR, big-endian), and holds one pair list, name by
 name. An item is a word of flags, whose low byte is its type, bit 9 "has attributes" and bit 10 "has a tag", and a body.
 
 Source: R Internals, section 1.8 "Serialization Formats".

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from mambaverse.config import DataConfig
@@ -70,9 +71,7 @@ def _file(path: Path, config: DnaDataConfig, part: str | None = None) -> Table:
             read_records(path, config.sequence, [label]), config, lambda r: r.cells[label],
             [name for name in columns if name not in (label, config.sequence)], part,
         )  # fmt: skip
-        table.groups = {
-            name: values for name, values in table.groups.items() if name == config.group or _binds(values)
-        }
+        table.groups = {name: values for name, values in table.groups.items() if name == config.group or _binds(values)}
         return table
     records = (_with_keys(record) for record in read_records(path))
     groups = [config.group] if config.group is not None and part is None else []
@@ -91,16 +90,21 @@ def _folder(root: Path, config: DnaDataConfig, part: str | None = None) -> Table
         return _file(files[0], config, part)
     if not folders and len(files) == 1:
         return _file(files[0], config, part)
-    table = Table(groups={} if config.group is None or part is not None else {config.group: []})
+    keys = [] if config.group is None or part is not None else [config.group]
+    table = Table(groups={key: [] for key in keys})
     for path in folders or files:
         inside = sorted(p for p in path.rglob("*") if is_sequence_file(p)) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path}: an empty class: no sequence files in it")
         name = path.name if path.is_dir() else _stem(path)
         for file in inside:
-            records = _having((_with_keys(r) for r in read_records(file)), list(table.groups))
-            table.extend(collect(records, config, lambda r, name=name: name, list(table.groups), part))
+            records = _having((_with_keys(record) for record in read_records(file)), keys)
+            table.extend(collect(records, config, partial(_named, name), keys, part))
     return table
+
+
+def _named(name: str, record: Record) -> str:
+    return name
 
 
 def _header_label(config: DnaDataConfig) -> Callable[[Record], str]:

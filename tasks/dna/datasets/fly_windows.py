@@ -7,6 +7,8 @@ Source: as fly_splice.
 
 from __future__ import annotations
 
+from random import Random
+
 from mambaverse.datasets import register_dataset
 from mambaverse.tasks.dna.datasets._augustus import Augustus
 from mambaverse.tasks.dna.genes import Gene, windows
@@ -19,6 +21,6 @@ class FlyWindows(Augustus):
     summary = "windows of fruit-fly genes: 19,713 + 4,786 sequences of 200 bases; coding, intron, flank"
     files = {"train": "fly_windows_train", "test": "fly_windows_test"}  # noqa: RUF012
 
-    def rows(self, gene: Gene) -> list[tuple[str, str]]:
+    def rows(self, gene: Gene, draw: Random) -> list[tuple[str, str]]:
         """Return (sequence, label) of a gene."""
-        return windows(gene)
+        return windows(gene, draw)

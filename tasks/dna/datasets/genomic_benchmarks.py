@@ -6,7 +6,8 @@
 `data.root` is the folder with the data sets, `data.subset` one of them; or `data.root` is the data set itself. Classes
 are numbered by sorted name. (Numbering them in the order of the directory, as others do, can swap the labels.)
 
-In human_enhancers_ensembl and human_nontata_promoters nearly half of the test set overlaps the training set; a run says so.
+In human_enhancers_ensembl and human_nontata_promoters nearly half of the test set overlaps the training set; a run
+says so.
 
 Source: Grešová et al. 2023, "Genomic benchmarks", BMC Genomic Data 24:25. Overlaps: measured on its interval files.
 """
@@ -25,7 +26,11 @@ from mambaverse.tasks.dna.files import Record, read_records
 from mambaverse.tasks.dna.tables import DnaSplits, Table, collect, make_splits
 from mambaverse.tasks.dna.tokens import reverse_complement
 
-LEAKS = {"human_enhancers_ensembl": "38.5 %", "human_nontata_promoters": "49.3 %", "drosophila_enhancers_stark": "26.6 %"}
+LEAKS = {
+    "human_enhancers_ensembl": "38.5 %",
+    "human_nontata_promoters": "49.3 %",
+    "drosophila_enhancers_stark": "26.6 %",
+}
 COLUMNS = ("id", "region", "start", "end", "strand")
 
 
@@ -95,7 +100,9 @@ def _intervals(folder: Path, config: DnaDataConfig) -> Iterator[Record]:
             yield _cut(row, chromosome)
     for name, rows in wanted.items():
         for row in rows:
-            yield Record(row.name, b"", row.where, "", row.cells, row.problem or f"no record {name!r} in {config.genome}")
+            yield Record(
+                row.name, b"", row.where, "", row.cells, row.problem or f"no record {name!r} in {config.genome}"
+            )
 
 
 def _cut(row: Record, chromosome: Record) -> Record:

@@ -1,7 +1,7 @@
 """16S rRNA genes: which class of bacteria a gene, or 250 bases of it, comes from. Ships with mambaverse, 0.4 MB.
 
-5,181 distinct sequences of 1,205 to 1,655 bases with six ranks each. Genera of one class are alike, so that the split by
-genus (`data.group=genus`) is the honest one. A few labels look odd, so 100 % is out of reach.
+5,181 distinct sequences of 1,205 to 1,655 bases with six ranks each. Sequences of one genus are alike, so that the
+split by genus (`data.group=genus`) is the honest one. A few labels look odd, so 100 % is out of reach.
 
 Source: rRNA16S.gold.fasta of microbiomeutil (Broad Institute, BSD-3-Clause), labels of the Ribosomal Database Project.
 """

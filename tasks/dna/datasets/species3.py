@@ -1,7 +1,7 @@
 """Which genome do 200 bases come from: human, fruit fly or Escherichia coli?
 
-12,000 + 3,000 fragments of either strand; the human test fragments are of a chromosome of their own (chr5), those of fly
-and E. coli of the last part of the genome.
+12,000 + 3,000 fragments of either strand; the human test fragments are of a chromosome of their own (chr5), those of
+fly and E. coli of the last part of the genome.
 
 Source: human chr3, 4 and 5 (2 Mb each) and fly chr2R in the tutorial of AUGUSTUS; E. coli 536 of bowtie's examples.
 """

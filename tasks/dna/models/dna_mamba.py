@@ -1,7 +1,7 @@
 """The registered sizes of the causal Mamba for DNA.
 
-Source: Gu and Dao 2023, "Mamba" (arXiv 2312.00752), appendix E.3: blocks x channels of the size sweep, every block there
-being two here; d128_n4 is the one of the GenomicBenchmarks table in Schiff et al. 2024; d64_n2 and d64_n4 are ours.
+Source: Gu and Dao 2023, "Mamba" (arXiv 2312.00752), appendix E.3: blocks x channels of the size sweep, every block
+there being two here; d128_n4 is that of the GenomicBenchmarks table in Schiff et al. 2024; d64_n4 and below are ours.
 """
 
 from __future__ import annotations

@@ -1,0 +1,205 @@
+"""DNA classification: cross-entropy over sequences of any length, of any data set "dna/..."."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+
+from mambaverse.config import ConfigError, RunConfig
+from mambaverse.datasets import get_dataset
+from mambaverse.engine.classifier import Classifier
+from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
+from mambaverse.errors import UserError, suggest, warn
+from mambaverse.splits import write_split
+from mambaverse.tasks.dna.backbone import reverse
+from mambaverse.tasks.dna.config import DnaDataConfig, DnaTaskConfig
+from mambaverse.tasks.dna.figures import read_sheet, saliency_sheet
+from mambaverse.tasks.dna.files import Record, is_sequence_file, read_records
+from mambaverse.tasks.dna.floors import floors
+from mambaverse.tasks.dna.sequences import Augment, DnaSamples, Sequences, tiles
+from mambaverse.tasks.dna.tables import DnaSplits
+from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD
+
+TILES = 1024  # windows of long records that are scored at a time in predict
+
+
+@register_task("dna")
+class DnaTask(Classifier):
+    """DNA classification, by any model that takes ids (B, L) and lengths (B,)."""
+
+    data_config = DnaDataConfig
+    task_config = DnaTaskConfig
+    scores = ("accuracy", "macro_f1", "mcc", "top5")
+    decided: ClassVar[Mapping[str, str]] = {**Classifier.decided, "max_length": "set data.window"}
+
+    longest: int  # bases that the model sees of a sequence, at most
+    shortest: int  # and at least, in training
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config.data, DnaDataConfig) and isinstance(config.task, DnaTaskConfig)
+        self.data = config.data
+        self._splits: DnaSplits | None = None
+        self._complement = torch.from_numpy(COMPLEMENT.copy())
+        self._told = False
+
+    def setup(self) -> None:
+        """Open the data set."""
+        data = self.data
+        splits: DnaSplits = get_dataset(data.name, "dna").open(data)
+        lengths = np.concatenate([part.lengths() for part in (splits.train, splits.eval, splits.test) if part])
+        limit = int(lengths.max()) if data.window is None else data.window
+        self.longest, self.shortest = (min(limit, int(size)) for size in (lengths.max(), lengths.min()))
+        if data.shift >= self.shortest:
+            raise ConfigError(f"data.shift: {data.shift} is too much for sequences of {self.shortest} bases")
+        augment = Augment(data.reverse_complement, data.shift, data.mutate, data.mask, data.random_windows)
+        make = partial(DnaSamples, window=data.window, window_seed=data.window_seed)
+        self.train_set, self.eval_set = make(splits.train, augment=augment), make(splits.eval)
+        self.test_set = None if splits.test is None else make(splits.test)
+        self.classes, self._splits = list(splits.classes), splits
+
+    def facts(self) -> dict[str, Any]:
+        """Return the classes and the range of lengths."""
+        return {"classes": list(self.classes), "longest": self.longest, "shortest": self.shortest}
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Take them over from a run."""
+        self.classes, self.longest, self.shortest = facts["classes"], facts["longest"], facts["shortest"]
+
+    def save_split(self, folder: Path) -> Path | None:
+        """Write which sequence is in which set to split.csv, unless the data come split."""
+        if self._splits is None or not self._splits.drawn:
+            return None
+        return write_split(folder / "split.csv", self._splits.rows())
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return the number of classes and the longest sequence."""
+        return super().model_arguments() | {"max_length": self.longest}
+
+    def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
+        """Return "ids" uint8 (B, L), "lengths" (B,) if they differ, and "target" (B,).
+
+        Of records that may be longer than the model reads (see `tiles`) B counts windows, and "rows" (B,) says which
+        record each is of.
+        """
+        ids = [sample["ids"] for sample in samples]
+        batch: dict[str, Any] = {}
+        if isinstance(ids[0], list):
+            batch["rows"] = torch.tensor([row for row, parts in enumerate(ids) for _ in parts])
+            ids = [part for parts in ids for part in parts]
+        sizes = np.fromiter(map(len, ids), np.int64, len(ids))
+        flat, longest = np.concatenate(ids), int(sizes.max())
+        if sizes.min() == longest:
+            batch["ids"] = torch.from_numpy(flat.reshape(len(ids), longest))
+        else:
+            padded = np.full((len(ids), longest), PAD, np.uint8)
+            padded[np.arange(longest) < sizes[:, None]] = flat
+            batch |= {"ids": torch.from_numpy(padded), "lengths": torch.from_numpy(sizes)}
+        if "target" in samples[0]:
+            batch["target"] = torch.tensor([sample["target"] for sample in samples])
+        return batch
+
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return logits (B, classes); of windows of long records the mean of each record's."""
+        rows = batch.get("rows")
+        if rows is None:
+            return self._scores(model, batch["ids"], batch.get("lengths"))
+        lengths = batch.get("lengths")
+        parts = [
+            self._scores(model, batch["ids"][i : i + TILES], None if lengths is None else lengths[i : i + TILES])
+            for i in range(0, len(rows), TILES)
+        ]
+        scores = torch.cat(parts).float()
+        total = scores.new_zeros(int(rows[-1]) + 1, scores.shape[1]).index_add_(0, rows, scores)
+        return total / rows.bincount()[:, None]
+
+    def labels_of(self, samples: SampleSet) -> np.ndarray:
+        """Return the class numbers (N,) of a set."""
+        assert isinstance(samples, DnaSamples)
+        return samples.sequences.labels
+
+    def baselines(self) -> dict[str, Callable[[], np.ndarray]]:
+        """Return the most frequent class, and linear and kernel SVMs, on the windows that evaluation sees."""
+        train, reported = self.train_set, self.reported_set
+        assert isinstance(train, DnaSamples) and isinstance(reported, DnaSamples)
+        return super().baselines() | floors(train, reported)
+
+    def describe(self) -> dict[str, str]:
+        """Return what the head of a run says of the sequences and of their augmentation."""
+        assert self._splits is not None
+        sizes = [f"{len(part):,}" for part in (self.train_set, self.eval_set, self.test_set) if part is not None]
+        span = f"{self.longest}" if self.shortest == self.longest else f"{self.shortest} to {self.longest}"
+        text = f"{self.data.name}, {' + '.join(sizes)} sequences of {span} bases, {len(self.classes)} classes"
+        notes = [self._splits.note] if self._splits.note else []
+        if self.data.window is not None and self._splits.train.lengths().max() > self.data.window:
+            notes.append("random windows" if self.data.random_windows else "one window a sequence")
+        described = {"data": f"{text} ({', '.join(notes)})" if notes else text}
+        data = self.data
+        named = {
+            f"other strand {data.reverse_complement:g}": data.reverse_complement,
+            f"shift {data.shift}": data.shift,
+            f"mutate {data.mutate:g}": data.mutate,
+            f"mask {data.mask:g}": data.mask,
+            f"label smoothing {self.config.task.label_smoothing:g}": self.config.task.label_smoothing,  # type: ignore[attr-defined]
+        }
+        if parts := [text for text, used in named.items() if used]:
+            described["augmentation"] = ", ".join(parts)
+        if data.strands == "both":
+            described["evaluation"] = "mean of the scores of both strands"
+        return described
+
+    def figures(self, folder: Path, model: nn.Module, outputs: Tensor, targets: Tensor) -> list[Path]:
+        """Draw sequences with what is said of them, predictions.png, and what it is said for, saliency.png."""
+        samples = self.reported_set
+        assert isinstance(samples, DnaSamples)
+        drawn = [read_sheet(folder / "predictions.png", samples, outputs, targets, self.classes)]
+        if hasattr(getattr(model, "embeddings", None), "word_embeddings"):
+            drawn.append(saliency_sheet(folder / "saliency.png", self, model, samples, outputs, targets))
+        return drawn
+
+    def load_inputs(self, paths: Sequence[str]) -> Iterator[tuple[str, Callable[[], Sample]]]:
+        """Yield a loader for each record of FASTA files and tables, and of those in folders."""
+        for path in map(Path, paths):
+            files = sorted(p for p in path.rglob("*") if is_sequence_file(p)) if path.is_dir() else [path]
+            if not files:
+                raise UserError(f"{path}: a folder without sequence files (.fa, .fasta, .fna, .csv)")
+            for file in files:
+                for record in read_records(file, self.data.sequence):
+                    yield record.name, partial(self._load, record)
+
+    def _load(self, record: Record) -> Sample:
+        ids = record.ids(strict=self.data.strict, rna=self.data.rna)
+        label = record.cells.get(self.data.label or "label")
+        if label is not None and label not in self.classes:
+            known = suggest(label, self.classes)
+            raise UserError(f"{record.where}: label {label!r} is none of the run's{known}; take the column out")
+        if self.config.model.args.get("position") and not self.shortest <= len(ids) <= self.longest:
+            expected = f"{self.shortest}" + (f" to {self.longest}" if self.shortest < self.longest else "")
+            raise UserError(f"{record.where}: {len(ids):,} bases; places count in this model: expected {expected}")
+        parts = tiles(ids, self.longest, self.data.max_windows)
+        if len(parts) > 1 and not self._told:
+            self._told = True
+            warn(
+                f"{record.where}: {len(ids):,} bases, the model reads {self.longest:,} at a time: the mean of the "
+                f"scores of {len(parts)} windows is given, as for other long records (data.max_windows: at most)"
+            )
+        return {"ids": parts}
+
+    def _scores(self, model: nn.Module, ids: Tensor, lengths: Tensor | None) -> Tensor:
+        scores = model(ids, lengths=lengths)
+        if self.data.strands == "one" or model.training:
+            return scores
+        other = reverse(self._complement.to(ids.device)[ids.long()], lengths)
+        return (scores + model(other, lengths=lengths)) / 2
+
+
+def sequences_of(samples: SampleSet) -> Sequences:
+    """Return the sequences behind a set of this task."""
+    assert isinstance(samples, DnaSamples)
+    return samples.sequences
