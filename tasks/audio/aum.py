@@ -56,7 +56,7 @@ class PosEmbed(nn.Module):
         """Return the cls token's row (1, 1, D)."""
         return self.pos_embed[:, : self.prefix]
 
-    def forward(self, columns: int) -> Tensor:
+    def places(self, columns: int) -> Tensor:
         """Return (1, rows, columns, D)."""
         rows, there = self.grid
         table = rearrange(self.pos_embed[:, self.prefix :], "1 (r c) d -> 1 r c d", r=rows)
@@ -179,7 +179,7 @@ class AuM(Isotropic):
         patches = rearrange(self.patch_embed(x.transpose(1, 2)[:, None]), "b d r c -> b r c d")
         _, rows, columns, _ = patches.shape
         if lengths is None:
-            tokens = rearrange(patches + self.pos_embed(columns), "b r c d -> b (r c) d")
+            tokens = rearrange(patches + self.pos_embed.places(columns), "b r c d -> b (r c) d")
             counts = torch.full((len(x),), rows * columns, device=x.device)
             return self._run_layers(self._insert_cls(tokens), (rows, columns)), counts
         if self.needs_spatial_shape:
@@ -226,8 +226,8 @@ class AuM(Isotropic):
         """Return the position embeddings (1 or B, rows, columns, D) of clips of so many columns each."""
         there = self.pos_embed.grid[1]
         if columns <= there:
-            return self.pos_embed(columns)
-        by_width = {w: F.pad(self.pos_embed(w), (0, 0, 0, columns - w)) for w in sorted(set(widths.tolist()))}
+            return self.pos_embed.places(columns)
+        by_width = {w: F.pad(self.pos_embed.places(w), (0, 0, 0, columns - w)) for w in sorted(set(widths.tolist()))}
         return torch.cat([by_width[w] for w in widths.tolist()])
 
     def _order(self, widths: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:

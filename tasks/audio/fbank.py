@@ -87,19 +87,22 @@ class Fbank(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """Return log-mel energies (..., T, bins) of waveforms (..., L) in [-1, 1], in their dtype (float32 or 64).
 
-        Of a batch padded behind its clips, the frames i < `num_frames(length)` see no padding.
+        Of a batch padded behind its clips, the frames i < `num_frames(length)` see no padding. The spectrum is
+        computed in float64: in float32 its rounding, 1e-7 of the loudest band, shows in the quiet ones, by up to 3e-4.
         """
         options = self.options
         if waveform.shape[-1] < options.frame_samples:
             waveform = F.pad(waveform, (0, options.frame_samples - waveform.shape[-1]))
-        frames = waveform.unfold(-1, options.frame_samples, options.shift_samples)
+        frames = waveform.unfold(-1, options.frame_samples, options.shift_samples).double()
         frames = frames - frames.mean(-1, keepdim=True)
-        window = self.window.to(waveform.dtype)
         if options.preemphasis:
             before = torch.cat([frames[..., :1], frames[..., :-1]], -1)
             frames = torch.add(frames, before, alpha=-options.preemphasis)
-        spectrum = torch.view_as_real(torch.fft.rfft(frames * window, n=options.fft_samples))
-        power = spectrum[..., :-1, :].square().sum(-1)  # (..., T, K); the filters end below Nyquist's frequency
+        spectrum = torch.fft.rfft(frames * self.window, n=options.fft_samples)[
+            ..., :-1
+        ]  # the filters end below Nyquist's
+        parts = torch.view_as_real(spectrum)  # squared apart: a sum over the last axis, of 2, takes 15 times as long
+        power = (parts[..., 0].square() + parts[..., 1].square()).to(waveform.dtype)  # (..., T, K)
         return (power @ self.filters.to(waveform.dtype)).clamp(min=EPSILON).log()
 
     def num_frames(self, lengths: Tensor) -> Tensor:

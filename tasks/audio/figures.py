@@ -17,7 +17,7 @@ SAMPLED, MISTAKEN = 18, 12  # clips in the two parts of the sheet
 SHOWN_SECONDS = 10.0  # of a clip
 RANGE = 9.2  # of the colours, below a clip's loudest point, in ln of energy: 40 dB
 WRONG = "#c62828"
-CELL_INCHES, ROW_INCHES, HEAD_INCHES = (1.75, 1.25), 1.75, 0.45
+CELL_INCHES, ROW_INCHES, HEAD_INCHES = 1.75, 1.55, 0.5
 LABEL_CHARACTERS = 18
 
 
@@ -45,18 +45,21 @@ def spectrogram_sheet(
     surest_first = probability.argsort(descending=True, stable=True)
     mistakes = surest_first[wrong[surest_first]][:MISTAKEN].tolist()
     share = 1 - wrong.double().mean().item()
-    title = f"{len(spread)} of {len(targets):,} evaluated clips; {share:.2%} of all are right; red: said (is)"
+    num = len(targets)
+    title = (
+        f"{len(spread)} of {num:,} evaluated clips, mel bands over time; {share:.2%} of all are right; red: said (is)"
+    )
     parts = [(title, spread)]
     if mistakes:
         parts.append((f"the {len(mistakes)} most confident of {int(wrong.sum()):,} mistakes", mistakes))
     heights = [math.ceil(len(chosen) / COLUMNS) * ROW_INCHES + HEAD_INCHES for _, chosen in parts]
-    figure = Figure(figsize=(COLUMNS * CELL_INCHES[0], sum(heights)))
+    figure = Figure(figsize=(COLUMNS * CELL_INCHES, sum(heights)))
     panels = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
     for panel, (title, chosen), height in zip(panels, parts, heights, strict=True):
         panel.suptitle(title, fontsize=9, x=0.01, ha="left", y=1 - 0.12 / height, va="top")
         cells = panel.subplots(math.ceil(len(chosen) / COLUMNS), COLUMNS, squeeze=False).flat
         panel.subplots_adjust(
-            left=0.03, right=0.99, bottom=0.28 / height, top=1 - 0.62 / height, hspace=0.55, wspace=0.12
+            left=0.03, right=0.99, bottom=0.28 / height, top=1 - 0.62 / height, hspace=0.4, wspace=0.12
         )
         for cell in cells:
             cell.axis("off")
@@ -70,9 +73,9 @@ def spectrogram_sheet(
                 image.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=top - RANGE, vmax=top,
                 extent=(0, seconds, 0, len(image)),
             )  # fmt: skip
+            cell.set_xticks([])
             cell.set_yticks([])
-            cell.set_xticks([0, seconds], ["0", f"{seconds:.2f} s"], fontsize=5.5)
-            cell.tick_params(length=1.5, pad=1)
+            cell.text(1, -0.03, f"{seconds:.2f} s", transform=cell.transAxes, ha="right", va="top", fontsize=6)
             said, true = (_short(classes[int(label[index])]) for label in (predicted, targets))
             colour = WRONG if wrong[index] else "black"
             text = f"{said} ({true})" if wrong[index] else said

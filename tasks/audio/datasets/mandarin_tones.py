@@ -1,7 +1,7 @@
 """Mandarin tones: one spoken syllable a clip, in one of the four tones, by two speakers.
 
-The package holds clips of a woman (CC BY 3.0: Chu Lo, ChionMeilin) and of a man ((L)GPL 3: Edward Liu), 1145 and 1200
-of them without those in the neutral tone; 136 of the woman's are inside mambaverse.
+The package holds clips of a woman (CC BY 3.0: Chu Lo, ChionMeilin) and of a man ((L)GPL 3: Edward Liu), 1147 and 1187
+of them, without those in the neutral tone; 136 of the woman's are inside mambaverse.
 
 Source: Debian's gcin-voice, /usr/share/gcin-voice/ogg/ZHUYIN[TONE]/{3,5}.ogg: no digit is tone 1, and "1" is neutral.
 """
@@ -36,7 +36,7 @@ FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # of zip members, so that a build is the sam
 class MandarinTones(Dataset):
     """Syllables in four tones; groups: syllable, speaker."""
 
-    summary = "spoken Mandarin syllables in 4 tones: 136 clips of one speaker inside, 2,345 of two in the whole package"
+    summary = "spoken Mandarin syllables in 4 tones: 136 clips of one speaker inside, 2,334 of two in the whole package"
     needs = f"{FILE}, which `mambaverse data audio/mandarin_tones` builds"
     source = "Debian's package gcin-voice (CC BY 3.0 and (L)GPL 3)"
     package = "gcin-voice (Debian)"
