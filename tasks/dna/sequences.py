@@ -17,6 +17,8 @@ from torch import Generator
 from mambaverse.engine.task import Sample
 from mambaverse.tasks.dna.tokens import COMPLEMENT, A, N
 
+OTHER = COMPLEMENT.tobytes() + bytes(256 - len(COMPLEMENT))  # the complements as a table of bytes
+
 
 class Sequences:
     """Sequences end to end in one array, with class numbers and names.
@@ -56,21 +58,24 @@ class Augment:
     mask: float = 0.0
     random_windows: bool = True
 
-    def __call__(self, ids: np.ndarray, generator: Generator) -> np.ndarray:
-        """Return ids (L,), varied by the generator's draws; `ids` is left as it is."""
-        if self.reverse_complement or self.shift:
-            strand, place = torch.rand(2, generator=generator).tolist()
-            if strand < self.reverse_complement:
-                ids = COMPLEMENT[ids[::-1]]
-            if self.shift:
-                ids = moved(ids, int(place * (2 * self.shift + 1)) - self.shift)
-        if self.mutate or self.mask:
-            draws = torch.rand(2, len(ids), generator=generator).numpy()
-            ids = ids.copy()
-            if self.mutate:
-                hit = draws[0] < self.mutate
-                ids[hit] = A + (draws[0][hit] / self.mutate * 4).astype(np.uint8).clip(max=3)
-            ids[draws[1] < self.mask] = N
+    def __call__(self, ids: np.ndarray, strand: float, place: float, generator: Generator) -> np.ndarray:
+        """Return ids (L,), varied; `ids` is left as it is.
+
+        Args:
+            ids: A window of a sequence.
+            strand: A draw from [0, 1) that decides on the strand,
+            place: and one that decides on the shift.
+            generator: Draws what is mutated and masked, base by base.
+        """
+        if strand < self.reverse_complement:
+            ids = np.frombuffer(ids.tobytes().translate(OTHER)[::-1], np.uint8)  # three times as fast as indexing
+        if self.shift:
+            ids = moved(ids, int(place * (2 * self.shift + 1)) - self.shift)
+        if self.mutate:
+            draws = torch.rand(len(ids), generator=generator).numpy()
+            ids = np.where(draws < self.mutate, (draws * (4 / self.mutate)).astype(np.uint8) % 4 + A, ids)
+        if self.mask:
+            ids = np.where(torch.rand(len(ids), generator=generator).numpy() < self.mask, np.uint8(N), ids)
         return ids
 
 
@@ -92,16 +97,18 @@ class DnaSamples:
     def sample(self, index: int, generator: Generator | None) -> Sample:
         """Return sequence `index`: with None the window of evaluation, with a generator another one, augmented."""
         start, stop = self._bounds[index], self._bounds[index + 1]
-        window = self.window
+        window, place, strand, shift = self.window, 0.0, 1.0, 0.0
+        if generator is not None:
+            place, strand, shift = torch.rand(3, generator=generator).tolist()  # one call: it costs more than the rest
         if window is not None and stop - start > window:
             if generator is None or not self.augment.random_windows:
                 start += self._starts[index]
             else:
-                start += int(torch.rand((), generator=generator).item() * (stop - start - window + 1))
+                start += int(place * (stop - start - window + 1))
             stop = start + window
         ids = self._data[start:stop]
         if generator is not None and self._varies:
-            ids = self.augment(ids, generator)
+            ids = self.augment(ids, strand, shift, generator)
         return {"ids": ids, "target": self._targets[index]}
 
     def windows(self) -> list[np.ndarray]:

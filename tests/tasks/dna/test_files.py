@@ -1,0 +1,153 @@
+"""FASTA and tables, plain and compressed, and every way in which they can be wrong."""
+
+import gzip
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mambaverse.errors import UserError
+from mambaverse.tasks.dna.files import Record, kind_of, read_records
+from tests.tasks.dna.conftest import letters, write, write_csv
+
+
+def fails(run: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        run()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def records(path: Path, **options: str) -> list[Record]:
+    return list(read_records(path, **options))
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".xz"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_fasta_file_is_read_line_by_line(tmp_path: Path, ending: str, newline: str) -> None:
+    text = newline.join(["; a comment", "", ">one first of all", "ACGT", "ac gt", "", ">two", "NNNN", ""])
+    one, two = records(write(tmp_path / f"x.fa{ending}", text))
+    assert (one.name, one.header, one.letters) == ("one", "one first of all", b"ACGTacgt")
+    assert (two.name, two.letters) == ("two", b"NNNN")
+    assert "line 7, record 'two'" in two.where and str(tmp_path) in two.where
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.csv.xz", "t.tsv"])
+def test_a_table_is_read_row_by_row(tmp_path: Path, name: str) -> None:
+    tab = "\t" if ".tsv" in name else ","
+    text = f"\ufeffname{tab}sequence{tab}label\r\n a{tab}ACGT{tab}x\r\n\r\nb{tab}GG{tab}y\r\n"
+    one, two = records(write(tmp_path / name, text))
+    assert (one.letters, one.cells["label"], two.cells) == (b"ACGT", "x", {"name": "b", "sequence": "GG", "label": "y"})
+    assert two.where.endswith("line 4")
+
+
+def test_a_member_of_a_zip_file_is_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("mouse/0/train.csv", "sequence,label\nACGT,1\n")
+    (record,) = read_records(zipfile.Path(tmp_path / "x.zip") / "mouse/0/train.csv")
+    assert record.letters == b"ACGT" and "x.zip/mouse/0/train.csv, line 2" in record.where
+
+
+def test_a_text_file_is_one_sequence(tmp_path: Path) -> None:
+    (record,) = records(write(tmp_path / "12.txt", "ACGT\nAC\n"))
+    assert (record.name, record.letters) == ("12", b"ACGTAC")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.FA", "fasta"), ("a.fna.gz", "fasta"), ("a.csv.xz", "table"), ("a.txt", "text"), ("a.gz", None), ("fa", None)],
+)
+def test_a_files_name_says_what_it_is(name: str, kind: str | None) -> None:
+    assert kind_of(Path(name)) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.fa", "", "x.fa: holds no records; expected lines '>name'"),
+        ("x.fa", "ACGT\n", "x.fa, line 1: not FASTA: expected '>name', got 'ACGT'"),
+        ("x.csv", "", "x.csv: no column 'sequence'; there are none; data.sequence names another"),
+        ("x.csv", "sequnce,label\nACGT,a\n", "x.csv: no column 'sequence', did you mean 'sequnce'?"),
+        ("x.txt.doc", "", "not known as a sequence file; expected one of .fa, .fasta, .fna, .csv, .tsv"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = write(tmp_path / name, text)
+    assert message in fails(lambda: records(path))
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    assert f"{tmp_path / 'no.fa'}: no such file" in fails(lambda: records(tmp_path / "no.fa"))
+    assert "a folder; expected a file" in fails(lambda: records(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (">a\n>b\nACGT\n", "line 1, record 'a': an empty record"),
+        (">\nACGT\n", "a record without a name"),
+        (">a\nACGT\n>b\nAC\n>a x\nGG\n", "line 5, record 'a': record 1 has this name too; give each record its own"),
+        (">a\nACGU\n", "record 'a': RNA: letter 'U' at position 4 of 4; data.rna=true"),
+        (">a\nACGTXX\n", "record 'a': illegal letter 'X' at position 5"),
+        (">p\nMKTAYIAKQRQISFVKSHFSRQLEERLGL\n", "record 'p': looks like a protein"),
+    ],
+)
+def test_a_bad_record_is_named_with_its_line_and_stops_no_other(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "x.fa", text)
+    bad = [record for record in records(path) if message in _problem(record)]
+    assert len(bad) == 1 and str(path) in _problem(bad[0])
+
+
+def _problem(record: Record) -> str:
+    try:
+        record.ids()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
+    one, two = records(write(tmp_path / "x.csv", "sequence,label\nACGT\nACGT,a\n"))
+    assert "x.csv, line 2: 1 cells; the header has 2" in _problem(one) and not _problem(two)
+
+
+@pytest.mark.parametrize("name", ["x.fa.gz", "x.csv.gz"])
+def test_a_gzip_file_that_is_cut_short_is_named_after_the_records_before(tmp_path: Path, name: str) -> None:
+    many = [(letters(50, i), "a") for i in range(4000)]
+    text = (
+        write_csv(tmp_path / "t.csv", many).read_text()
+        if "csv" in name
+        else "".join(f">r{i}\n{s}\n" for i, (s, _) in enumerate(many))
+    )
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode())[:-2000])
+    found: list[Record] = []
+
+    def read() -> None:
+        for record in read_records(path):
+            found.append(record)
+
+    message = fails(read)
+    assert "damaged after line" in message and "cut short; get the file again" in message and str(path) in message
+    assert 100 < len(found) < 4000
+
+
+def test_what_is_no_gzip_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.fa.gz"
+    path.write_bytes(b">a\nACGT\n")
+    assert "damaged after line 0" in fails(lambda: records(path))
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "big.fa"
+    with path.open("w") as file:
+        for i in range(3000):
+            file.write(f">r{i}\n{'ACGTACGTACGTACGTACGT' * 100}\n")
+    assert path.stat().st_size > 5e6
+    tracemalloc.start()
+    count = sum(1 for _ in read_records(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 3000 and peak < 2e6
