@@ -28,9 +28,10 @@ _IS_X86 = llvm.get_process_triple().startswith(("x86_64", "i686"))
 _FLOAT, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_I32, LANES)
 _BYTES = ir.IntType(8).as_pointer()
+_LOG2_E = 1.44269502162933349609375  # the nearest float32
 _MAGIC = 1.5 * 2.0**23  # adding it to |z| < 2^22 rounds z to an integer, which then sits in the low bits of the sum
-# 2^f on [-1/2, 1/2], lowest power first: least maximum relative error (2e-9 before rounding) at degree 6, 2^0 = 1
-_EXP2 = (1.0, 0.6931472029, 0.2402264791, 0.05550332471, 0.009618437358, 0.001339887445, 0.0001535336181)
+# 2^f on [-1/2, 1/2], lowest power first: least maximum relative error (9e-8 before rounding) at degree 5, 2^0 = 1
+_EXP2 = (1.0, 0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957, 0.001326472731307149)
 
 
 class _Vector(types.Type):
@@ -96,18 +97,44 @@ def _elementwise(emit: Callable[..., Any]) -> Any:
     return intrinsic(lambda typing, a, b, c: (_VEC(_VEC, _VEC, _VEC), codegen))
 
 
+def _emit_power(builder: Any, shifted: Any, f: Any) -> tuple[Any, Any]:
+    """Return 2^f and k 2^23, the k of `shifted` in the place of an exponent."""
+    value = _constant(_EXP2[-1])
+    for coefficient in _EXP2[-2::-1]:
+        value = _fma(builder, value, f, _constant(coefficient))
+    return value, builder.shl(builder.bitcast(shifted, _INTS), ir.Constant(_INTS, [23] * LANES))
+
+
 def _emit_exp2(builder: Any, z: Any) -> Any:
     # Comparisons, not min and max, so that NaN stays NaN. Below 2^-126.5 the scale is 0, above 2^127.5 it is infinity.
     z = builder.select(builder.fcmp_ordered("<", z, _constant(-127.0)), _constant(-127.0), z)
     z = builder.select(builder.fcmp_ordered(">", z, _constant(128.0)), _constant(128.0), z)
     shifted = builder.fadd(z, _constant(_MAGIC))
-    f = builder.fsub(z, builder.fsub(shifted, _constant(_MAGIC)))
-    value = _constant(_EXP2[-1])
-    for coefficient in _EXP2[-2::-1]:
-        value = _fma(builder, value, f, _constant(coefficient))
-    exponent = builder.shl(builder.bitcast(shifted, _INTS), ir.Constant(_INTS, [23] * LANES))
+    value, exponent = _emit_power(builder, shifted, builder.fsub(z, builder.fsub(shifted, _constant(_MAGIC))))
     scale = builder.add(exponent, ir.Constant(_INTS, [127 << 23] * LANES))
     return builder.fmul(value, builder.bitcast(scale, _VECTOR))
+
+
+def _emit_exp2_bounded(builder: Any, z: Any) -> Any:
+    shifted = builder.fadd(z, _constant(_MAGIC))
+    value, exponent = _emit_power(builder, shifted, builder.fsub(z, builder.fsub(shifted, _constant(_MAGIC))))
+    return builder.bitcast(builder.add(builder.bitcast(value, _INTS), exponent), _VECTOR)
+
+
+def _emit_exp(builder: Any, x: Any) -> Any:
+    # k is close to x / ln 2 and f = x / ln 2 - k is rounded once; clamped as in _emit_exp2
+    x = _emit_clamp(builder, x, _constant(-88.0), _constant(88.722839))
+    shifted = _fma(builder, x, _constant(_LOG2_E), _constant(_MAGIC))
+    k = builder.fsub(shifted, _constant(_MAGIC))
+    value, exponent = _emit_power(builder, shifted, _fma(builder, x, _constant(_LOG2_E), builder.fneg(k)))
+    scale = builder.add(exponent, ir.Constant(_INTS, [127 << 23] * LANES))
+    return builder.fmul(value, builder.bitcast(scale, _VECTOR))
+
+
+def _emit_larger(builder: Any, a: Any, b: Any) -> Any:
+    # the bits of numbers without a sign are ordered as the numbers are, NaN above all
+    ints = builder.bitcast(a, _INTS), builder.bitcast(b, _INTS)
+    return builder.select(builder.icmp_signed(">", *ints), a, b)
 
 
 def _emit_clamp(builder: Any, v: Any, low: Any, high: Any) -> Any:
@@ -126,6 +153,9 @@ mul = _elementwise(lambda builder, a, b: builder.fmul(a, b))
 div = _elementwise(lambda builder, a, b: builder.fdiv(a, b))
 fma = _elementwise(_fma)  # a * b + c
 exp2 = _elementwise(_emit_exp2)
+exp2_bounded = _elementwise(_emit_exp2_bounded)  # the same bits where -126 <= z <= 126, nonsense elsewhere
+exp = _elementwise(_emit_exp)
+larger = _elementwise(_emit_larger)  # of two that have no sign; NaN if one is NaN
 absolute = _elementwise(lambda builder, a: _llvm(builder, f"llvm.fabs.v{LANES}f32", _VECTOR, a))
 clamp = _elementwise(_emit_clamp)  # the first, no less than the second and no more than the third; NaN stays NaN
 inside = _elementwise(_emit_inside)  # 1 where `clamp` changes nothing, else 0
@@ -168,6 +198,16 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
 def splat(typing: Any, x: Any) -> Any:
     """Return the vector whose lanes all equal the scalar `x`."""
     return _VEC(types.float32), lambda context, builder, signature, values: _splat(builder, values[0])
+
+
+@intrinsic
+def splat_at(typing: Any, array: Any, index: Any) -> Any:
+    """Return the vector whose lanes all equal array[index], index >= 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return _splat(builder, builder.load(_at(context, builder, signature.args[0], *values)))
+
+    return _VEC(array, types.int64), codegen
 
 
 @intrinsic

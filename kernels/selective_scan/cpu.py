@@ -14,11 +14,10 @@ from mambaverse.kernels.checks import num_sequences
 from mambaverse.kernels.rows import sum_rows
 from mambaverse.kernels.selective_scan.cpu_kernels import scan_backward, scan_forward
 from mambaverse.kernels.selective_scan.cpu_layout import (
-    WIDTH,
     flat,
+    forward_parts,
     grain,
     grouped_rows,
-    num_blocks,
     num_groups,
     offsets,
     partition,
@@ -51,13 +50,14 @@ def forward(
     final_state = torch.empty(sequences, dim, state_dim, dtype=dtype)
     chunk_states = torch.empty(num_chunk_states(u, "cpu", save), dim, state_dim, dtype=dtype)
     arrays, strides = _inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
+    num_parts = forward_parts(sequences, dim, groups)
     parallel_for(
         scan_forward,
-        sequences * groups * num_blocks(dim, groups),
+        sequences * groups * num_parts,
         *arrays,
-        *(strides, length, dim, groups, state_dim, 2 if A.is_complex() else 1, delta_softplus, reverse),
+        *(strides, length, dim, groups, state_dim, 2 if A.is_complex() else 1, delta_softplus, reverse, num_parts),
         *(flat(y), flat(final_state), flat(chunk_states)),
-        grain=grain(batch * length * WIDTH * state_dim // max(sequences, 1)),
+        grain=grain(batch * length * dim * state_dim // max(sequences * groups * num_parts, 1)),
     )
     return y.to(u.dtype), final_state, chunk_states
 

@@ -11,12 +11,14 @@ complex A in the pair that starts at B[b_first + q b_step + 2 n]. Names with g_ 
 gradient of a complex number is dL/dRe + i dL/dIm, as in torch.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
 from mambaverse.kernels.fastmath import exp2f
 from mambaverse.kernels.selective_scan.cpu_layout import WIDTH
-from mambaverse.kernels.simd import LANES, add, exp2, fma, load, mul, splat, store, total
+from mambaverse.kernels.simd import LANES, add, exp2, exp2_bounded, fma, load, mul, splat, splat_at, store, total
 
 f32 = np.float32
 _ROUND = f32(1.5 * 2**23)  # adding it rounds to an integer, which is then in the low bits
@@ -27,24 +29,31 @@ _exact = njit(fastmath={"contract", "nsz"}, error_model="numpy", boundscheck=Fal
 _relaxed = njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", boundscheck=False)
 
 
-@_exact
-def forward_real(num, rate, h, dt, x, B, b_first, b_step, C, c_first, c_step, out):
-    """Take `num` steps: h is updated, out added to."""
-    for v in range(0, WIDTH, 2 * LANES):
-        for n in range(rate.shape[1]):
-            i = n * WIDTH + v
-            rate_0, rate_1 = load(rate, i), load(rate, i + LANES)
-            h_0, h_1 = load(h, i), load(h, i + LANES)
-            for q in range(num):
-                b, c = splat(B[b_first + q * b_step + n]), splat(C[c_first + q * c_step + n])
-                o = q * WIDTH + v
-                h_0 = fma(exp2(mul(load(dt, o), rate_0)), h_0, mul(load(x, o), b))
-                store(out, o, fma(c, h_0, load(out, o)))
-                o += LANES
-                h_1 = fma(exp2(mul(load(dt, o), rate_1)), h_1, mul(load(x, o), b))
-                store(out, o, fma(c, h_1, load(out, o)))
-            store(h, i, h_0)
-            store(h, i + LANES, h_1)
+def _forward_real(exp2: Any) -> Any:
+    @_exact
+    def forward_real(num, rate, h, dt, x, B, b_first, b_step, C, c_first, c_step, out):
+        """Take `num` steps: h is updated, out added to."""
+        for v in range(0, WIDTH, 2 * LANES):
+            for n in range(rate.shape[1]):
+                i = n * WIDTH + v
+                rate_0, rate_1 = load(rate, i), load(rate, i + LANES)
+                h_0, h_1 = load(h, i), load(h, i + LANES)
+                for q in range(num):
+                    b, c = splat_at(B, b_first + q * b_step + n), splat_at(C, c_first + q * c_step + n)
+                    o = q * WIDTH + v
+                    h_0 = fma(exp2(mul(load(dt, o), rate_0)), h_0, mul(load(x, o), b))
+                    store(out, o, fma(c, h_0, load(out, o)))
+                    o += LANES
+                    h_1 = fma(exp2(mul(load(dt, o), rate_1)), h_1, mul(load(x, o), b))
+                    store(out, o, fma(c, h_1, load(out, o)))
+                store(h, i, h_0)
+                store(h, i + LANES, h_1)
+
+    return forward_real
+
+
+forward_real = _forward_real(exp2)
+forward_real_bounded = _forward_real(exp2_bounded)
 
 
 @_exact

@@ -20,11 +20,18 @@ import numpy as np
 from numba import njit
 
 from mambaverse.kernels import fastmath, simd
-from mambaverse.kernels.fastmath import sigmoid, silu, softplus
+from mambaverse.kernels.fastmath import sigmoid, softplus
 from mambaverse.kernels.jit import cached_kernel
-from mambaverse.kernels.selective_scan import cpu_chunk, cpu_layout, shapes
-from mambaverse.kernels.selective_scan.cpu_chunk import backward_complex, backward_real, forward_complex, forward_real
-from mambaverse.kernels.selective_scan.cpu_layout import WIDTH
+from mambaverse.kernels.selective_scan import cpu_chunk, cpu_layout, cpu_rows, shapes
+from mambaverse.kernels.selective_scan.cpu_chunk import (
+    backward_complex,
+    backward_real,
+    forward_complex,
+    forward_real,
+    forward_real_bounded,
+)
+from mambaverse.kernels.selective_scan.cpu_layout import BOUND, STEPS, WIDTH
+from mambaverse.kernels.selective_scan.cpu_rows import gated, prepare
 from mambaverse.kernels.selective_scan.shapes import CHUNK
 from mambaverse.kernels.simd import LANES, flush_denormals, restore_denormals
 
@@ -33,7 +40,7 @@ LOG2_E, LN_2 = f32(1.44269504), f32(0.69314718)
 
 _FLAGS = {"contract", "reassoc", "nsz"}
 _part = njit(fastmath=_FLAGS, error_model="numpy", boundscheck=False)
-_kernel = cached_kernel(fastmath, simd, cpu_layout, cpu_chunk, shapes, fastmath=_FLAGS)
+_kernel = cached_kernel(fastmath, simd, cpu_layout, cpu_chunk, cpu_rows, shapes, fastmath=_FLAGS)
 
 
 @_part
@@ -42,9 +49,9 @@ def _load(source, first, stride, num, width, rows):
     for q in range(num):
         row = source[first + q * stride : first + q * stride + width]
         for j in range(width):
-            rows[q, j] = row[j]
+            rows[q * WIDTH + j] = row[j]
         for j in range(width, WIDTH):
-            rows[q, j] = f32(0)
+            rows[q * WIDTH + j] = f32(0)
 
 
 @_part
@@ -78,6 +85,18 @@ def _write(states, target, first, width):
 
 
 @_part
+def largest(values):
+    """Return the largest magnitude; NaN if one value is."""
+    most = f32(0)
+    for value in values.flat:
+        size = abs(value)
+        most = most if size <= most else size
+        if size != size:
+            return size
+    return most
+
+
+@_part
 def _sequence(s, length, cu_seqlens):
     """Return batch index, first and one-past-last position of sequence s (dense batch, or packed by cu_seqlens)."""
     if len(cu_seqlens):
@@ -88,59 +107,85 @@ def _sequence(s, length, cu_seqlens):
 @_kernel
 def scan_forward(
     start, stop, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens,
-    strides, length, dim, groups, state_dim, parts, delta_softplus, reverse,
+    strides, length, dim, groups, state_dim, parts, delta_softplus, reverse, num_parts,
     y, final_state, chunk_states,
 ):  # fmt: skip
-    """Scan work items start .. stop - 1; an item is one block of channels of one sequence."""
+    """Scan work items start .. stop - 1; an item is one of `num_parts` parts of the blocks of a group, of one sequence.
+
+    Its blocks take turns, STEPS steps each, so that what is read and written lies side by side in memory.
+    """
     group_dim = dim // groups
     num_blocks = -(-group_dim // WIDTH)
+    most_blocks = -(-num_blocks // num_parts)
     step = -1 if reverse else 1
     (u_b, u_t), (d_b, d_t), (z_b, z_t), (B_b, B_t, B_g), (C_b, C_t, C_g) = strides
-    x = np.zeros((CHUNK, WIDTH), f32)  # u, then Δ u
-    dt = np.zeros((CHUNK, WIDTH), f32)
-    gate = np.zeros((CHUNK, WIDTH), f32)
-    out = np.zeros((CHUNK, WIDTH), f32)
-    rate = np.zeros((parts, state_dim, WIDTH), f32)
-    h = np.zeros((parts, state_dim, WIDTH), f32)
-    bias = np.zeros((1, 1, WIDTH), f32)
-    skip = np.zeros((1, 1, WIDTH), f32)
+    dt = np.zeros((STEPS, WIDTH), f32)
+    x = np.zeros((STEPS, WIDTH), f32)  # Δ u
+    out = np.zeros((STEPS, WIDTH), f32)
+    padded_u = np.zeros(STEPS * WIDTH, f32)
+    padded = np.zeros(STEPS * WIDTH, f32)
+    peak = np.zeros(LANES, f32)
+    rates = np.zeros((most_blocks, parts, state_dim, WIDTH), f32)
+    states = np.zeros((most_blocks, parts, state_dim, WIDTH), f32)
+    biases = np.zeros((most_blocks, 1, 1, WIDTH), f32)
+    skips = np.zeros((most_blocks, 1, 1, WIDTH), f32)
+    fastest = np.zeros(most_blocks, f32)
     denormals = flush_denormals()
     for item in range(start, stop):
-        s, block = divmod(item, groups * num_blocks)
-        g = block // num_blocks
-        d0 = g * group_dim + block % num_blocks * WIDTH
-        width = min(WIDTH, (g + 1) * group_dim - d0)
+        s, rest = divmod(item, groups * num_parts)
+        g, part = divmod(rest, num_parts)
         b, first, end = _sequence(s, length, cu_seqlens)
-        _read(delta_bias, d0, width, bias)
-        _read(D, d0, width, skip)
-        _read(A, d0, width, rate)
-        rate *= LOG2_E
-        _read(initial_state, s * dim + d0, width, h)
-        for c in range((end - first + CHUNK - 1) // CHUNK):
-            num = min(CHUNK, end - first - c * CHUNK)
-            t = end - 1 - c * CHUNK if reverse else first + c * CHUNK
-            if c > 0 and len(chunk_states):
-                _write(h, chunk_states, (b * (length // CHUNK) + first // CHUNK + c - 1) * dim + d0, width)
-            _load(u, b * u_b + t * u_t + d0, step * u_t, num, width, x)
-            _load(delta, b * d_b + t * d_t + d0, step * d_t, num, width, dt)
-            for q in range(num):
-                for j in range(WIDTH):
-                    out[q, j] = skip[0, 0, j] * x[q, j]
-                    v = dt[q, j] + bias[0, 0, j]
-                    dt[q, j] = softplus(v) if delta_softplus else v
-                    x[q, j] *= dt[q, j]
+        first_block, last_block = part * num_blocks // num_parts, (part + 1) * num_blocks // num_parts
+        for block in range(first_block, last_block):
+            d0 = g * group_dim + block * WIDTH
+            width = min(WIDTH, (g + 1) * group_dim - d0)
+            k = block - first_block
+            _read(delta_bias, d0, width, biases[k])
+            _read(D, d0, width, skips[k])
+            _read(A, d0, width, rates[k])
+            rates[k] *= LOG2_E
+            fastest[k] = largest(rates[k])
+            _read(initial_state, s * dim + d0, width, states[k])
+        for c in range((end - first + STEPS - 1) // STEPS):
+            num = min(STEPS, end - first - c * STEPS)
+            t = end - 1 - c * STEPS if reverse else first + c * STEPS
             b_first, c_first = b * B_b + t * B_t + g * B_g, b * C_b + t * C_t + g * C_g
-            if parts == 1:
-                forward_real(num, rate, h, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, out)
-            else:
-                forward_complex(num, rate, h, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, out)
-            if len(z):
-                _load(z, b * z_b + t * z_t + d0, step * z_t, num, width, gate)
-                for q in range(num):
-                    for j in range(WIDTH):
-                        out[q, j] *= silu(gate[q, j])
-            _store(out, num, width, y, (b * length + t) * dim + d0, step * dim)
-        _write(h, final_state, s * dim + d0, width)
+            for block in range(first_block, last_block):
+                d0 = g * group_dim + block * WIDTH
+                width = min(WIDTH, (g + 1) * group_dim - d0)
+                k = block - first_block
+                rate, h, bias, skip = rates[k], states[k], biases[k], skips[k]
+                if c > 0 and c * STEPS % CHUNK == 0 and len(chunk_states):
+                    row = b * (length // CHUNK) + first // CHUNK + c * STEPS // CHUNK - 1
+                    _write(h, chunk_states, row * dim + d0, width)
+                u_, u_first, u_stride = u, b * u_b + t * u_t + d0, step * u_t
+                d_, d_first, d_stride = delta, b * d_b + t * d_t + d0, step * d_t
+                if width < WIDTH:
+                    _load(u, u_first, u_stride, num, width, padded_u)
+                    _load(delta, d_first, d_stride, num, width, padded)
+                    u_, u_first, u_stride = padded_u, 0, WIDTH
+                    d_, d_first, d_stride = padded, 0, WIDTH
+                prepare(
+                    num, u_, u_first, u_stride, d_, d_first, d_stride, bias, skip, delta_softplus, dt, x, out, peak,
+                )  # fmt: skip
+                if parts == 2:
+                    forward_complex(num, rate, h, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, out)
+                elif largest(peak) * fastest[k] <= BOUND:
+                    forward_real_bounded(num, rate, h, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, out)
+                else:
+                    forward_real(num, rate, h, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, out)
+                y_first = (b * length + t) * dim + d0
+                if not len(z):
+                    _store(out, num, width, y, y_first, step * dim)
+                elif width < WIDTH:
+                    _load(z, b * z_b + t * z_t + d0, step * z_t, num, width, padded)
+                    gated(num, out, padded, 0, WIDTH, x, 0, WIDTH)
+                    _store(x, num, width, y, y_first, step * dim)
+                else:
+                    gated(num, out, z, b * z_b + t * z_t + d0, step * z_t, y, y_first, step * dim)
+        for block in range(first_block, last_block):
+            d0 = g * group_dim + block * WIDTH
+            _write(states[block - first_block], final_state, s * dim + d0, min(WIDTH, (g + 1) * group_dim - d0))
     restore_denormals(denormals)
 
 
@@ -202,9 +247,9 @@ def scan_backward(
                 for c in range((end - first + CHUNK - 1) // CHUNK - 1, -1, -1):
                     num = min(CHUNK, end - first - c * CHUNK)
                     t = end - 1 - c * CHUNK if reverse else first + c * CHUNK
-                    _load(u, b * u_b + t * u_t + d0, step * u_t, num, width, v)
-                    _load(delta, b * d_b + t * d_t + d0, step * d_t, num, width, dt)
-                    _load(dy, b * dy_b + t * dy_t + d0, step * dy_t, num, width, g_out)
+                    _load(u, b * u_b + t * u_t + d0, step * u_t, num, width, v.reshape(-1))
+                    _load(delta, b * d_b + t * d_t + d0, step * d_t, num, width, dt.reshape(-1))
+                    _load(dy, b * dy_b + t * dy_t + d0, step * dy_t, num, width, g_out.reshape(-1))
                     for q in range(num):
                         for j in range(WIDTH):
                             d = dt[q, j] + bias[0, 0, j]
@@ -215,7 +260,7 @@ def scan_backward(
                             g_x[q, j] = f32(0)
                             g_dt[q, j] = f32(0)
                     if len(z):
-                        _load(z, b * z_b + t * z_t + d0, step * z_t, num, width, gate)
+                        _load(z, b * z_b + t * z_t + d0, step * z_t, num, width, gate.reshape(-1))
                         for q in range(num):
                             for j in range(WIDTH):
                                 p = sigmoid(gate[q, j])

@@ -11,6 +11,9 @@ from torch import Tensor
 from mambaverse.kernels.rows import dense, flat_rows
 
 WIDTH = 64  # channels that one work item walks through a sequence with
+STEPS = 16  # steps whose rows lie in buffers at a time in forward; a divisor of shapes.CHUNK
+BOUND = 125.9  # |Δ rate| up to which a = 2^(Δ rate) needs no clamp
+ITEMS_PER_THREAD = 4  # what forward aims at: fewer read longer rows, more keep all threads busy to the end
 UPDATES_PER_CALL = 1 << 18  # state updates that are worth a call from Python: about 0.1 ms
 BACKWARD_ITEMS = 32  # what the partition of backward aims at: more of them are more parallel and need more partial sums
 
@@ -37,6 +40,12 @@ def partition(sequences: int, dim: int, groups: int, state_dim: int) -> tuple[in
     seq_parts = max(1, min(sequences, BACKWARD_ITEMS))
     wanted = -(-BACKWARD_ITEMS // (seq_parts * groups))
     return seq_parts, max(1, min(wanted, num_blocks(dim, groups), dim // (groups * state_dim)))
+
+
+def forward_parts(sequences: int, dim: int, groups: int) -> int:
+    """Return into how many parts forward splits the channels of a group; no result depends on it."""
+    wanted = ITEMS_PER_THREAD * torch.get_num_threads()
+    return max(1, min(num_blocks(dim, groups), -(-wanted // max(sequences * groups, 1))))
 
 
 def grain(updates_per_item: int) -> int:
