@@ -58,13 +58,14 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def resolve(op: str, backend: str, tensor: Tensor) -> str:
+def resolve(op: str, backend: str, tensor: Tensor, suffix: str = "") -> str:
     """Return the backend, never "auto", that runs operator `op` on `tensor`, or raise `BackendError`.
 
     Args:
         op: Name of the operator's folder.
         backend: One of `BACKENDS`.
         tensor: The operator's main input; its device and dtype decide.
+        suffix: Of the module's name: "_update" for `triton_update.py`.
     """
     if tensor.dtype in (torch.float64, torch.complex128):
         return "reference"
@@ -73,17 +74,17 @@ def resolve(op: str, backend: str, tensor: Tensor) -> str:
         backend = {"cpu": "cpu", "cuda": "triton"}.get(device, "")
         if not backend:
             raise BackendError(f'{op}: no fast kernel for device {device!r}; use_backend("reference") runs anywhere')
-    if reason := why_not(op, backend, device):
+    if reason := why_not(op, backend, device, suffix):
         raise BackendError(f"{op}: backend {backend!r} cannot run on device {device!r}: {reason}")
     return backend
 
 
-def why_not(op: str, backend: str, device: str) -> str | None:
+def why_not(op: str, backend: str, device: str, suffix: str = "") -> str | None:
     """Return why `backend` cannot run `op` on `device` ("cpu", "cuda", ...), or None if it can."""
     if backend == "reference":
         return None
-    if importlib.util.find_spec(f"mambaverse.kernels.{op}.{backend}") is None:
-        return f'{op} has no {backend}.py; use_backend("reference") runs anywhere'
+    if importlib.util.find_spec(f"mambaverse.kernels.{op}.{backend}{suffix}") is None:
+        return f'{op} has no {backend}{suffix}.py; use_backend("reference") runs anywhere'
     if backend == "cpu":
         if device != "cpu":
             return "it takes CPU tensors only"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.causal_conv1d.op import causal_conv1d_forward
+from mambaverse.kernels.causal_conv1d.op import causal_conv1d_forward, causal_conv1d_step, step
 from mambaverse.kernels.checks import check_dims, check_tensor, num_sequences
 
 _OP = "causal_conv1d"
@@ -83,7 +83,7 @@ def causal_conv1d(
 def causal_conv1d_update(
     x_t: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """Take one step of `causal_conv1d`, for decoding.
+    """Take one step of `causal_conv1d`, for decoding; on a GPU one kernel, without gradients.
 
     Args:
         x_t: (B, D).
@@ -102,12 +102,11 @@ def causal_conv1d_update(
     check_dims(op, "x_t", x_t, "(B, D)")
     _check_filter(op, x_t, weight, bias, activation)
     _check_state(op, "conv_state", conv_state, x_t.shape[0], weight, x_t)
-    wide = torch.float64 if x_t.dtype == torch.float64 else torch.float32
-    inputs = torch.cat((conv_state.to(wide), x_t.to(wide).unsqueeze(1)), 1)  # (B, W, D)
-    y_t = (inputs * weight.to(wide).t()).sum(1)
-    y_t = y_t if bias is None else y_t + bias.to(wide)
-    conv_state.copy_(inputs[:, 1:])
-    return (y_t if activation is None else torch.nn.functional.silu(y_t)).to(x_t.dtype)
+    silu, backend = activation is not None, current_backend()
+    if x_t.is_cuda or backend == "triton":
+        with torch.no_grad():
+            return causal_conv1d_step(x_t, conv_state, weight, bias, silu, backend)
+    return step(x_t, conv_state, weight, bias, silu)
 
 
 def _check_filter(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:

@@ -65,5 +65,32 @@ define_op(
 )
 define_gradient("causal_conv1d", _setup_context, _gradient)
 
+
+def step(x_t: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    """Return y_t and shift `conv_state`: one step in plain PyTorch, on any device."""
+    wide = torch.float64 if x_t.dtype == torch.float64 else torch.float32
+    inputs = torch.cat((conv_state.to(wide), x_t.to(wide).unsqueeze(1)), 1)  # (B, W, D)
+    y_t = (inputs * weight.to(wide).t()).sum(1)
+    y_t = y_t if bias is None else y_t + bias.to(wide)
+    conv_state.copy_(inputs[:, 1:])
+    return (torch.nn.functional.silu(y_t) if silu else y_t).to(x_t.dtype)
+
+
+def _update(x_t: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, backend: str) -> Tensor:
+    if backends.resolve("causal_conv1d", backend, x_t, "_update") == "reference":
+        return step(x_t, conv_state, weight, bias, silu)
+    from mambaverse.kernels.causal_conv1d.triton_update import update
+
+    return update(x_t, conv_state, weight, bias, silu)
+
+
+define_op(
+    "causal_conv1d_update",
+    "(Tensor x_t, Tensor(a!) conv_state, Tensor weight, Tensor? bias, bool silu, str backend) -> Tensor",
+    _update,
+    lambda x_t, *others: x_t.new_empty(x_t.shape),
+)
+
 causal_conv1d_forward = torch.ops.mambaverse.causal_conv1d.default
 causal_conv1d_backward = torch.ops.mambaverse.causal_conv1d_backward.default
+causal_conv1d_step = torch.ops.mambaverse.causal_conv1d_update.default

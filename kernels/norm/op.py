@@ -33,16 +33,33 @@ def _backward(
     bias: Tensor | None,
     eps: float,
     center: bool,
+    x_dtype: torch.dtype,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return backends.load("norm", backend, t).backward(dy, dt, t, weight, bias, eps, center)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of t, of x where its dtype is another (else empty), of weight and of bias."""
+    module = backends.load("norm", backend, t)
+    if x_dtype != t.dtype and hasattr(module, "backward_in_two_dtypes"):
+        both: tuple[Tensor, Tensor, Tensor, Tensor]
+        both = module.backward_in_two_dtypes(dy, dt, t, weight, bias, eps, center, x_dtype)
+        return both
+    grad, dweight, dbias = module.backward(dy, dt, t, weight, bias, eps, center)
+    return grad, t.new_empty(0, dtype=x_dtype) if x_dtype == t.dtype else grad.to(x_dtype), dweight, dbias
 
 
 def _backward_fake(
-    dy: Tensor, dt: Tensor | None, t: Tensor, weight: Tensor, bias: Tensor | None, *flags: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+    dy: Tensor,
+    dt: Tensor | None,
+    t: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    center: bool,
+    x_dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dbias = t.new_empty(0) if bias is None else bias.new_empty(bias.shape)
-    return t.new_empty(t.shape), weight.new_empty(weight.shape), dbias
+    dx = t.new_empty(0 if x_dtype == t.dtype else t.shape, dtype=x_dtype)
+    return t.new_empty(t.shape), dx, weight.new_empty(weight.shape), dbias
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -55,10 +72,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _gradient(ctx: Any, dy: Tensor | None, dnew_residual: Tensor | None) -> tuple[Tensor | None, ...]:
     t, weight, bias = ctx.saved_tensors
-    dt, dweight, dbias = dnew_residual if ctx.has_residual else None, None, None
+    dt, dx, dweight, dbias = dnew_residual if ctx.has_residual else None, None, None, None
     if dy is not None:
-        dt, dweight, dbias = norm_backward(dy, dt, t, weight, bias, *ctx.flags)
-    dx = None if dt is None else dt.to(ctx.x_dtype)
+        dt, dx, dweight, dbias = norm_backward(dy, dt, t, weight, bias, *ctx.flags[:2], ctx.x_dtype, *ctx.flags[2:])
+        dx = dt if ctx.x_dtype == t.dtype else dx
+    elif dt is not None:
+        dx = dt.to(ctx.x_dtype)
     return dx, dweight, None if bias is None else dbias, dt if ctx.has_residual else None, None, None, None
 
 
@@ -71,8 +90,8 @@ define_op(
 )
 define_op(
     "norm_backward",
-    "(Tensor dy, Tensor? dt, Tensor t, Tensor weight, Tensor? bias, float eps, bool center, str backend) -> "
-    "(Tensor grad_t, Tensor dweight, Tensor dbias)",
+    "(Tensor dy, Tensor? dt, Tensor t, Tensor weight, Tensor? bias, float eps, bool center, ScalarType x_dtype, "
+    "str backend) -> (Tensor grad_t, Tensor dx, Tensor dweight, Tensor dbias)",
     _backward,
     _backward_fake,
 )

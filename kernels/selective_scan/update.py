@@ -1,15 +1,19 @@
-"""One step of the selective scan, for decoding: plain PyTorch on every device.
+"""One step of the selective scan, for decoding: plain PyTorch, and on a GPU one kernel.
 
 h <- exp(Δ A) h + Δ B u,   y = (C·h + D u) silu(z),   Δ = softplus(delta + delta_bias)
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
+from mambaverse.kernels.backend import current_backend, resolve
 from mambaverse.kernels.checks import check_tensor
+from mambaverse.kernels.library import define_op
 from mambaverse.kernels.selective_scan.checks import check_inputs
 from mambaverse.kernels.selective_scan.shapes import state_dtype
 
@@ -49,11 +53,22 @@ def selective_scan_update(
         ValueError: A shape or the state's dtype is wrong; the message names the argument.
     """
     check_inputs("selective_scan_update", u, delta, A, B, C, D, z, delta_bias, "B")
-    dim = u.shape[1]
     check_tensor("selective_scan_update", "state", state, (u.shape[0], *A.shape), "(B, D, N)", u)
     dtype = state_dtype(u, A)
     if state.dtype != dtype:
         raise ValueError(f"selective_scan_update: state has dtype {state.dtype}; expected {dtype}")
+    backend = current_backend()
+    if u.is_cuda or backend == "triton":
+        return selective_scan_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend)
+    return _step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+def _step(
+    state: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool,
+) -> Tensor:  # fmt: skip
+    """Return y and advance `state`: one step in plain PyTorch, on any device."""
+    dtype, dim = state.dtype, u.shape[1]
     x, dt = u.to(dtype.to_real()), delta.to(dtype.to_real())
     dt = dt if delta_bias is None else dt + delta_bias
     dt = softplus(dt) if delta_softplus else dt
@@ -65,6 +80,25 @@ def selective_scan_update(
     return y.to(u.dtype)
 
 
+def _update(state: Tensor, u: Tensor, *others: Any) -> Tensor:
+    *arguments, backend = others
+    if state.is_complex() or resolve("selective_scan", backend, u, "_update") == "reference":
+        return _step(state, u, *arguments)  # a complex state has no kernel of its own
+    from mambaverse.kernels.selective_scan.triton_update import update
+
+    return update(state, u, *arguments)
+
+
 def _per_channel(B: Tensor, dim: int) -> Tensor:
     """(B, N) -> (B, 1, N), (B, G, N) -> (B, D, N)."""
     return B.unsqueeze(1) if B.ndim == 2 else B.repeat_interleave(dim // B.shape[1], 1)
+
+
+define_op(
+    "selective_scan_update",
+    "(Tensor(a!) state, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, bool delta_softplus, str backend) -> Tensor",
+    _update,
+    lambda state, u, *others: u.new_empty(u.shape),
+)
+selective_scan_step = torch.ops.mambaverse.selective_scan_update.default

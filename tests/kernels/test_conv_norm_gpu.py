@@ -1,0 +1,438 @@
+"""Promises of causal_conv1d, the norms and the one-step updates on a GPU: `pytest -m gpu`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mambaverse.kernels.backend import use_backend
+from mambaverse.kernels.causal_conv1d import cases as conv_cases
+from mambaverse.kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
+from mambaverse.kernels.norm import cases as norm_cases
+from mambaverse.kernels.norm import gated_rms_norm, layer_norm, rms_norm
+from mambaverse.kernels.selective_scan.update import selective_scan_update
+from mambaverse.kernels.ssd.update import ssd_update
+from mambaverse.kernels.testing import assert_close, nan_filled_empty
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CONV = (
+    *conv_cases.TESTED,
+    conv_cases.Case(3, 197, 384, 4, "vim_tiny: a length that no chunk divides"),
+    conv_cases.Case(1, 1030, 200, 3, "channels beside the blocks of 128"),
+    conv_cases.Case(2, 300, 64, 5, "five taps, narrow"),
+    conv_cases.Case(1, 40, 24, 32, "the widest filter"),
+)
+NORM = (
+    *norm_cases.TESTED,
+    norm_cases.Case((515, 192), 64, "vim_tiny"),
+    norm_cases.Case((300, 384), 384, "its inner width"),
+    norm_cases.Case((257, 1024), 128, "one warp a row"),
+    norm_cases.Case((70, 1030), 515, "two warps a row, nearly half of them idle"),
+    norm_cases.Case((33, 5000), 2500, "eight warps a row"),
+    norm_cases.Case((9, 16384), 16384, "the widest in registers"),
+    norm_cases.Case((5, 20000), 20000, "too wide for registers"),
+)
+EPS = 1e-3
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed + sum(shape))
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cuda").to(dtype)
+
+
+def conv_inputs(case: Any, dtype: torch.dtype = torch.float32, num_states: int | None = None) -> dict[str, Any]:
+    rows = case.batch if num_states is None else num_states
+    return {
+        "x": normal(case.batch, case.length, case.dim, dtype=dtype),
+        "weight": normal(case.dim, case.width, dtype=dtype, seed=1),
+        "bias": normal(case.dim, dtype=dtype, seed=2),
+        "initial_state": normal(rows, case.width - 1, case.dim, dtype=dtype, seed=3),
+    }
+
+
+def norm_inputs(case: Any, dtype: torch.dtype = torch.float32, gated: bool = False) -> dict[str, Any]:
+    dim = case.shape[-1]
+    inputs = {"x": normal(*case.shape, dtype=dtype), "weight": normal(dim, dtype=dtype, seed=1)}
+    if gated:
+        return inputs | {"z": normal(*case.shape, dtype=dtype, seed=2)}
+    return inputs | {"bias": normal(dim, dtype=dtype, seed=3), "residual": normal(*case.shape, dtype=dtype, seed=4)}
+
+
+def run(
+    function: Callable[..., Any], inputs: dict[str, Any], dtype: torch.dtype = torch.float32, **flags: Any
+) -> dict[str, Tensor]:
+    """Return all outputs and gradients; the gradients that flow in are those of any precision, rounded to `dtype`."""
+    leaves = {
+        k: v.detach().clone().requires_grad_() if v is not None and v.is_floating_point() else v
+        for k, v in inputs.items()
+    }
+    out = function(**leaves, **flags)
+    outs = [o for o in (out if isinstance(out, tuple) else (out,)) if o.requires_grad]
+    cotangents = [normal(*o.shape, dtype=dtype, seed=20 + i).to(o.dtype) for i, o in enumerate(outs)]
+    torch.autograd.backward(outs, cotangents)
+    gradients = {f"d{k}": v.grad for k, v in leaves.items() if v is not None and v.is_floating_point()}
+    return {f"out{i}": o.detach() for i, o in enumerate(outs)} | gradients
+
+
+def check(function: Callable[..., Any], inputs: dict[str, Any], dtype: torch.dtype, **flags: Any) -> None:
+    """Hold every output and gradient against the reference in float64, and a second run against the first."""
+    with nan_filled_empty():
+        actual = run(function, inputs, dtype, **flags)
+        again = run(function, inputs, dtype, **flags)
+    rounded = {k: v.double() if v is not None and v.is_floating_point() else v for k, v in inputs.items()}
+    for name, expected in run(function, rounded, dtype, **flags).items():
+        assert_close(name, actual[name], expected, dtype)
+        assert torch.equal(actual[name], again[name]), f"{name} differs between two runs"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("case", CONV, ids=lambda c: c.reason)
+def test_conv_is_within_tolerance_and_bit_equal_when_repeated(case, reverse, dtype):
+    inputs = conv_inputs(case, dtype)
+    check(causal_conv1d, inputs, dtype, activation="silu", reverse=reverse, return_final_state=True)
+    bare = inputs | {"bias": None, "initial_state": None}
+    check(causal_conv1d, bare, dtype, reverse=reverse, return_final_state=True)
+
+
+@pytest.mark.parametrize("width", range(1, 10))
+def test_conv_of_every_width(width):
+    case = conv_cases.Case(2, 50, 72, width, "")
+    mixed = conv_inputs(case) | {"x": conv_inputs(case, torch.bfloat16)["x"]}
+    check(causal_conv1d, mixed, torch.bfloat16, activation="silu", return_final_state=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("bounds", [[0, 0, 2, 2, 80, 83, 83], [0, 83], [0, 1, 83], list(range(84))])
+def test_packed_conv_equals_the_reference_and_separate_calls(bounds, reverse, dtype):
+    inputs = conv_inputs(conv_cases.Case(1, 83, 72, 4, "packed"), dtype, len(bounds) - 1)
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device="cuda")
+    flags: dict[str, Any] = {"activation": "silu", "reverse": reverse, "return_final_state": True}
+    check(causal_conv1d, inputs, dtype, cu_seqlens=cu_seqlens, **flags)
+    check(causal_conv1d, inputs | {"initial_state": None}, dtype, cu_seqlens=cu_seqlens.long(), **flags)
+    with nan_filled_empty():
+        y, state = causal_conv1d(**inputs, cu_seqlens=cu_seqlens, **flags)
+        for s, (begin, end) in enumerate(pairwise(bounds)):
+            one = inputs | {"x": inputs["x"][:, begin:end], "initial_state": inputs["initial_state"][s : s + 1]}
+            expected_y, expected_state = causal_conv1d(**one, **flags)
+            assert torch.equal(y[:, begin:end], expected_y)
+            assert torch.equal(state[s], expected_state[0])
+
+
+def test_wrong_offsets_stay_inside_the_tensors():
+    inputs = conv_inputs(conv_cases.Case(1, 83, 72, 4, "packed"), num_states=3)
+    for bounds in ([-5, 900, 3, 83], [50, 40, 30, 20], [2**31 - 1, -(2**31), 0, 1]):
+        cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device="cuda")
+        run(causal_conv1d, inputs, cu_seqlens=cu_seqlens, activation="silu", return_final_state=True)
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize(("batch", "length"), [(2, 0), (0, 5)])
+def test_empty_conv(batch, length):
+    inputs = conv_inputs(conv_cases.Case(batch, length, 8, 4, "empty"))
+    with nan_filled_empty():
+        out = run(causal_conv1d, inputs, activation="silu", return_final_state=True)
+    assert out["out0"].shape == (batch, length, 8)
+    assert torch.equal(out["out1"], inputs["initial_state"])
+    assert torch.equal(out["dweight"], torch.zeros_like(inputs["weight"]))
+    assert out["dinitial_state"].isfinite().all()
+
+
+def layouts(x: Tensor) -> list[Tensor]:
+    return [
+        torch.cat((x, x), -1).chunk(2, -1)[1],
+        x.mT.contiguous().mT,
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+        torch.cat((x.new_zeros(*x.shape[:2], 1), x), -1)[..., 1:],  # rows that begin at odd addresses
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_strides(dtype):
+    inputs, norms = conv_inputs(CONV[0], dtype), norm_inputs(NORM[0], dtype)
+    gated = norm_inputs(NORM[0], dtype, gated=True)
+    for x in layouts(inputs["x"]):
+        assert torch.equal(causal_conv1d(**inputs | {"x": x}), causal_conv1d(**inputs))
+    for x in layouts(norms["x"]):
+        assert torch.equal(layer_norm(**norms | {"x": x})[0], layer_norm(**norms)[0])
+        assert torch.equal(rms_norm(**norms | {"residual": x})[0], rms_norm(**norms | {"residual": norms["x"]})[0])
+        assert torch.equal(gated_rms_norm(**gated | {"z": x}), gated_rms_norm(**gated | {"z": norms["x"]}))
+    for function, arguments in ((causal_conv1d, inputs), (layer_norm, norms), (gated_rms_norm, gated)):
+        leaves = {k: v.clone().requires_grad_() for k, v in arguments.items()}
+        out: Any = function(**leaves)
+        y = out[0] if isinstance(out, tuple) else out
+        dy = torch.randn_like(y)
+        expected = torch.autograd.grad(y, list(leaves.values()), dy, retain_graph=True)
+        for layout in layouts(dy):
+            actual = torch.autograd.grad(y, list(leaves.values()), layout, retain_graph=True)
+            assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+        torch.autograd.grad(y.sum(), list(leaves.values()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", NORM, ids=lambda c: c.reason)
+@pytest.mark.parametrize("function", [rms_norm, layer_norm])
+def test_norms_are_within_tolerance_and_bit_equal_when_repeated(function, case, dtype):
+    if case.shape == (3, 1) and function is layer_norm:
+        pytest.skip("the layer norm of one channel is 0: no relative error to measure")
+    inputs = norm_inputs(case, dtype)
+    check(function, inputs, dtype, eps=EPS)
+    check(function, inputs | {"bias": None}, dtype, eps=EPS)
+    check(function, inputs | {"residual": None}, dtype, eps=EPS)
+    wide = norm_inputs(case)
+    check(function, wide | {"x": inputs["x"]}, dtype, eps=EPS)
+    with torch.no_grad():
+        y, new_residual = function(**wide | {"x": inputs["x"]})
+    assert (y.dtype, new_residual.dtype) == (dtype, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", NORM, ids=lambda c: c.reason)
+@pytest.mark.parametrize("norm_before_gate", [False, True])
+def test_gated_norm_is_within_tolerance_and_bit_equal_when_repeated(norm_before_gate, case, dtype):
+    inputs = norm_inputs(case, dtype, gated=True)
+    for group_size in (None, case.group_size):
+        check(gated_rms_norm, inputs, dtype, group_size=group_size, norm_before_gate=norm_before_gate, eps=EPS)
+
+
+def test_no_rows():
+    for function, gated in ((rms_norm, False), (layer_norm, False), (gated_rms_norm, True)):
+        inputs = norm_inputs(norm_cases.Case((2, 0, 3), 3, "empty"), gated=gated)
+        with nan_filled_empty():
+            out = run(function, inputs)
+        assert torch.equal(out["dweight"], torch.zeros(3, device="cuda"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_where_it_is(value):
+    inputs = conv_inputs(CONV[0])
+    inputs["x"][0, 10, 2] = value
+    y = causal_conv1d(**inputs)
+    assert y.isfinite().logical_not().nonzero().tolist() == [[0, t, 2] for t in range(10, 14)]
+    for function, gated in ((rms_norm, False), (layer_norm, False), (gated_rms_norm, True)):
+        arguments = norm_inputs(NORM[0], gated=gated)
+        arguments["x"][1, 5, 2] = value
+        out: Any = function(**arguments)
+        y = out[0] if isinstance(out, tuple) else out
+        assert y.isnan().any(-1).nonzero().tolist() == [[1, 5]]
+
+
+class All(torch.nn.Module):
+    """Every operator once, as a block has them."""
+
+    def forward(self, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        y, residual = rms_norm(x, scale, residual=residual)
+        u, state = causal_conv1d(y * 2, weight, activation="silu", return_final_state=True)
+        return gated_rms_norm(u, scale, residual.to(u.dtype), group_size=32) + 1, state
+
+
+def all_inputs(dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    return {
+        "x": normal(2, 130, 96, dtype=dtype),
+        "weight": normal(96, 4, seed=1),
+        "scale": normal(96, seed=2),
+        "residual": normal(2, 130, 96, seed=3),
+    }
+
+
+def test_compiles_as_one_graph():
+    expected = run(All(), all_inputs())
+    actual = run(torch.compile(All(), fullgraph=True), all_inputs())
+    for name, value in expected.items():
+        assert_close(name, actual[name], value, torch.bfloat16)
+
+
+def test_a_captured_step_replays_on_new_inputs():
+    inputs = {k: v.requires_grad_() for k, v in all_inputs().items()}
+    cu_seqlens = torch.tensor([0, 60, 260], dtype=torch.int32, device="cuda")
+
+    def step() -> list[Tensor]:
+        out, _ = All()(**inputs)
+        packed = causal_conv1d(out.reshape(1, 260, 96), inputs["weight"], activation="silu", cu_seqlens=cu_seqlens)
+        return [packed, *torch.autograd.grad(packed.float().square().sum(), list(inputs.values()))]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        inputs["x"].normal_()
+        cu_seqlens.copy_(torch.tensor([0, 101, 260]))
+    graph.replay()
+    assert all(torch.equal(a, e) for a, e in zip(captured, step(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks there itself
+def test_opcheck():
+    conv = [v.requires_grad_() for v in conv_inputs(CONV[0]).values()]
+    torch.library.opcheck(torch.ops.mambaverse.causal_conv1d, (*conv, None, True, False, "auto"))
+    x, weight, bias, residual = (v.requires_grad_() for v in norm_inputs(NORM[0]).values())
+    torch.library.opcheck(torch.ops.mambaverse.norm, (x, weight, bias, residual, EPS, True, "auto"))
+    half = x.detach().bfloat16().requires_grad_()
+    torch.library.opcheck(torch.ops.mambaverse.norm, (half, weight, bias, residual, EPS, True, "auto"))
+    torch.library.opcheck(torch.ops.mambaverse.gated_rms_norm, (x, weight, residual, 11, False, EPS, "auto"))
+    with torch.no_grad():
+        state = normal(2, 3, 33)
+        arguments = (normal(2, 33), state, conv[1].detach(), None, True, "auto")
+        torch.library.opcheck(torch.ops.mambaverse.causal_conv1d_update, arguments)
+
+
+def test_offsets_past_two_to_the_31():
+    length, dim = 2**20 + 70, 2080
+    x = torch.empty((1, length, dim), dtype=torch.bfloat16, device="cuda").normal_().requires_grad_()
+    weight, scale = normal(dim, 4).requires_grad_(), normal(dim, seed=1)
+    assert x.numel() > 2**31
+    tail = 100
+    y = causal_conv1d(x, weight, activation="silu")
+    expected = causal_conv1d(x[:, -tail - 3 :].detach().double(), weight.double(), activation="silu")[:, 3:]
+    assert_close("y", y[:, -tail:], expected, torch.bfloat16)
+    (dx,) = torch.autograd.grad(y, x, y.detach())
+    leaf = x[:, -tail - 3 :].detach().double().requires_grad_()
+    out = causal_conv1d(leaf, weight.double(), activation="silu")
+    (wanted,) = torch.autograd.grad(out, leaf, y[:, -tail - 3 :].detach().double())
+    assert_close("dx", dx[:, -tail:], wanted[:, -tail:], torch.bfloat16)
+    del y, dx
+    y = rms_norm(x, scale, residual=x.detach())[0]
+    assert_close("norm", y[:, -tail:], rms_norm(2 * x[:, -tail:].double(), scale.double())[0], torch.bfloat16)
+    (dx,) = torch.autograd.grad(y, x, y.detach())
+    leaf = x[:, -tail:].detach().double().requires_grad_()
+    out = rms_norm(leaf, scale.double(), residual=x[:, -tail:].detach().double())[0]
+    (wanted,) = torch.autograd.grad(out, leaf, y[:, -tail:].detach().double())
+    assert_close("dx of norm", dx[:, -tail:], wanted, torch.bfloat16)
+
+
+def captured(step: Callable[[], Tensor], state: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Return the outputs of three replays of a graph of `step`, and the state after them."""
+    before = state.clone()
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    state.copy_(before)
+    outs = []
+    for _ in range(3):
+        graph.replay()
+        outs.append(out.clone())
+    return outs, state
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 2, 4, 7])
+def test_conv_update_is_one_step_also_in_a_graph(width, dtype):
+    inputs = conv_inputs(conv_cases.Case(3, 5, 300, width, ""), dtype)
+    x, weight, bias, initial = inputs.values()
+    expected, final = causal_conv1d(**inputs, activation="silu", return_final_state=True)
+    state = initial.mT.contiguous().mT  # any strides, and stays where it is
+    place = state.data_ptr()
+    steps = [causal_conv1d_update(x_t, state, weight, bias, "silu") for x_t in x.unbind(1)]
+    assert_close("y", torch.stack(steps, 1), expected, dtype)
+    assert torch.equal(state, final)
+    assert state.data_ptr() == place
+    outs, state = captured(lambda: causal_conv1d_update(x[:, 0], state, weight, bias, "silu"), initial.clone())
+    repeated = {"x": x[:, :1].expand(-1, 3, -1), "weight": weight, "bias": bias, "initial_state": initial}
+    assert_close("replays", torch.stack(outs, 1), causal_conv1d(**repeated, activation="silu"), dtype)
+
+
+def scan_inputs(batch: int, dim: int, size: int, groups: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    shared = (batch, size) if groups == 1 else (batch, groups, size)
+    return {
+        "u": normal(batch, dim, dtype=dtype),
+        "delta": 4 * normal(batch, dim, dtype=dtype, seed=1),
+        "A": -normal(dim, size, seed=2).exp(),
+        "B": normal(*shared, dtype=dtype, seed=3),
+        "C": normal(*shared, dtype=dtype, seed=4),
+        "D": normal(dim, seed=5),
+        "z": normal(batch, dim, dtype=dtype, seed=6),
+        "delta_bias": normal(dim, seed=7) - 4,
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("batch", "dim", "size", "groups"), [(3, 300, 16, 1), (2, 96, 1, 3), (1, 10, 256, 2), (2, 7, 33, 1)]
+)
+def test_scan_update_is_one_step_also_in_a_graph(batch, dim, size, groups, dtype):
+    inputs, state = scan_inputs(batch, dim, size, groups, dtype), normal(batch, dim, size, seed=8)
+    wide, wide_state = {k: v.double() for k, v in inputs.items()}, state.double()
+    before = state.clone()
+    for flags in ({"delta_softplus": True}, {"delta_softplus": True, "D": None, "z": None, "delta_bias": None}):
+        expected = selective_scan_update(wide_state, **wide | flags)
+        assert_close("y", selective_scan_update(state, **inputs | flags), expected, dtype)
+        assert_close("state", state, wide_state, torch.float32)
+
+    def step() -> Tensor:
+        return selective_scan_update(before, **inputs, delta_softplus=True)
+
+    start = before.clone().double()
+    outs, _ = captured(step, before)
+    for out in outs:
+        assert_close("replay", out, selective_scan_update(start, **wide, delta_softplus=True), dtype)
+    assert_close("state after replays", before, start, torch.float32)
+
+
+def test_scan_update_of_a_complex_state_is_torchs():
+    inputs = scan_inputs(2, 6, 4, 1, torch.float32)
+    inputs["A"] = torch.complex(inputs["A"], normal(6, 4, seed=9))
+    state = torch.complex(normal(2, 6, 4, seed=8), normal(2, 6, 4, seed=10))
+    on_cpu = state.cpu()
+    y = selective_scan_update(state, **inputs)
+    assert_close("y", y.cpu(), selective_scan_update(on_cpu, **{k: v.cpu() for k, v in inputs.items()}))
+    assert_close("state", state.cpu(), on_cpu)
+
+
+def test_ssd_update_runs_on_a_gpu_also_in_a_graph():
+    batch, heads, head, groups, size = 2, 8, 32, 2, 64
+    x, z = normal(batch, heads, head), normal(batch, heads, head, seed=1)
+    dt, a = normal(batch, heads, seed=2), -normal(heads, seed=3).exp()
+    b, c = normal(batch, groups, size, seed=4), normal(batch, groups, size, seed=5)
+    state = normal(batch, heads, head, size, seed=6)
+    wide = state.double()
+    doubles = [v.double() for v in (x, dt, a, b, c)]
+    outs, state = captured(lambda: ssd_update(state, x, dt, a, b, c, z=z, dt_softplus=True), state)
+    for out in outs:
+        assert_close("y", out, ssd_update(wide, *doubles, z=z.double(), dt_softplus=True))
+    assert_close("state", state, wide, torch.float32)
+
+
+def test_updates_compile_as_one_graph():
+    inputs = scan_inputs(2, 96, 16, 1, torch.float32)
+    weight = normal(96, 4, seed=11)
+
+    def step(conv_state: Tensor, state: Tensor, u: Tensor) -> Tensor:
+        u = causal_conv1d_update(u * 1.5, conv_state, weight, None, "silu")
+        others = {k: v for k, v in inputs.items() if k != "u"}
+        return selective_scan_update(state, u, **others, delta_softplus=True) + 1
+
+    def states() -> tuple[Tensor, Tensor]:
+        return normal(2, 3, 96, seed=12), normal(2, 96, 16, seed=13)
+
+    eager, compiled = states(), states()
+    function = torch.compile(step, fullgraph=True)
+    for _ in range(2):
+        assert_close("y", function(*compiled, inputs["u"]), step(*eager, inputs["u"]))
+    for name, actual, expected in zip(("conv_state", "state"), compiled, eager, strict=True):
+        assert_close(name, actual, expected)
+
+
+def test_a_backend_that_cannot_says_so():
+    x, weight = normal(1, 5, 3), normal(3, 40)
+    with pytest.raises(RuntimeError, match="40 columns; backend 'triton' takes up to 32"):
+        causal_conv1d(x, weight)
+    with use_backend("reference"):
+        causal_conv1d(x, weight)
+    with use_backend("cpu"), pytest.raises(RuntimeError, match="CPU tensors only"):
+        causal_conv1d(x, weight[:, :4])
