@@ -7,7 +7,6 @@ behind an exon (the intron begins with GT), an acceptor the place before the nex
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -47,24 +46,26 @@ class Gene:
         return _other_strand(self.letters), [(size - end, size - start) for start, end in reversed(self.exons)]
 
 
-def read_genes(path: Path) -> Iterator[Gene]:
-    """Yield the records of a GenBank file that have one CDS.
+def read_genes(path: Path) -> list[Gene]:
+    """Return the records of a GenBank file that have one CDS.
 
     Raises:
         UserError: not readable as GenBank.
     """
     from Bio import BiopythonWarning, SeqIO
 
-    with warnings.catch_warnings():  # the LOCUS lines of AUGUSTUS are shorter than the standard says
-        warnings.simplefilter("ignore", BiopythonWarning)
+    genes = []
+    with path.open() as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", BiopythonWarning)  # the LOCUS lines of AUGUSTUS are shorter than the standard's
         try:
-            for record in SeqIO.parse(path, "genbank"):
+            for record in SeqIO.parse(file, "genbank"):
                 found = [feature.location for feature in record.features if feature.type == "CDS"]
                 if len(found) == 1:
                     exons = sorted((int(part.start), int(part.end)) for part in found[0].parts)
-                    yield Gene(record.name, str(record.seq).upper(), exons, found[0].strand == -1)
+                    genes.append(Gene(record.name, str(record.seq).upper(), exons, found[0].strand == -1))
         except (ValueError, AttributeError, AssertionError) as error:
             raise UserError(f"{path}: not readable as GenBank: {' '.join(str(error).split())}") from None
+    return genes
 
 
 def splice_sites(gene: Gene, draw: Random) -> list[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """From ids to tokens: one token a base, motifs found by a convolution, or a vector for each k-mer.
 
 Every stem has `word_embeddings`, the module whose output (B, L, d) stands for the bases, one vector at each; `span`
-says how many bases, from that one on, a vector speaks for. Padding gives zeros, as what lies outside of a sequence does,
-and changes nothing.
+says how many bases, from that one on, a vector speaks for. Padding gives zeros, as does what lies outside of a
+sequence, and changes nothing.
 """
 
 from __future__ import annotations
