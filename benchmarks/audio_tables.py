@@ -1,0 +1,105 @@
+"""The tables of docs/audio.md: accuracy of the audio recipes beside their floors, on the same folds.
+
+    python benchmarks/audio_tables.py tones    Mandarin tones, whole package, unseen syllables: fold 0, three seeds
+    python benchmarks/audio_tables.py fsdd     spoken digits, one speaker after the other held out, one seed
+    python benchmarks/audio_tables.py mixers   tones, fold 0, one seed, with one mixer after the other
+    python benchmarks/audio_tables.py folds    tones, all five folds, one seed
+
+Finished runs (those with a results.json in --output) are not run again; the table is printed and written as CSV.
+Whole package: `mambaverse data audio/mandarin_tones [--root gcin-voice_*.deb]`; digits: --fsdd fsdd_360.zip, or FSDD's
+folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mambaverse.config import compose
+from mambaverse.engine.run import train
+
+MIXERS = ("vim", "s6", "ssd", "s4d", "attention")
+SEEDS = (0, 1, 2)
+FLOOR = "MFCC 20 x 20, SVM"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a table: its name, its group (rows of one group are averaged), its config and changes to it."""
+
+    name: str
+    group: str
+    config: str
+    overrides: tuple[str, ...]
+
+
+def rows_of(table: str, arguments: argparse.Namespace) -> list[Row]:
+    tones, fsdd = "audio/mandarin_tones", "audio/fsdd"
+    if table == "tones":
+        return [Row(f"tones-fold0-seed{s}", "fold 0", tones, ("data.fold=0", f"trainer.seed={s}")) for s in SEEDS]
+    if table == "folds":
+        return [Row(f"tones-fold{f}-seed0", "five folds", tones, (f"data.fold={f}",)) for f in range(5)]
+    if table == "fsdd":
+        root = f"data.root={arguments.fsdd}"
+        return [Row(f"fsdd-fold{f}-seed0", "six speakers", fsdd, (root, f"data.fold={f}")) for f in range(6)]
+    rows = []
+    for mixer in arguments.mixers or MIXERS:
+        name = "tones-fold0-seed0" if mixer == "vim" else f"tones-fold0-seed0-{mixer}"  # vim is the config's own
+        rows.append(Row(name, mixer, tones, ("data.fold=0", *(() if mixer == "vim" else (f"model.mixer={mixer}",)))))
+    return rows
+
+
+def result(row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the results.json of a row, training it first if it is not there."""
+    target = Path(arguments.output) / row.name / "results.json"
+    if not target.is_file():
+        overrides = [f"trainer.output_dir={arguments.output}", f"trainer.run_name={row.name}", "trainer.overwrite=true"]
+        overrides += [f"trainer.num_threads={arguments.threads}", "trainer.baseline=true", *row.overrides]
+        train(compose(row.config, overrides), name=row.config, console=Console(quiet=True))
+    return json.loads(target.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=("tones", "fsdd", "mixers", "folds"))
+    parser.add_argument("mixers", nargs="*", help="of the table mixers; default: " + ", ".join(MIXERS))
+    parser.add_argument("--fsdd", default="../shared/data/fsdd_360.zip", help="the digits")
+    parser.add_argument("--output", default="runs/audio_tables", help="folder of the runs")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    head = ("run", "parameters", "accuracy, %", f"{FLOOR}, %", "seconds")
+    title = f"{arguments.table}, {arguments.threads} thread(s), torch {torch.__version__}, {date.today()}"
+    lines: list[tuple[str, ...]] = []
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for row in rows_of(arguments.table, arguments):
+        found = result(row, arguments)
+        ours, floor = (100 * v["accuracy"] for v in (found["metrics"], found["baselines"][FLOOR]))
+        scores.setdefault(row.group, []).append((ours, floor))
+        lines.append((row.name, f"{found['parameters']:,}", f"{ours:.2f}", f"{floor:.2f}", f"{found['seconds']:.0f}"))
+        print(" ".join(lines[-1]), flush=True)
+    for group, pairs in scores.items():
+        if len(pairs) > 1:
+            means = [statistics.mean(values) for values in zip(*pairs, strict=True)]
+            spread = statistics.stdev(ours for ours, _ in pairs)
+            lines.append((f"mean, {group}", "", f"{means[0]:.2f} ± {spread:.2f}", f"{means[1]:.2f}", ""))
+    table = Table(*head, title=title)
+    for line in lines:
+        table.add_row(*line)
+    Console(width=110).print(table)
+    with (path := Path(arguments.output) / f"{arguments.table}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([head, *lines])
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

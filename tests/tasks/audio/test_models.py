@@ -1,0 +1,286 @@
+"""Audio Mamba and the raw-waveform classifier: sizes, names, any mixer, any length, other people's weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mambaverse
+from mambaverse.engine.checkpoint import CheckpointError
+from mambaverse.errors import UserError
+from mambaverse.tasks.audio.checkpoints import load_aum
+from mambaverse.tasks.audio.raw import AudioRaw
+
+MIXERS = ["vim", "s6", "ssd", "s4d", "attention", ["s6", "attention"]]
+
+
+def small(**arguments: Any) -> nn.Module:
+    sizes = {"bins": 16, "frames": 32, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": 3}
+    model = mambaverse.create_model("aum_tiny_patch16_128x128", **(sizes | arguments))
+    louder(model)
+    return model.eval()
+
+
+def small_raw(**arguments: Any) -> nn.Module:
+    model = mambaverse.create_model("audio_raw_nano", **({"embed_dim": 16, "depth": 2, "num_classes": 3} | arguments))
+    louder(model)
+    return model.eval()
+
+
+def louder(model: nn.Module) -> None:
+    """Make logits of the order of 1, so that a tolerance means something."""
+    with torch.no_grad():
+        for name in ("head.weight", "pos_embed.pos_embed", "cls_token"):
+            if name in (parameters := dict(model.named_parameters())):
+                parameters[name].mul_(20)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "millions"),
+    [  # the authors' table: AudioSet, VGGSound, VoxCeleb, Speech Commands, EPIC-Sounds
+        *[("base", *row) for row in ((527, 92.11), (309, 91.94), (1251, 92.66), (35, 91.39), (44, 91.74))],
+        *[("small", *row) for row in ((527, 25.54), (309, 25.46), (1251, 25.82), (35, 25.18), (44, 25.35))],
+    ],
+)
+def test_parameter_counts_are_those_of_the_authors(name: str, num_classes: int, millions: float) -> None:
+    frames = 128 if num_classes == 35 else 1024
+    model = mambaverse.create_model(f"aum_{name}_patch16_128x{frames}", num_classes=num_classes, device="meta")
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(
+    ("kind", "has", "lacks"),
+    [
+        ("Fo-Fo", ("A_log", "conv1d.weight", "D"), ("A_b_log", "conv1d_b.weight")),
+        ("Fo-Bi", ("A_log", "A_b_log", "conv1d.weight"), ("conv1d_b.weight", "D_b", "x_proj_b.weight")),
+        ("Bi-Bi", ("A_b_log", "conv1d_b.weight", "D_b", "x_proj_b.weight", "dt_proj_b.bias"), ()),
+    ],
+)
+def test_direction_types_are_those_of_the_paper(kind: str, has: tuple[str, ...], lacks: tuple[str, ...]) -> None:
+    model = small(direction_type=kind)
+    names = set(model.layers[0].mixer.state_dict())  # type: ignore[index, union-attr]
+    assert set(has) <= names and not set(lacks) & names
+    mixer = model.layers[0].mixer  # type: ignore[index, union-attr]
+    if kind != "Fo-Fo":
+        assert (mixer.merge, mixer.shared) == (("add", True) if kind == "Fo-Bi" else ("mean", False))
+
+
+def test_names_are_those_of_the_authors() -> None:
+    names = set(small().state_dict())
+    stem = {"patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed.pos_embed", "cls_token"}
+    assert stem | {"norm_f.weight", "head.weight", "head.bias", "layers.1.norm.weight"} <= names
+    assert all(name.startswith("layers.") for name in names - stem - {"norm_f.weight", "head.weight", "head.bias"})
+
+
+@pytest.mark.parametrize("mixer", MIXERS, ids=str)
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_clip_gives_the_same_alone_and_in_a_padded_batch(mixer: Any, pool: str) -> None:
+    model = small(mixer=mixer, global_pool=pool)
+    x, lengths = torch.randn(5, 50, 16), torch.tensor([50, 37, 3, 1, 32])  # longer and shorter than the table's 32
+    with torch.no_grad():
+        together = model(x, lengths=lengths)
+        for row, clip, length in zip(together, x, lengths.tolist(), strict=True):
+            torch.testing.assert_close(row, model(clip[None, :length])[0], atol=1e-5, rtol=1e-4)
+    assert together.abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("cls_position", ["first", "middle", "last", "none"])
+@pytest.mark.parametrize("patch_size", [4, [16, 2], [4, 8]], ids=str)
+def test_padding_changes_nothing_for_any_patch_and_cls_position(cls_position: str, patch_size: Any) -> None:
+    model = small(cls_position=cls_position, patch_size=patch_size)
+    x, lengths = torch.randn(3, 30, 16), torch.tensor([13, 30, 4])
+    with torch.no_grad():
+        together = model(x, lengths=lengths)
+        torch.testing.assert_close(together[:1], model(x[:1, :13]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together, model(x, lengths=lengths.clone()), atol=0, rtol=0)
+        x[0, 13:] = float("inf")  # whatever stands behind a clip
+        torch.testing.assert_close(together, model(x, lengths=lengths), atol=0, rtol=0)
+
+
+def test_gradients_of_a_padded_batch_are_those_of_its_clips() -> None:
+    model = small()
+    x, lengths = torch.randn(2, 24, 16), torch.tensor([24, 9])
+    model(x, lengths=lengths).square().sum().backward()
+    together = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for clip, length in zip(x, lengths.tolist(), strict=True):
+        model(clip[None, :length]).square().sum().backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        torch.testing.assert_close(together[name], p.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_the_sequence_is_band_by_band_with_the_cls_token_in_the_middle() -> None:
+    model = small(depth=1)
+    model.layers[0] = PassOn()  # type: ignore[index, operator]
+    model.norm_f = PassOn()
+    x = torch.randn(1, 32, 16)
+    tokens, counts = model.forward_features(x)  # type: ignore[operator]
+    assert tokens.shape == (1, 4 * 8 + 1, 16) and counts.tolist() == [32]
+    patch = model.patch_embed(x[:, 12:16, 8:12].transpose(1, 2)[:, None])[0, :, 0, 0]  # type: ignore[operator]
+    row, column = 2, 3
+    place = row * 8 + column
+    expected = patch + model.pos_embed.pos_embed[0, 1 + place]  # type: ignore[union-attr, index]
+    torch.testing.assert_close(tokens[0, place + 1], expected)  # behind the cls token, which is number 16
+    torch.testing.assert_close(tokens[0, 16], (model.cls_token + model.pos_embed.pos_embed[:, :1])[0, 0])  # type: ignore[operator, union-attr, index]
+
+
+class PassOn(nn.Module):
+    """In place of a block and of the last norm."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return x, residual
+
+
+def test_longer_clips_stretch_the_positions_and_shorter_ones_take_the_first() -> None:
+    table = small().pos_embed
+    assert table.places(5).shape == (1, 4, 5, 16)  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(table.places(5), table.places(8)[:, :, :5])  # type: ignore[operator, union-attr]
+    longer = table.places(16)  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(longer[:, :, ::15], table.places(8)[:, :, ::7])  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(longer.mean(2), table.places(8).mean(2), atol=1e-5, rtol=1e-4)  # type: ignore[operator, union-attr]
+
+
+@pytest.mark.parametrize("mixer", MIXERS, ids=str)
+def test_a_waveform_gives_the_same_alone_and_in_a_padded_batch(mixer: Any) -> None:
+    model = small_raw(mixer=mixer)
+    x, lengths = torch.randn(4, 3000), torch.tensor([3000, 100, 1700, 466])  # 100 are fewer than the stem's reach, 465
+    with torch.no_grad():
+        together = model(x, lengths=lengths)
+        for row, clip, length in zip(together, x, lengths.tolist(), strict=True):
+            torch.testing.assert_close(row, model(clip[None, :length])[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_token_of_a_waveform_is_ten_milliseconds() -> None:
+    model = small_raw()
+    assert isinstance(model, AudioRaw)
+    assert model.stem.shortest == 465
+    lengths = torch.tensor([1, 465, 624, 625, 16_000])
+    assert model.stem.num_tokens(lengths).tolist() == [1, 1, 1, 2, 98]
+    assert model.stem(torch.randn(1, 16_000)).shape == (1, 98, 16)
+
+
+@pytest.mark.parametrize("make", [small, small_raw])
+def test_every_parameter_learns(make: Any) -> None:
+    model = make().train()
+    shape = (2, 40, 16) if make is small else (2, 2000)
+    model(torch.randn(shape), lengths=torch.tensor([shape[1], shape[1] // 2])).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert model.no_weight_decay() <= {name for name, _ in model.named_parameters()}
+    assert set(model.group_matcher()) == {"stem", "blocks"}
+
+
+def test_models_without_a_head_and_with_drop_rates() -> None:
+    assert small(num_classes=0)(torch.randn(1, 8, 16)).shape == (1, 16)
+    assert small_raw(num_classes=0)(torch.randn(1, 800)).shape == (1, 16)
+    model = small(drop_rate=0.1, pos_drop_rate=0.2, drop_path_rate=0.3)
+    assert (model.head_drop.p, model.pos_drop.p) == (0.1, 0.2)  # type: ignore[union-attr]
+
+
+def test_a_mixer_that_needs_a_grid_gets_one() -> None:
+    class Grid(mambaverse.Mixer):
+        causal, needs_spatial_shape = False, True
+
+        def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+            super().__init__()
+
+        def mix_sequence(self, x: Any, state: Any = None, cu_seqlens: Any = None, spatial_shape: Any = None) -> Any:
+            assert spatial_shape == (4, 5)
+            return x, None
+
+    mambaverse.register_mixer("grid_audio_test", overwrite=True)(Grid)
+    model = small(mixer="grid_audio_test")
+    assert model.cls_position == "none" and model(torch.randn(2, 20, 16)).shape == (2, 3)
+    with pytest.raises(UserError, match=r"give clips of one length \(data.frames\)"):
+        model(torch.randn(2, 20, 16), lengths=torch.tensor([20, 10]))
+    with pytest.raises(UserError, match="a mixer here needs a grid of tokens; a waveform has none"):
+        small_raw(mixer="grid_audio_test")
+    with pytest.raises(UserError, match="needs the tokens to be a grid; use 'none'"):
+        small(mixer="grid_audio_test", cls_position="first")
+
+
+def test_the_authors_checkpoints_load(tmp_path: Path) -> None:
+    model, other = small(), small()
+    torch.save({f"module.{name}": value for name, value in model.state_dict().items()}, tmp_path / "aum.pth")
+    load_aum(other, tmp_path / "aum.pth")
+    x = torch.randn(1, 32, 16)
+    torch.testing.assert_close(other(x), model(x))
+
+
+def test_a_checkpoint_for_longer_clips_and_other_classes_is_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, other = small(frames=64), small(num_classes=5)
+    torch.save(model.state_dict(), tmp_path / "aum.pth")
+    load_aum(other, tmp_path / "aum.pth")
+    assert "its head knows 3 classes and is left out; that for 5 classes starts anew" in capsys.readouterr().err
+    ours, theirs = other.pos_embed.pos_embed, model.pos_embed.pos_embed  # type: ignore[union-attr]
+    torch.testing.assert_close(ours[:, 0], theirs[:, 0])  # type: ignore[index]
+    pairs = theirs[:, 1:].unflatten(1, (4, 8, 2)).mean(3)  # type: ignore[index, operator]
+    torch.testing.assert_close(ours[:, 1:].unflatten(1, (4, 8)), pairs)  # type: ignore[index, operator]
+
+
+def test_a_vision_mamba_checkpoint_is_turned_into_one(tmp_path: Path) -> None:
+    vim = mambaverse.create_model("vim_nano_patch4_32", embed_dim=16, depth=2, num_classes=3)  # 8 x 8 patches
+    weights = vim.state_dict()
+    cls_first = weights["pos_embed"]
+    middle = torch.cat([cls_first[:, 1:33], cls_first[:, :1], cls_first[:, 33:]], 1)  # in the order of the sequence
+    torch.save({"model": weights | {"pos_embed": middle}}, tmp_path / "vim.pth")
+    model = small()
+    load_aum(model, tmp_path / "vim.pth")
+    pos_embed, proj = model.pos_embed.pos_embed, model.patch_embed.proj  # type: ignore[union-attr]
+    torch.testing.assert_close(pos_embed[:, 0], cls_first[:, 0])  # type: ignore[index]
+    pairs = cls_first[:, 1:].unflatten(1, (4, 2, 8)).mean(2)  # 8 rows of patches become 4
+    torch.testing.assert_close(pos_embed[:, 1:].unflatten(1, (4, 8)), pairs)  # type: ignore[index, operator]
+    torch.testing.assert_close(proj.weight, weights["patch_embed.proj.weight"].mean(1, keepdim=True))  # type: ignore[union-attr]
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    torch.save(small(embed_dim=24).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="weights of another model"):
+        load_aum(small(), tmp_path / "other.pth")
+    odd = small().state_dict() | {"pos_embed.pos_embed": torch.zeros(1, 1 + 30, 16)}
+    torch.save(odd, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match="a position embedding of 30 places, no multiple of 4 bands of patches"):
+        load_aum(small(), tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match="weights of another model"):
+        load_aum(small_raw(), tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("aum_nano_patch16_128x128", {"patch_size": 12}, "12 bands do not divide bins=128; the nearest that does is 8"),
+        ("aum_nano_patch16_128x128", {"patch_size": [4, 4, 4]}, r"expected one number, or \[bands, frames\]"),
+        ("aum_nano_patch16_128x128", {"frames": 0}, "frames: expected at least 1, got 0"),
+        ("aum_nano_patch16_128x128", {"cls_position": "centre"}, "expected 'middle', 'first', 'last' or 'none'"),
+        ("aum_nano_patch16_128x128", {"global_pool": "max"}, "expected 'token' or 'avg', got 'max'"),
+        ("aum_nano_patch16_128x128", {"global_pool": "token", "cls_position": "none"}, "needs a cls token"),
+        ("aum_nano_patch16_128x128", {"direction_type": "Fo_Bi"}, "unknown 'Fo_Bi', did you mean 'Fo-Bi'"),
+        ("aum_nano_patch16_128x128", {"direction_type": "Fo-Bi", "mixer": "ssd"}, "leave out mixer='ssd', or it"),
+        ("aum_nano_patch16_128x128", {"mixer": "s7"}, "did you mean 's6'"),
+        ("aum_nano_patch16_128x128", {"depht": 2}, "unknown argument 'depht', did you mean 'depth'"),
+        ("aum_nano_patch16_128x128", {"pretrained": True}, "no published weights in our format"),
+        ("audio_raw_nano", {"pretrained": True}, "there are no published weights yet"),
+        ("audio_raw_nano", {"stem": [[4, 5]]}, r"stem: expected \[width, stride\] pairs"),
+    ],
+)
+def test_wrong_arguments_are_one_line(name: str, overrides: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        mambaverse.create_model(name, **overrides)
+
+
+@pytest.mark.parametrize("shape", [(1, 20, 8), (20, 16), (1, 0, 16)])
+def test_spectrograms_that_do_not_fit(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"expected spectrograms of shape \(B, T, 16\), got"):
+        small()(torch.randn(shape))
+    with pytest.raises(UserError, match=r"expected waveforms of shape \(B, L\), got"):
+        small_raw()(torch.randn(1, 2, 3))
+
+
+def test_models_run_in_half_precision() -> None:
+    model = small().to(torch.bfloat16)
+    out = model(torch.randn(2, 20, 16, dtype=torch.bfloat16), lengths=torch.tensor([20, 9]))
+    assert out.dtype == torch.bfloat16 and out.isfinite().all()
