@@ -10,7 +10,7 @@ Each number is scaled to deviation 1 on the training clips, then an SVM with a G
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -20,25 +20,29 @@ from mambaverse.tasks.audio.fbank import Fbank, FbankOptions
 
 COEFFICIENTS, TIMES, BANDS = 20, 20, 40
 C = 10.0  # of the SVM
+Features = tuple[tuple[np.ndarray, np.ndarray], np.ndarray]
 
 
 def mfcc_baselines(train: SampleSet, held_out: SampleSet, rate: int) -> dict[str, Callable[[], np.ndarray]]:
     """Return the floors by name: each learns from `train` and returns class numbers for `held_out`."""
-    fit = partial(_fit, train, held_out, rate)
-    return {"MFCC 20 x 20, SVM": partial(fit, 0), "MFCC statistics, SVM": partial(fit, 1)}
+
+    @cache  # both floors see the same coefficients
+    def features() -> list[Features]:
+        return [_features(part, rate) for part in (train, held_out)]
+
+    return {"MFCC 20 x 20, SVM": partial(_fit, features, 0), "MFCC statistics, SVM": partial(_fit, features, 1)}
 
 
-def _fit(train: SampleSet, held_out: SampleSet, rate: int, kind: int) -> np.ndarray:
+def _fit(features: Callable[[], list[Features]], kind: int) -> np.ndarray:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
 
-    (x, y), (x_new, _) = (_features(part, rate) for part in (train, held_out))
+    (x, y), (x_new, _) = features()
     return make_pipeline(StandardScaler(), SVC(C=C)).fit(x[kind], y).predict(x_new[kind])
 
 
-@lru_cache(maxsize=2)
-def _features(samples: SampleSet, rate: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+def _features(samples: SampleSet, rate: int) -> Features:
     """Return (shape (N, 400), statistics (N, 80)) of the clips of a set, and their class numbers (N,)."""
     bank = Fbank(FbankOptions(rate, bins=BANDS, high_hz=rate / 2))
     rows = [samples.sample(i, None) for i in range(len(samples))]

@@ -34,7 +34,7 @@ class Source:
 
     def content(self) -> Path | bytes:
         """Return the file, or the member's bytes."""
-        return _archive(self.path, os.getpid()).read(self.member) if self.member else self.path
+        return open_archive(self.path).read(self.member) if self.member else self.path
 
     def read(self, rate: int, report: list[str] | None = None) -> np.ndarray:
         """Return mono samples (L,) float32 at `rate` Hz; what is odd about them is added to `report`.
@@ -60,8 +60,12 @@ class Collection:
 
     def take(self, rows: Sequence[int]) -> Collection:
         """Return the clips `rows`."""
-        groups = {name: [values[i] for i in rows] for name, values in self.groups.items()}
-        return Collection(*([part[i] for i in rows] for part in (self.sources, self.labels, self.names)), groups)
+        return Collection(
+            [self.sources[i] for i in rows],
+            [self.labels[i] for i in rows],
+            [self.names[i] for i in rows],
+            {name: [values[i] for i in rows] for name, values in self.groups.items()},
+        )
 
 
 class Clips:
@@ -196,13 +200,22 @@ def warn_of(lines: Sequence[str], where: str) -> None:
         warn(f"{where}: {len(names)} clip{'s' * (len(names) != 1)} {kind}: {named}")
 
 
-@lru_cache(maxsize=8)
-def _archive(path: Path, process: int) -> zipfile.ZipFile:
-    """Return the open archive: one for each process, as processes would share a file's position."""
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """Return the open zip at `path`, kept open: reading its directory takes as long as reading a hundred clips.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     try:
-        return zipfile.ZipFile(path)
+        return _archive(path, path.stat().st_mtime_ns, os.getpid())
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not readable as a zip: {error}") from None
+
+
+@lru_cache(maxsize=8)
+def _archive(path: Path, changed: int, process: int) -> zipfile.ZipFile:
+    """Open a zip: once as long as it is unchanged, and in each process, as they would share a file's position."""
+    return zipfile.ZipFile(path)
 
 
 def _ignore(line: str) -> None:

@@ -42,15 +42,14 @@ class FrontEnd:
         if self.frames is not None:
             x = F.pad(x, (0, 0, 0, max(self.frames - x.shape[1], 0)))[:, : self.frames]
             lengths = torch.full_like(lengths, self.frames)
-        inside = torch.arange(x.shape[1]) < lengths[:, None]
-        inside = inside.view(*inside.shape, *[1] * (x.ndim - 2))
+        inside = _inside(x, lengths)
         if self.per_clip:
             axes = tuple(range(1, x.ndim))
             count = lengths.view(-1, *[1] * (x.ndim - 1)) * (x.shape[2] if x.ndim == 3 else 1)
-            mean = (x * inside).sum(axes, keepdim=True) / count
-            centred = (x - mean) * inside
-            std = (centred.square().sum(axes, keepdim=True) / count).sqrt()
-            return centred / std.clamp(min=LEAST_STD), lengths
+            mean = (x * inside).double().sum(axes, keepdim=True) / count  # in float64: that of silence is exact
+            centred = (x - mean.float()) * inside
+            std = (centred.double().square().sum(axes, keepdim=True) / count).sqrt()
+            return centred / std.float().clamp(min=LEAST_STD), lengths
         return (x - self.mean) / self.std * inside, lengths
 
     def raw(self, waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -59,7 +58,9 @@ class FrontEnd:
         x = pad_sequence(list(waveforms), batch_first=True)
         if self.kind == "waveform":
             return x, lengths
-        return self.spectrogram(x), self.fbank.num_frames(lengths)
+        lengths = self.fbank.num_frames(lengths)
+        x = self.spectrogram(x)
+        return x * _inside(x, lengths), lengths
 
     @torch.no_grad()
     def spectrogram(self, waveforms: Tensor) -> Tensor:
@@ -74,3 +75,9 @@ class FrontEnd:
             count, total, squares = count + x.numel(), total + x.sum().item(), squares + x.square().sum().item()
         mean = total / count
         return round(mean, 4), round(max(squares / count - mean * mean, 0) ** 0.5, 4) or 1.0
+
+
+def _inside(x: Tensor, lengths: Tensor) -> Tensor:
+    """Return which places of x (B, L, ...) belong to clips of `lengths` (B,): (B, L) and as many axes as x."""
+    inside = torch.arange(x.shape[1]) < lengths[:, None]
+    return inside.view(*inside.shape, *[1] * (x.ndim - 2))

@@ -58,7 +58,7 @@ def reference(x: np.ndarray, o: FbankOptions) -> np.ndarray:
                 if left < at < right:
                     weight = (at - left) / (centre - left) if at <= centre else (right - at) / (right - centre)
                     energy += weight * power[k]
-            row.append(np.log(max(energy, np.finfo(np.float32).eps)))
+            row.append(np.log(max(float(energy), 2.0**-23)))
         rows.append(row)
     return np.array(rows)
 

@@ -16,14 +16,14 @@ from mambaverse.tasks.audio.raw import AudioRaw
 MIXERS = ["vim", "s6", "ssd", "s4d", "attention", ["s6", "attention"]]
 
 
-def small(**arguments: Any) -> nn.Module:
+def small(**arguments: Any) -> Any:
     sizes = {"bins": 16, "frames": 32, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_classes": 3}
     model = mambaverse.create_model("aum_tiny_patch16_128x128", **(sizes | arguments))
     louder(model)
     return model.eval()
 
 
-def small_raw(**arguments: Any) -> nn.Module:
+def small_raw(**arguments: Any) -> Any:
     model = mambaverse.create_model("audio_raw_nano", **({"embed_dim": 16, "depth": 2, "num_classes": 3} | arguments))
     louder(model)
     return model.eval()
@@ -60,9 +60,9 @@ def test_parameter_counts_are_those_of_the_authors(name: str, num_classes: int, 
 )
 def test_direction_types_are_those_of_the_paper(kind: str, has: tuple[str, ...], lacks: tuple[str, ...]) -> None:
     model = small(direction_type=kind)
-    names = set(model.layers[0].mixer.state_dict())  # type: ignore[index, union-attr]
+    names = set(model.layers[0].mixer.state_dict())
     assert set(has) <= names and not set(lacks) & names
-    mixer = model.layers[0].mixer  # type: ignore[index, union-attr]
+    mixer = model.layers[0].mixer
     if kind != "Fo-Fo":
         assert (mixer.merge, mixer.shared) == (("add", True) if kind == "Fo-Bi" else ("mean", False))
 
@@ -114,17 +114,17 @@ def test_gradients_of_a_padded_batch_are_those_of_its_clips() -> None:
 
 def test_the_sequence_is_band_by_band_with_the_cls_token_in_the_middle() -> None:
     model = small(depth=1)
-    model.layers[0] = PassOn()  # type: ignore[index, operator]
+    model.layers[0] = PassOn()
     model.norm_f = PassOn()
     x = torch.randn(1, 32, 16)
-    tokens, counts = model.forward_features(x)  # type: ignore[operator]
+    tokens, counts = model.forward_features(x)
     assert tokens.shape == (1, 4 * 8 + 1, 16) and counts.tolist() == [32]
-    patch = model.patch_embed(x[:, 12:16, 8:12].transpose(1, 2)[:, None])[0, :, 0, 0]  # type: ignore[operator]
+    patch = model.patch_embed(x[:, 12:16, 8:12].transpose(1, 2)[:, None])[0, :, 0, 0]
     row, column = 2, 3
     place = row * 8 + column
-    expected = patch + model.pos_embed.pos_embed[0, 1 + place]  # type: ignore[union-attr, index]
+    expected = patch + model.pos_embed.pos_embed[0, 1 + place]
     torch.testing.assert_close(tokens[0, place + 1], expected)  # behind the cls token, which is number 16
-    torch.testing.assert_close(tokens[0, 16], (model.cls_token + model.pos_embed.pos_embed[:, :1])[0, 0])  # type: ignore[operator, union-attr, index]
+    torch.testing.assert_close(tokens[0, 16], (model.cls_token + model.pos_embed.pos_embed[:, :1])[0, 0])
 
 
 class PassOn(nn.Module):
@@ -136,11 +136,11 @@ class PassOn(nn.Module):
 
 def test_longer_clips_stretch_the_positions_and_shorter_ones_take_the_first() -> None:
     table = small().pos_embed
-    assert table.places(5).shape == (1, 4, 5, 16)  # type: ignore[operator, union-attr]
-    torch.testing.assert_close(table.places(5), table.places(8)[:, :, :5])  # type: ignore[operator, union-attr]
-    longer = table.places(16)  # type: ignore[operator, union-attr]
-    torch.testing.assert_close(longer[:, :, ::15], table.places(8)[:, :, ::7])  # type: ignore[operator, union-attr]
-    torch.testing.assert_close(longer.mean(2), table.places(8).mean(2), atol=1e-5, rtol=1e-4)  # type: ignore[operator, union-attr]
+    assert table.places(5).shape == (1, 4, 5, 16)
+    torch.testing.assert_close(table.places(5), table.places(8)[:, :, :5])
+    longer = table.places(16)
+    torch.testing.assert_close(longer[:, :, ::15], table.places(8)[:, :, ::7])
+    torch.testing.assert_close(longer.mean(2), table.places(8).mean(2), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("mixer", MIXERS, ids=str)
@@ -176,7 +176,7 @@ def test_models_without_a_head_and_with_drop_rates() -> None:
     assert small(num_classes=0)(torch.randn(1, 8, 16)).shape == (1, 16)
     assert small_raw(num_classes=0)(torch.randn(1, 800)).shape == (1, 16)
     model = small(drop_rate=0.1, pos_drop_rate=0.2, drop_path_rate=0.3)
-    assert (model.head_drop.p, model.pos_drop.p) == (0.1, 0.2)  # type: ignore[union-attr]
+    assert (model.head_drop.p, model.pos_drop.p) == (0.1, 0.2)
 
 
 def test_a_mixer_that_needs_a_grid_gets_one() -> None:
@@ -216,10 +216,10 @@ def test_a_checkpoint_for_longer_clips_and_other_classes_is_fitted(
     torch.save(model.state_dict(), tmp_path / "aum.pth")
     load_aum(other, tmp_path / "aum.pth")
     assert "its head knows 3 classes and is left out; that for 5 classes starts anew" in capsys.readouterr().err
-    ours, theirs = other.pos_embed.pos_embed, model.pos_embed.pos_embed  # type: ignore[union-attr]
-    torch.testing.assert_close(ours[:, 0], theirs[:, 0])  # type: ignore[index]
-    pairs = theirs[:, 1:].unflatten(1, (4, 8, 2)).mean(3)  # type: ignore[index, operator]
-    torch.testing.assert_close(ours[:, 1:].unflatten(1, (4, 8)), pairs)  # type: ignore[index, operator]
+    ours, theirs = other.pos_embed.pos_embed, model.pos_embed.pos_embed
+    torch.testing.assert_close(ours[:, 0], theirs[:, 0])
+    pairs = theirs[:, 1:].unflatten(1, (4, 8, 2)).mean(3)
+    torch.testing.assert_close(ours[:, 1:].unflatten(1, (4, 8)), pairs)
 
 
 def test_a_vision_mamba_checkpoint_is_turned_into_one(tmp_path: Path) -> None:
@@ -230,11 +230,11 @@ def test_a_vision_mamba_checkpoint_is_turned_into_one(tmp_path: Path) -> None:
     torch.save({"model": weights | {"pos_embed": middle}}, tmp_path / "vim.pth")
     model = small()
     load_aum(model, tmp_path / "vim.pth")
-    pos_embed, proj = model.pos_embed.pos_embed, model.patch_embed.proj  # type: ignore[union-attr]
-    torch.testing.assert_close(pos_embed[:, 0], cls_first[:, 0])  # type: ignore[index]
+    pos_embed, proj = model.pos_embed.pos_embed, model.patch_embed.proj
+    torch.testing.assert_close(pos_embed[:, 0], cls_first[:, 0])
     pairs = cls_first[:, 1:].unflatten(1, (4, 2, 8)).mean(2)  # 8 rows of patches become 4
-    torch.testing.assert_close(pos_embed[:, 1:].unflatten(1, (4, 8)), pairs)  # type: ignore[index, operator]
-    torch.testing.assert_close(proj.weight, weights["patch_embed.proj.weight"].mean(1, keepdim=True))  # type: ignore[union-attr]
+    torch.testing.assert_close(pos_embed[:, 1:].unflatten(1, (4, 8)), pairs)
+    torch.testing.assert_close(proj.weight, weights["patch_embed.proj.weight"].mean(1, keepdim=True))
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
