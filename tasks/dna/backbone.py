@@ -47,7 +47,7 @@ class DnaClassifier(Isotropic):
         pool: "mean" of all tokens, the "last" one, a learnt token "cls" behind the last, or "place": a sum with learnt
             weights for each place and channel.
         stem: "embedding" (one token a base), "conv" (motifs found by a convolution) or "kmer" (a vector a k-mer).
-        stem_kernel: Width of the convolution in bases, odd; or k.
+        stem_kernel: Width of the convolution in bases, odd; or k, or several k.
         stem_stride: Bases a token.
         stem_dim: Channels within the stem (see stems.py).
         position: Add a learnt vector for each place; as pool="place", for sequences of one length where places count.
@@ -77,7 +77,7 @@ class DnaClassifier(Isotropic):
         both_strands: bool = False,
         pool: str = "mean",
         stem: str = "embedding",
-        stem_kernel: int = 11,
+        stem_kernel: int | Sequence[int] = 11,
         stem_stride: int = 1,
         stem_dim: int | None = None,
         position: bool = False,
@@ -114,12 +114,14 @@ class DnaClassifier(Isotropic):
         self.num_classes, self.pool, self.both_strands = num_classes, pool, both_strands
         self.stride, self.max_length = stem_stride, max_length
         self.places = -(-max_length // stem_stride) if max_length and (position or pool == "place") else None
-        sizes = (dim, stem_kernel, stem_stride, stem_dim)
         self.embeddings: Embedding | ConvStem | KmerStem
         if stem == "embedding":
             self.embeddings = Embedding(dim, **dd)
+        elif stem == "conv":
+            assert isinstance(stem_kernel, int)
+            self.embeddings = ConvStem(dim, stem_kernel, stem_stride, stem_dim, **dd)
         else:
-            self.embeddings = ConvStem(*sizes, **dd) if stem == "conv" else KmerStem(*sizes, **dd)
+            self.embeddings = KmerStem(dim, stem_kernel, stem_stride, stem_dim, **dd)
         places = self.places or 0
         self.pos_embed: nn.Parameter | None = None
         if position:
@@ -225,14 +227,17 @@ def _kept(length: int, lengths: Tensor) -> Tensor:
     return (torch.arange(length, device=lengths.device) < lengths[:, None])[:, :, None]
 
 
-def _check(pool: str, stem: str, kernel: int, stride: int, position: bool, max_length: int | None) -> None:
+def _check(
+    pool: str, stem: str, kernel: int | Sequence[int], stride: int, position: bool, max_length: int | None
+) -> None:
     for name, value, known in (("pool", pool, POOLS), ("stem", stem, STEMS)):
         if value not in known:
             raise UserError(f"{name}: unknown {value!r}{suggest(value, known)}")
-    if stem == "conv" and (kernel < 1 or kernel % 2 == 0):
+    if stem == "conv" and not (isinstance(kernel, int) and kernel > 0 and kernel % 2):
         raise UserError(f"stem_kernel: expected an odd number of bases, got {kernel}")
-    if stem == "kmer" and not 1 <= kernel <= MAX_KMER:
-        raise UserError(f"stem_kernel: expected k from 1 to {MAX_KMER}, got {kernel}")
+    sizes = [kernel] if isinstance(kernel, int) else list(kernel)
+    if stem == "kmer" and not (sizes and len(set(sizes)) == len(sizes) and all(1 <= k <= MAX_KMER for k in sizes)):
+        raise UserError(f"stem_kernel: expected k from 1 to {MAX_KMER}, or several, got {kernel}")
     if stride < 1:
         raise UserError(f"stem_stride: expected at least 1, got {stride}")
     if stem == "embedding" and stride > 1:

@@ -42,9 +42,11 @@ def saliency(model: nn.Module, ids: Tensor, lengths: Tensor | None = None, targe
             (gradient,) = torch.autograd.grad(scores.gather(1, chosen[:, None]).sum(), kept)
     finally:
         handle.remove()
-    shares = (gradient * kept[0].detach()).sum(-1).float()
-    if model.embeddings.span > 1:
-        shares = _spread(shares, model.embeddings.span)
+    at = (gradient * kept[0].detach()).sum(-1).float()  # (B, L), or (B, L, number of k)
+    spans = model.embeddings.spans
+    shares = torch.stack(
+        [_spread(part, k) for part, k in zip(at.view(*at.shape[:2], -1).unbind(-1), spans, strict=True)]
+    ).sum(0)
     if model.both_strands:
         one, other = shares.unflatten(0, (2, -1))
         shares = one + reverse(other, lengths)

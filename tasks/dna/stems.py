@@ -1,12 +1,13 @@
 """From ids to tokens: one token a base, motifs found by a convolution, or a vector for each k-mer.
 
-Every stem has `word_embeddings`, the module whose output (B, L, d) stands for the bases, one vector at each; `span`
-says how many bases, from that one on, a vector speaks for. Padding gives zeros, as does what lies outside of a
-sequence, and changes nothing.
+Every stem has `word_embeddings`, the module whose output (B, L, d), or (B, L, number of k, d), stands for the bases;
+`spans` says how many bases, from that one on, each vector speaks for. Padding gives zeros, as does what lies outside of
+a sequence, and changes nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ STD = 0.02  # of learnt vectors, as in Caduceus
 class Embedding(nn.Module):
     """One learnt vector for each kind of base."""
 
-    span = 1
+    spans = (1,)
 
     def __init__(self, dim: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class ConvStem(nn.Module):
         dtype: Of the parameters.
     """
 
-    span = 1
+    spans = (1,)
 
     def __init__(
         self,
@@ -86,11 +87,12 @@ class ConvStem(nn.Module):
 class KmerStem(nn.Module):
     """A learnt vector for each k-mer that begins at a base, `stride` of which make one token.
 
-    A k-mer that touches an N, or reaches over the end, has no vector: zeros.
+    With several k the vectors of the k-mers that begin at one base are added. A k-mer that touches an N, or reaches
+    over the end, has no vector: zeros.
 
     Args:
         dim: Channels D of a token.
-        kernel: k.
+        kernel: k, or several.
         stride: Bases a token.
         width: Channels of a k-mer's vector; `stride` of them are joined and projected to D, in their order. None: D,
             and the mean of the vectors is the token, whatever their order.
@@ -101,7 +103,7 @@ class KmerStem(nn.Module):
     def __init__(
         self,
         dim: int,
-        kernel: int,
+        kernel: int | Sequence[int],
         stride: int,
         width: int | None = None,
         device: torch.device | str | None = None,
@@ -109,8 +111,11 @@ class KmerStem(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.span, self.stride, self.unknown = kernel, stride, 4**kernel
-        self.word_embeddings = nn.Embedding(4**kernel + 1, width or dim, padding_idx=4**kernel, **dd)
+        self.spans = (kernel,) if isinstance(kernel, int) else tuple(kernel)
+        self.stride = stride
+        self.starts = [sum(4**k for k in self.spans[:i]) for i in range(len(self.spans))]  # rows of each k
+        self.unknown = sum(4**k for k in self.spans)
+        self.word_embeddings = nn.Embedding(self.unknown + 1, width or dim, padding_idx=self.unknown, **dd)
         nn.init.normal_(self.word_embeddings.weight, std=STD)
         with torch.no_grad():
             self.word_embeddings.weight[self.unknown].zero_()
@@ -118,19 +123,24 @@ class KmerStem(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return tokens (B, ceil(L / stride), D) of ids (B, L)."""
-        vectors = _grouped(self.word_embeddings(self.numbers(ids)), self.stride)  # (B, M, stride, width)
-        return vectors.mean(2) if self.merge is None else self.merge(vectors.flatten(2))
+        vectors = self.word_embeddings(self.numbers(ids)).sum(2)
+        grouped = _grouped(vectors, self.stride)  # (B, M, stride, width)
+        return grouped.mean(2) if self.merge is None else self.merge(grouped.flatten(2))
 
     def numbers(self, ids: Tensor) -> Tensor:
-        """Return the number of the k-mer at each base, (B, L); 4^k where there is none."""
-        length = ids.shape[1]
-        digits = F.pad(ids, (0, self.span - 1), value=PAD) - A
+        """Return the rows of the k-mers that begin at each base, (B, L, number of k); where there is none the last."""
+        length, longest = ids.shape[1], max(self.spans)
+        digits = F.pad(ids, (0, longest - 1), value=PAD) - A
         number, known = torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool)
-        for i in range(self.span):
+        rows: dict[int, Tensor] = {}
+        for i in range(longest):
             digit = digits[:, i : i + length]
             number = 4 * number + digit
-            known &= (digit >= 0) & (digit < 4)
-        return torch.where(known, number, self.unknown)
+            known = known & (digit >= 0) & (digit < 4)
+            if i + 1 in self.spans:
+                start = self.starts[self.spans.index(i + 1)]
+                rows[i + 1] = torch.where(known, number + start, self.unknown)
+        return torch.stack([rows[k] for k in self.spans], dim=2)
 
 
 def _grouped(x: Tensor, stride: int) -> Tensor:

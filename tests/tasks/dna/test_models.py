@@ -19,7 +19,7 @@ STEMS: list[dict[str, Any]] = [
     {"stem": "embedding"},
     {"stem": "conv", "stem_kernel": 5, "stem_stride": 3},
     {"stem": "kmer", "stem_kernel": 3, "stem_stride": 2},
-    {"stem": "kmer", "stem_kernel": 3, "stem_stride": 2, "stem_dim": 4},
+    {"stem": "kmer", "stem_kernel": [1, 3], "stem_stride": 2, "stem_dim": 4},
 ]
 
 
@@ -161,7 +161,9 @@ def test_weight_decay_leaves_the_mixers_own_alone() -> None:
 def test_kmers_are_numbered_and_those_with_n_are_none() -> None:
     model: Any = small(stem="kmer", stem_kernel=2)
     ids = torch.tensor([[A, A + 1, N, A + 3, A + 3]])
-    assert model.embeddings.numbers(ids).tolist() == [[1, 16, 16, 15, 16]]
+    assert model.embeddings.numbers(ids)[:, :, 0].tolist() == [[1, 16, 16, 15, 16]]
+    model = small(stem="kmer", stem_kernel=[2, 1])
+    assert model.embeddings.numbers(ids)[0].tolist() == [[1, 16], [20, 17], [20, 20], [15, 19], [20, 19]]
 
 
 @pytest.mark.parametrize("name", ["caduceus_ph_d32_n2", "caduceus_ps_d32_n2"])
@@ -192,7 +194,7 @@ def test_the_saliency_of_both_strands_is_turned_with_the_sequence() -> None:
         ({"pool": "max"}, "pool: unknown 'max'"),
         ({"stem": "cnov"}, "stem: unknown 'cnov', did you mean 'conv'"),
         ({"stem": "conv", "stem_kernel": 4}, "stem_kernel: expected an odd number of bases, got 4"),
-        ({"stem": "kmer", "stem_kernel": 11}, "stem_kernel: expected k from 1 to 10, got 11"),
+        ({"stem": "kmer", "stem_kernel": 11}, "stem_kernel: expected k from 1 to 10, or several, got 11"),
         ({"stem": "conv", "stem_stride": 0}, "stem_stride: expected at least 1, got 0"),
         ({"stem_stride": 2}, "stem_stride=2 merges bases, which stem='embedding' does not"),
         ({"position": True}, "need the longest sequence: max_length"),
