@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 
 class Mixer(nn.Module):
@@ -24,7 +25,8 @@ class Mixer(nn.Module):
         needs_spatial_shape: `mix_sequence` needs `spatial_shape` (H, W), the grid of the tokens, H · W = L.
         supports_state: `mix_sequence` takes and returns a state, and `step` continues from it.
         supports_cu_seqlens: `mix_sequence` takes packed sequences. Where False, the base class splits them, runs equal
-            lengths as one batch and joins them again, which is exact for any mixer.
+            lengths as one batch (of a causal mixer similar ones, padded at their ends) and joins them again, which is
+            exact for any mixer.
     """
 
     # Not annotated: TorchScript refuses class annotations that are strings.
@@ -142,26 +144,33 @@ class Mixer(nn.Module):
         return (y, final) if return_state else y
 
     def _split_and_join(self, x: Tensor, state: Any, cu_seqlens: Tensor, return_state: bool) -> Any:
-        """Run packed sequences through a mixer that knows no packing: equal lengths together, each length once."""
+        """Run packed sequences through a mixer that knows no packing: equal lengths together, each length once.
+
+        What follows a sequence changes nothing in a causal mixer but its last state. So where no state is asked for,
+        sequences are padded to the longest of those up to twice as short, and those make one batch.
+        """
         bounds = cu_seqlens.tolist()
         if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != x.shape[1] or bounds != sorted(bounds):
             name = type(self).__name__
             raise ValueError(f"{name}: expected cu_seqlens that rise from 0 to L = {x.shape[1]}, got {bounds}")
         groups: dict[int, list[int]] = {}
-        for i, (start, stop) in enumerate(pairwise(bounds)):
-            groups.setdefault(stop - start, []).append(i)
+        lengths = [stop - start for start, stop in pairwise(bounds)]
+        padded = self.causal and not return_state
+        for i, length in enumerate(lengths):
+            similar = (length - 1).bit_length() + 1 if padded and length else length  # 0 is for empty ones alone
+            groups.setdefault(similar, []).append(i)
         rows: list[Tensor | None] = [None] * (len(bounds) - 1)
         states: list[Any] = [None] * (len(bounds) - 1)
-        for length, members in groups.items():
+        for members in groups.values():
             y, final = None, None if state is None else _map(state, lambda t, members=members: t[members])
-            if length > 0:
-                batch = torch.stack([x[0, bounds[i] : bounds[i] + length] for i in members])
+            if lengths[members[0]] > 0:
+                batch = pad_sequence([x[0, bounds[i] : bounds[i + 1]] for i in members], batch_first=True)
                 out = self._dispatch(batch, final, None, None, return_state)
                 y, final = out if return_state else (out, None)
             elif return_state and final is None:
                 final = self.init_state(len(members), device=x.device, dtype=x.dtype)
             for row, i in enumerate(members):
-                rows[i] = None if y is None else y[row]
+                rows[i] = None if y is None else y[row, : lengths[i]]
                 states[i] = _map(final, lambda t, row=row: t[row]) if return_state else None
         filled = [row for row in rows if row is not None]
         joined = torch.cat(filled)[None] if filled else torch.zeros_like(x)

@@ -89,6 +89,11 @@ class Bidirectional(Mixer):
         return self._merge(y, y_b), None
 
     @torch.jit.ignore
+    def _split_and_join(self, x: Tensor, state: Any, cu_seqlens: Tensor, return_state: bool) -> Any:
+        """Leave the splitting to each direction, which is causal and so may pad where this class may not."""
+        return self.mix_sequence(x, cu_seqlens=cu_seqlens)[0]
+
+    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """See `Mixer.no_weight_decay`."""
         return {f"fwd.{n}" for n in self.fwd.no_weight_decay()} | {f"bwd.{n}" for n in self.bwd.no_weight_decay()}
