@@ -28,7 +28,7 @@ _IS_X86 = llvm.get_process_triple().startswith(("x86_64", "i686"))
 _FLOAT, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_I32, LANES)
 _BYTES = ir.IntType(8).as_pointer()
-_LOG2_E = 1.44269502162933349609375  # the nearest float32
+_LOG2_E, _LOG2_E_REST = 1.44269502162933349609375, 1.925962991e-8  # the nearest float32, and what it lacks
 _MAGIC = 1.5 * 2.0**23  # adding it to |z| < 2^22 rounds z to an integer, which then sits in the low bits of the sum
 # 2^f on [-1/2, 1/2], lowest power first: least maximum relative error (9e-8 before rounding) at degree 5, 2^0 = 1
 _EXP2 = (1.0, 0.6931470036506653, 0.24022242426872253, 0.05550733581185341, 0.009671512991189957, 0.001326472731307149)
@@ -122,11 +122,12 @@ def _emit_exp2_bounded(builder: Any, z: Any) -> Any:
 
 
 def _emit_exp(builder: Any, x: Any) -> Any:
-    # k is close to x / ln 2 and f = x / ln 2 - k is rounded once; clamped as in _emit_exp2
+    # k is close to x / ln 2, and f = x / ln 2 - k in two steps keeps its digits; clamped as in _emit_exp2
     x = _emit_clamp(builder, x, _constant(-88.0), _constant(88.722839))
     shifted = _fma(builder, x, _constant(_LOG2_E), _constant(_MAGIC))
     k = builder.fsub(shifted, _constant(_MAGIC))
-    value, exponent = _emit_power(builder, shifted, _fma(builder, x, _constant(_LOG2_E), builder.fneg(k)))
+    f = _fma(builder, x, _constant(_LOG2_E_REST), _fma(builder, x, _constant(_LOG2_E), builder.fneg(k)))
+    value, exponent = _emit_power(builder, shifted, f)
     scale = builder.add(exponent, ir.Constant(_INTS, [127 << 23] * LANES))
     return builder.fmul(value, builder.bitcast(scale, _VECTOR))
 
@@ -140,6 +141,10 @@ def _emit_larger(builder: Any, a: Any, b: Any) -> Any:
 def _emit_clamp(builder: Any, v: Any, low: Any, high: Any) -> Any:
     v = builder.select(builder.fcmp_ordered("<", v, low), low, v)
     return builder.select(builder.fcmp_ordered(">", v, high), high, v)
+
+
+def _emit_where_negative(builder: Any, v: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered("<", v, _constant(0.0)), a, b)
 
 
 def _emit_inside(builder: Any, v: Any, low: Any, high: Any) -> Any:
@@ -157,6 +162,7 @@ exp2_bounded = _elementwise(_emit_exp2_bounded)  # the same bits where -126 <= z
 exp = _elementwise(_emit_exp)
 larger = _elementwise(_emit_larger)  # of two that have no sign; NaN if one is NaN
 absolute = _elementwise(lambda builder, a: _llvm(builder, f"llvm.fabs.v{LANES}f32", _VECTOR, a))
+where_negative = _elementwise(_emit_where_negative)  # the second where the first is below 0, else the third
 clamp = _elementwise(_emit_clamp)  # the first, no less than the second and no more than the third; NaN stays NaN
 inside = _elementwise(_emit_inside)  # 1 where `clamp` changes nothing, else 0
 
@@ -188,7 +194,7 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pointer = builder.bitcast(_at(context, builder, signature.args[0], *values), _BYTES)
-        _llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, _I32(0), _I32(3), _I32(1))
+        _llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, _I32(0), _I32(2), _I32(1))
         return context.get_dummy_value()
 
     return types.void(array, types.int64), codegen

@@ -5,9 +5,13 @@
 and its gradient, for which the states are followed forward once more from those that the chunk starts from. One state n
 after the other runs through the steps q of the chunk, for a real A with two registers of channels at a time.
 
-Arrays of states (rate, h, ...) are (1, N, WIDTH) for a real A; for a complex A (2, N, WIDTH), real and imaginary parts.
-Arrays of steps are (CHUNK, WIDTH). B and C are flat; step q of the chunk is in B[b_first + q b_step + n], or for a
-complex A in the pair that starts at B[b_first + q b_step + 2 n]. Names with g_ are gradients: g_h that of h. The
+Forward works on rows of W = WIDTH channels, backward on W = STRIP. Arrays of states (rate, h, ...) are (1, N, W) for a
+real A; for a complex A (2, N, W), real and imaginary parts. Arrays of steps are (steps, W). B and C are flat; step q of
+the chunk is in B[b_first + q b_step + n], or for a complex A in the pair that starts at B[b_first + q b_step + 2 n].
+
+Functions whose name ends in _bounded ask for |Δ rate| <= BOUND and then return the same bits as the others.
+
+Names with g_ are gradients: g_h that of h. The
 gradient of a complex number is dL/dRe + i dL/dIm, as in torch.
 """
 
@@ -17,7 +21,8 @@ import numpy as np
 from numba import njit
 
 from mambaverse.kernels.fastmath import exp2f
-from mambaverse.kernels.selective_scan.cpu_layout import WIDTH
+from mambaverse.kernels.selective_scan.cpu_layout import STRIP, WIDTH
+from mambaverse.kernels.selective_scan.shapes import CHUNK
 from mambaverse.kernels.simd import LANES, add, exp2, exp2_bounded, fma, load, mul, splat, splat_at, store, total
 
 f32 = np.float32
@@ -56,45 +61,43 @@ forward_real = _forward_real(exp2)
 forward_real_bounded = _forward_real(exp2_bounded)
 
 
-@_exact
-def backward_real(
-    num, rate, h_first, dt, x, B, b_first, b_step, C, c_first, c_step, g_out, a, h, g_b, g_c,
-    out, g_x, g_dt, g_B, g_C, g_h, g_rate,
-):  # fmt: skip
-    """Differentiate `num` steps; a (1, CHUNK, WIDTH), h (a row more), g_b and g_c (CHUNK, LANES) are scratch.
+def _backward_real(exp2: Any) -> Any:
+    @_exact
+    def backward_real(
+        num, rate, h_first, dt, x, B, b_first, b_step, C, c_first, c_step, g_out, a, h,
+        out, g_x, g_dt, g_b, g_c, g_h, g_rate,
+    ):  # fmt: skip
+        """Differentiate `num` steps of STRIP channels; a (1, CHUNK, STRIP) and h (a row more) are scratch.
 
-    g_h comes in as the gradient of the last states and leaves as that of `h_first`; g_B and g_C (1, N, CHUNK) are
-    written; out, g_x (of x), g_dt (through a, over ln 2) and g_rate (of A) are added to.
-    """
-    for n in range(rate.shape[1]):
-        g_b[:] = f32(0)
-        g_c[:] = f32(0)
-        for v in range(0, WIDTH, 2 * LANES):
-            i = n * WIDTH + v
+        g_h comes in as the gradient of the last states and leaves as that of `h_first`; out, g_x (of x), g_dt (through
+        a, over ln 2), g_rate (of A) and, lane by lane, g_b and g_c (N, CHUNK, LANES) are added to.
+        """
+        for n in range(rate.shape[1]):
+            i = n * STRIP
             rate_0, rate_1 = load(rate, i), load(rate, i + LANES)
             h_0, h_1 = load(h_first, i), load(h_first, i + LANES)
-            store(h, v, h_0)
-            store(h, v + LANES, h_1)
+            store(h, 0, h_0)
+            store(h, LANES, h_1)
             for q in range(num):
-                b, c = splat(B[b_first + q * b_step + n]), splat(C[c_first + q * c_step + n])
-                o = q * WIDTH + v
+                b, c = splat_at(B, b_first + q * b_step + n), splat_at(C, c_first + q * c_step + n)
+                o = q * STRIP
                 a_0 = exp2(mul(load(dt, o), rate_0))
                 h_0 = fma(a_0, h_0, mul(load(x, o), b))
                 store(a, o, a_0)
-                store(h, o + WIDTH, h_0)
+                store(h, o + STRIP, h_0)
                 store(out, o, fma(c, h_0, load(out, o)))
                 o += LANES
                 a_1 = exp2(mul(load(dt, o), rate_1))
                 h_1 = fma(a_1, h_1, mul(load(x, o), b))
                 store(a, o, a_1)
-                store(h, o + WIDTH, h_1)
+                store(h, o + STRIP, h_1)
                 store(out, o, fma(c, h_1, load(out, o)))
             g_h0, g_h1 = load(g_h, i), load(g_h, i + LANES)
             g_rate0 = g_rate1 = splat(f32(0))  # over one chunk: a long float32 sum keeps its digits in two levels only
             for q in range(num - 1, -1, -1):
-                b, c = splat(B[b_first + q * b_step + n]), splat(C[c_first + q * c_step + n])
-                o = q * WIDTH + v
-                r, s = o + LANES, q * LANES
+                b, c = splat_at(B, b_first + q * b_step + n), splat_at(C, c_first + q * c_step + n)
+                o = q * STRIP
+                r, s = o + LANES, (n * CHUNK + q) * LANES
                 g_0, g_1 = load(g_out, o), load(g_out, r)
                 store(g_c, s, fma(g_0, h_0, fma(g_1, h_1, load(g_c, s))))
                 g_0, g_1 = fma(g_0, c, g_h0), fma(g_1, c, g_h1)  # gradients of the states after step q
@@ -111,9 +114,21 @@ def backward_real(
             store(g_h, i + LANES, g_h1)
             store(g_rate, i, add(load(g_rate, i), g_rate0))
             store(g_rate, i + LANES, add(load(g_rate, i + LANES), g_rate1))
+
+    return backward_real
+
+
+backward_real = _backward_real(exp2)
+backward_real_bounded = _backward_real(exp2_bounded)
+
+
+@_exact
+def sum_lanes(g_b, g_c, num, g_B, g_C):
+    """Write the sums of the lanes of g_b and g_c (N, CHUNK, LANES) to g_B and g_C (1, N, CHUNK)."""
+    for n in range(g_B.shape[1]):
         for q in range(num):
-            g_B[0, n, q] = total(load(g_b, q * LANES))
-            g_C[0, n, q] = total(load(g_c, q * LANES))
+            g_B[0, n, q] = total(load(g_b, (n * CHUNK + q) * LANES))
+            g_C[0, n, q] = total(load(g_c, (n * CHUNK + q) * LANES))
 
 
 @_exact
@@ -156,16 +171,19 @@ def backward_complex(
     num, rate, h_first, dt, x, B, b_first, b_step, C, c_first, c_step, g_out, a, h, g_rate_sum,
     out, g_x, g_dt, g_B, g_C, g_h, g_rate,
 ):  # fmt: skip
-    """Differentiate `num` steps, as `backward_real` does; a, h and g_rate_sum (2, WIDTH) are scratch."""
+    """Differentiate `num` steps, as `backward_real` does; a, h and g_rate_sum (2, STRIP) are scratch.
+
+    g_B and g_C (2, N, CHUNK) are added to.
+    """
     for n in range(rate.shape[1]):
         for part in range(2):
-            for j in range(WIDTH):
+            for j in range(STRIP):
                 h[part, 0, j] = h_first[part, n, j]
                 g_rate_sum[part, j] = f32(0)
         for q in range(num):
             i_b, i_c = b_first + q * b_step + 2 * n, c_first + q * c_step + 2 * n
             b_re, b_im, c_re, c_im = B[i_b], B[i_b + 1], f32(2) * C[i_c], f32(2) * C[i_c + 1]
-            for j in range(WIDTH):
+            for j in range(STRIP):
                 a_re, a_im = _complex_exp2(dt[q, j] * rate[0, n, j], dt[q, j] * rate[1, n, j])
                 re = a_re * h[0, q, j] - a_im * h[1, q, j] + x[q, j] * b_re
                 im = a_re * h[1, q, j] + a_im * h[0, q, j] + x[q, j] * b_im
@@ -178,7 +196,7 @@ def backward_complex(
             i_b, i_c = b_first + q * b_step + 2 * n, c_first + q * c_step + 2 * n
             b_re, b_im, c_re, c_im = B[i_b], B[i_b + 1], f32(2) * C[i_c], f32(2) * C[i_c + 1]
             g_b_re = g_b_im = g_c_re = g_c_im = f32(0)
-            for j in range(WIDTH):
+            for j in range(STRIP):
                 re = g_h[0, n, j] + g_out[q, j] * c_re
                 im = g_h[1, n, j] - g_out[q, j] * c_im
                 g_c_re += g_out[q, j] * h[0, q + 1, j]
@@ -195,10 +213,10 @@ def backward_complex(
                 g_dt[q, j] += re * rate[0, n, j] + im * rate[1, n, j]
                 g_rate_sum[0, j] += re * dt[q, j]
                 g_rate_sum[1, j] += im * dt[q, j]
-            g_B[0, n, q] = g_b_re
-            g_B[1, n, q] = g_b_im
-            g_C[0, n, q] = f32(2) * g_c_re
-            g_C[1, n, q] = f32(2) * g_c_im
+            g_B[0, n, q] += g_b_re
+            g_B[1, n, q] += g_b_im
+            g_C[0, n, q] += f32(2) * g_c_re
+            g_C[1, n, q] += f32(2) * g_c_im
         for part in range(2):
-            for j in range(WIDTH):
+            for j in range(STRIP):
                 g_rate[part, n, j] += g_rate_sum[part, j]

@@ -20,23 +20,31 @@ import numpy as np
 from numba import njit
 
 from mambaverse.kernels import fastmath, simd
-from mambaverse.kernels.fastmath import sigmoid, softplus
 from mambaverse.kernels.jit import cached_kernel
 from mambaverse.kernels.selective_scan import cpu_chunk, cpu_layout, cpu_rows, shapes
 from mambaverse.kernels.selective_scan.cpu_chunk import (
     backward_complex,
     backward_real,
+    backward_real_bounded,
     forward_complex,
     forward_real,
     forward_real_bounded,
+    sum_lanes,
 )
-from mambaverse.kernels.selective_scan.cpu_layout import BOUND, STEPS, WIDTH
-from mambaverse.kernels.selective_scan.cpu_rows import gated, prepare
+from mambaverse.kernels.selective_scan.cpu_layout import BOUND, STEPS, STRIP, WIDTH
+from mambaverse.kernels.selective_scan.cpu_rows import (
+    finish_backward,
+    gated,
+    prepare,
+    prepare_backward,
+    product,
+    ungated,
+)
 from mambaverse.kernels.selective_scan.shapes import CHUNK
 from mambaverse.kernels.simd import LANES, flush_denormals, restore_denormals
 
 f32 = np.float32
-LOG2_E, LN_2 = f32(1.44269504), f32(0.69314718)
+LOG2_E = f32(1.44269504)
 
 _FLAGS = {"contract", "reassoc", "nsz"}
 _part = njit(fastmath=_FLAGS, error_model="numpy", boundscheck=False)
@@ -44,39 +52,39 @@ _kernel = cached_kernel(fastmath, simd, cpu_layout, cpu_chunk, cpu_rows, shapes,
 
 
 @_part
-def _load(source, first, stride, num, width, rows):
-    """Copy `num` rows of `width` elements, `stride` apart, into a buffer; zeros beyond `width`."""
+def _load(source, first, stride, num, width, full_width, rows):
+    """Copy `num` rows of `width` elements, `stride` apart, to rows of `full_width`, filled up with zeros."""
     for q in range(num):
         row = source[first + q * stride : first + q * stride + width]
         for j in range(width):
-            rows[q * WIDTH + j] = row[j]
-        for j in range(width, WIDTH):
-            rows[q * WIDTH + j] = f32(0)
+            rows[q * full_width + j] = row[j]
+        for j in range(width, full_width):
+            rows[q * full_width + j] = f32(0)
 
 
 @_part
-def _store(rows, num, width, target, first, stride):
-    """Copy `num` rows of `width` elements out of a buffer."""
+def _store(rows, full_width, num, width, target, first, stride):
+    """Copy `width` elements of each of `num` rows of `full_width` to rows that are `stride` apart."""
     for q in range(num):
         row = target[first + q * stride : first + q * stride + width]
         for j in range(width):
-            row[j] = rows[q, j]
+            row[j] = rows[q * full_width + j]
 
 
 @_part
 def _read(source, first, width, states):
-    """Transpose `width` channels of (D, N, parts), from `first` on, to (parts, N, WIDTH); zeros beyond, or if empty."""
-    parts, state_dim, _ = states.shape
+    """Transpose `width` channels of (D, N, parts), from `first` on, to (parts, N, W); zeros beyond, or if empty."""
+    parts, state_dim, full_width = states.shape
     for part in range(parts):
         for n in range(state_dim):
-            for j in range(WIDTH):
+            for j in range(full_width):
                 inside = j < width and len(source) > 0
                 states[part, n, j] = source[((first + j) * state_dim + n) * parts + part] if inside else f32(0)
 
 
 @_part
 def _write(states, target, first, width):
-    """Transpose (parts, N, WIDTH) to `width` channels of (D, N, parts), from `first` on."""
+    """Transpose (parts, N, W) to `width` channels of (D, N, parts), from `first` on."""
     parts, state_dim, _ = states.shape
     for part in range(parts):
         for n in range(state_dim):
@@ -161,8 +169,8 @@ def scan_forward(
                 u_, u_first, u_stride = u, b * u_b + t * u_t + d0, step * u_t
                 d_, d_first, d_stride = delta, b * d_b + t * d_t + d0, step * d_t
                 if width < WIDTH:
-                    _load(u, u_first, u_stride, num, width, padded_u)
-                    _load(delta, d_first, d_stride, num, width, padded)
+                    _load(u, u_first, u_stride, num, width, WIDTH, padded_u)
+                    _load(delta, d_first, d_stride, num, width, WIDTH, padded)
                     u_, u_first, u_stride = padded_u, 0, WIDTH
                     d_, d_first, d_stride = padded, 0, WIDTH
                 prepare(
@@ -176,11 +184,11 @@ def scan_forward(
                     forward_real(num, rate, h, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, out)
                 y_first = (b * length + t) * dim + d0
                 if not len(z):
-                    _store(out, num, width, y, y_first, step * dim)
+                    _store(out.reshape(-1), WIDTH, num, width, y, y_first, step * dim)
                 elif width < WIDTH:
-                    _load(z, b * z_b + t * z_t + d0, step * z_t, num, width, padded)
-                    gated(num, out, padded, 0, WIDTH, x, 0, WIDTH)
-                    _store(x, num, width, y, y_first, step * dim)
+                    _load(z, b * z_b + t * z_t + d0, step * z_t, num, width, WIDTH, padded)
+                    gated(num, out, padded, 0, WIDTH, padded_u, 0, WIDTH)
+                    _store(padded_u, WIDTH, num, width, y, y_first, step * dim)
                 else:
                     gated(num, out, z, b * z_b + t * z_t + d0, step * z_t, y, y_first, step * dim)
         for block in range(first_block, last_block):
@@ -197,116 +205,144 @@ def scan_backward(
 ):  # fmt: skip
     """Differentiate work items start .. stop - 1; an item is some sequences of some blocks of channels of one group.
 
-    dA, dD and ddelta_bias have a leading axis of `seq_parts`, dB and dC, which must be zeros, one of `num_parts`.
+    dA, dD and ddelta_bias have a leading axis of `seq_parts`, dB and dC, which must be zeros, one of `num_parts`. The
+    strips of the blocks take turns, a chunk each.
     """
     group_dim = dim // groups
     num_blocks = -(-group_dim // WIDTH)
+    most_strips = -(-num_blocks // num_parts) * (WIDTH // STRIP)
     step = -1 if reverse else 1
     (dy_b, dy_t), (u_b, u_t), (d_b, d_t), (z_b, z_t), (B_b, B_t, B_g), (C_b, C_t, C_g) = strides
-    v = np.zeros((CHUNK, WIDTH), f32)  # u
-    dt = np.zeros((CHUNK, WIDTH), f32)
-    x = np.zeros((CHUNK, WIDTH), f32)  # Δ u
-    slope = np.zeros((CHUNK, WIDTH), f32)  # dΔ / ddelta
-    gate = np.zeros((CHUNK, WIDTH), f32)  # z, then the part of dz that is known before y is
-    out = np.zeros((CHUNK, WIDTH), f32)  # y before the gate
-    g_out = np.zeros((CHUNK, WIDTH), f32)
-    g_x = np.zeros((CHUNK, WIDTH), f32)
-    g_dt = np.zeros((CHUNK, WIDTH), f32)
-    a = np.zeros((parts, CHUNK, WIDTH), f32)
-    h = np.zeros((parts, CHUNK + 1, WIDTH), f32)
-    h_first = np.zeros((parts, state_dim, WIDTH), f32)
-    g_h = np.zeros((parts, state_dim, WIDTH), f32)
-    rate = np.zeros((parts, state_dim, WIDTH), f32)
-    g_rate = np.zeros((parts, state_dim, WIDTH), f32)
+    dt = np.zeros((CHUNK, STRIP), f32)
+    x = np.zeros((CHUNK, STRIP), f32)  # Δ u
+    slope = np.zeros((CHUNK, STRIP), f32)  # dΔ / ddelta
+    gate = np.zeros((CHUNK, STRIP), f32)  # dz / out
+    out = np.zeros((CHUNK, STRIP), f32)  # y before the gate
+    g_out = np.zeros((CHUNK, STRIP), f32)
+    g_x = np.zeros((CHUNK, STRIP), f32)
+    g_dt = np.zeros((CHUNK, STRIP), f32)
+    padded_u, padded_delta, padded_dy, padded_z = np.zeros((4, CHUNK * STRIP), f32)
+    a = np.zeros((parts, CHUNK, STRIP), f32)
+    h = np.zeros((parts, CHUNK + 1, STRIP), f32)
+    h_first = np.zeros((parts, state_dim, STRIP), f32)
     g_B = np.zeros((parts, state_dim, CHUNK), f32)
     g_C = np.zeros((parts, state_dim, CHUNK), f32)
-    bias = np.zeros((1, 1, WIDTH), f32)
-    skip = np.zeros((1, 1, WIDTH), f32)
-    g_bias = np.zeros((1, 1, WIDTH), f32)
-    g_skip = np.zeros((1, 1, WIDTH), f32)
-    g_b = np.zeros((CHUNK, LANES), f32)
-    g_c = np.zeros((CHUNK, LANES), f32)
-    sums = np.zeros((2, WIDTH), f32)  # over one chunk: a long float32 sum keeps its digits in two levels only
+    g_b = np.zeros((state_dim, CHUNK, LANES), f32)
+    g_c = np.zeros((state_dim, CHUNK, LANES), f32)
+    peak = np.zeros(LANES, f32)
+    g_rate_sum = np.zeros((2, STRIP), f32)
+    rates, g_rates, g_states = np.zeros((3, most_strips, parts, state_dim, STRIP), f32)
+    biases, skips, g_biases, g_skips = np.zeros((4, most_strips, 1, 1, STRIP), f32)
+    fastest = np.zeros(most_strips, f32)
     denormals = flush_denormals()
     for item in range(start, stop):
         seq_part, rest = divmod(item, groups * num_parts)
         g, part = divmod(rest, num_parts)
-        for block in range(part * num_blocks // num_parts, (part + 1) * num_blocks // num_parts):
-            d0 = g * group_dim + block * WIDTH
-            width = min(WIDTH, (g + 1) * group_dim - d0)
-            _read(delta_bias, d0, width, bias)
-            _read(D, d0, width, skip)
-            _read(A, d0, width, rate)
-            rate *= LOG2_E
-            g_rate[:] = f32(0)
-            g_bias[:] = f32(0)
-            g_skip[:] = f32(0)
-            for s in range(seq_part * sequences // seq_parts, (seq_part + 1) * sequences // seq_parts):
-                b, first, end = _sequence(s, length, cu_seqlens)
-                _read(dfinal_state, s * dim + d0, width, g_h)
-                for c in range((end - first + CHUNK - 1) // CHUNK - 1, -1, -1):
-                    num = min(CHUNK, end - first - c * CHUNK)
-                    t = end - 1 - c * CHUNK if reverse else first + c * CHUNK
-                    _load(u, b * u_b + t * u_t + d0, step * u_t, num, width, v.reshape(-1))
-                    _load(delta, b * d_b + t * d_t + d0, step * d_t, num, width, dt.reshape(-1))
-                    _load(dy, b * dy_b + t * dy_t + d0, step * dy_t, num, width, g_out.reshape(-1))
-                    for q in range(num):
-                        for j in range(WIDTH):
-                            d = dt[q, j] + bias[0, 0, j]
-                            slope[q, j] = sigmoid(d) if delta_softplus else f32(1)
-                            dt[q, j] = softplus(d) if delta_softplus else d
-                            x[q, j] = v[q, j] * dt[q, j]
-                            out[q, j] = skip[0, 0, j] * v[q, j]
-                            g_x[q, j] = f32(0)
-                            g_dt[q, j] = f32(0)
+        first_channel = g * group_dim + part * num_blocks // num_parts * WIDTH
+        end_channel = min(g * group_dim + (part + 1) * num_blocks // num_parts * WIDTH, (g + 1) * group_dim)
+        num_strips = -(-(end_channel - first_channel) // STRIP)
+        for k in range(num_strips):
+            d0 = first_channel + k * STRIP
+            width = min(STRIP, end_channel - d0)
+            _read(delta_bias, d0, width, biases[k])
+            _read(D, d0, width, skips[k])
+            _read(A, d0, width, rates[k])
+            rates[k] *= LOG2_E
+            fastest[k] = largest(rates[k])
+        g_rates[:] = f32(0)
+        g_biases[:] = f32(0)
+        g_skips[:] = f32(0)
+        for s in range(seq_part * sequences // seq_parts, (seq_part + 1) * sequences // seq_parts):
+            b, first, end = _sequence(s, length, cu_seqlens)
+            for k in range(num_strips):
+                d0 = first_channel + k * STRIP
+                _read(dfinal_state, s * dim + d0, min(STRIP, end_channel - d0), g_states[k])
+            for c in range((end - first + CHUNK - 1) // CHUNK - 1, -1, -1):
+                num = min(CHUNK, end - first - c * CHUNK)
+                t = end - 1 - c * CHUNK if reverse else first + c * CHUNK
+                b_first, c_first = b * B_b + t * B_t + g * B_g, b * C_b + t * C_t + g * C_g
+                g_B[:] = f32(0)
+                g_C[:] = f32(0)
+                g_b[:] = f32(0)
+                g_c[:] = f32(0)
+                for k in range(num_strips):
+                    d0 = first_channel + k * STRIP
+                    width = min(STRIP, end_channel - d0)
+                    full = width == STRIP
+                    rate, bias, skip = rates[k], biases[k], skips[k]
+                    i = (b * length + t) * dim + d0
+                    u_, u_first, u_stride = u, b * u_b + t * u_t + d0, step * u_t
+                    d_, d_first, d_stride = delta, b * d_b + t * d_t + d0, step * d_t
+                    dy_, dy_first, dy_stride = dy, b * dy_b + t * dy_t + d0, step * dy_t
+                    z_, z_first, z_stride = z, b * z_b + t * z_t + d0, step * z_t
+                    if not full:
+                        _load(u, u_first, u_stride, num, width, STRIP, padded_u)
+                        _load(delta, d_first, d_stride, num, width, STRIP, padded_delta)
+                        _load(dy, dy_first, dy_stride, num, width, STRIP, padded_dy)
+                        u_, u_first, u_stride = padded_u, 0, STRIP
+                        d_, d_first, d_stride = padded_delta, 0, STRIP
+                        dy_, dy_first, dy_stride = padded_dy, 0, STRIP
+                        if len(z):
+                            _load(z, z_first, z_stride, num, width, STRIP, padded_z)
+                            z_, z_first, z_stride = padded_z, 0, STRIP
+                    prepare_backward(
+                        num, u_, u_first, u_stride, d_, d_first, d_stride, dy_, dy_first, dy_stride, bias, skip,
+                        delta_softplus, du, ddelta, dz, i, step * dim, dt, slope, x, out, g_out, g_x, g_dt, peak,
+                    )  # fmt: skip
                     if len(z):
-                        _load(z, b * z_b + t * z_t + d0, step * z_t, num, width, gate.reshape(-1))
-                        for q in range(num):
-                            for j in range(WIDTH):
-                                p = sigmoid(gate[q, j])
-                                w = gate[q, j] * p
-                                gate[q, j] = g_out[q, j] * (p + w * (f32(1) - p))
-                                g_out[q, j] *= w
+                        ungated(num, z_, z_first, z_stride, g_out, gate)
                     if c > 0:
                         _read(chunk_states, (b * (length // CHUNK) + first // CHUNK + c - 1) * dim + d0, width, h_first)
                     else:
                         _read(initial_state, s * dim + d0, width, h_first)
-                    b_first, c_first = b * B_b + t * B_t + g * B_g, b * C_b + t * C_t + g * C_g
-                    if parts == 1:
-                        backward_real(
-                            num, rate, h_first, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, g_out,
-                            a, h, g_b, g_c, out, g_x, g_dt, g_B, g_C, g_h, g_rate,
-                        )  # fmt: skip
-                    else:
+                    if parts == 2:
                         backward_complex(
                             num, rate, h_first, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, g_out,
-                            a, h, sums, out, g_x, g_dt, g_B, g_C, g_h, g_rate,
+                            a, h, g_rate_sum, out, g_x, g_dt, g_B, g_C, g_states[k], g_rates[k],
                         )  # fmt: skip
-                    for q in range(num):
-                        i = (((part * batch + b) * length + t + step * q) * groups + g) * state_dim * parts
-                        for n in range(state_dim):
-                            for k in range(parts):
-                                dB[i + n * parts + k] += g_B[k, n, q]
-                                dC[i + n * parts + k] += g_C[k, n, q]
-                    sums[:] = f32(0)
-                    for q in range(num):
-                        for j in range(WIDTH):
-                            sums[0, j] += g_out[q, j] * v[q, j]
-                            gate[q, j] *= out[q, j]
-                            d = (g_dt[q, j] * LN_2 + g_x[q, j] * v[q, j]) * slope[q, j]
-                            g_dt[q, j] = d
-                            sums[1, j] += d
-                            g_x[q, j] = g_x[q, j] * dt[q, j] + g_out[q, j] * skip[0, 0, j]
-                    g_skip += sums[0]
-                    g_bias += sums[1]
-                    i = (b * length + t) * dim + d0
-                    _store(g_x, num, width, du, i, step * dim)
-                    _store(g_dt, num, width, ddelta, i, step * dim)
-                    if len(z):
-                        _store(gate, num, width, dz, i, step * dim)
-                if len(dinitial_state):
-                    _write(g_h, dinitial_state, s * dim + d0, width)
-            _write(g_skip, dD, seq_part * dim + d0, width)
-            _write(g_bias, ddelta_bias, seq_part * dim + d0, width)
-            _write(g_rate, dA, seq_part * dim + d0, width)
+                    elif largest(peak) * fastest[k] <= BOUND:
+                        backward_real_bounded(
+                            num, rate, h_first, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, g_out,
+                            a, h, out, g_x, g_dt, g_b, g_c, g_states[k], g_rates[k],
+                        )  # fmt: skip
+                    else:
+                        backward_real(
+                            num, rate, h_first, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, g_out,
+                            a, h, out, g_x, g_dt, g_b, g_c, g_states[k], g_rates[k],
+                        )  # fmt: skip
+                    if full:
+                        finish_backward(
+                            num, u_, u_first, u_stride, skip, dt, slope, g_out, g_x, g_dt, g_skips[k], g_biases[k],
+                            du, i, step * dim, ddelta, i, step * dim,
+                        )  # fmt: skip
+                        if len(z):
+                            product(num, gate, out, dz, i, step * dim)
+                    else:
+                        finish_backward(
+                            num, u_, u_first, u_stride, skip, dt, slope, g_out, g_x, g_dt, g_skips[k], g_biases[k],
+                            padded_delta, 0, STRIP, padded_dy, 0, STRIP,
+                        )  # fmt: skip
+                        _store(padded_delta, STRIP, num, width, du, i, step * dim)
+                        _store(padded_dy, STRIP, num, width, ddelta, i, step * dim)
+                        if len(z):
+                            product(num, gate, out, padded_z, 0, STRIP)
+                            _store(padded_z, STRIP, num, width, dz, i, step * dim)
+                if parts == 1:
+                    sum_lanes(g_b, g_c, num, g_B, g_C)
+                for q in range(num):
+                    i = (((part * batch + b) * length + t + step * q) * groups + g) * state_dim * parts
+                    for n in range(state_dim):
+                        for k in range(parts):
+                            dB[i + n * parts + k] += g_B[k, n, q]
+                            dC[i + n * parts + k] += g_C[k, n, q]
+            if len(dinitial_state):
+                for k in range(num_strips):
+                    d0 = first_channel + k * STRIP
+                    _write(g_states[k], dinitial_state, s * dim + d0, min(STRIP, end_channel - d0))
+        for k in range(num_strips):
+            d0 = first_channel + k * STRIP
+            width = min(STRIP, end_channel - d0)
+            _write(g_skips[k], dD, seq_part * dim + d0, width)
+            _write(g_biases[k], ddelta_bias, seq_part * dim + d0, width)
+            _write(g_rates[k], dA, seq_part * dim + d0, width)
     restore_denormals(denormals)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.rows import dense, flat_rows
+from mambaverse.kernels.simd import LANES
 
 WIDTH = 64  # channels that one work item walks through a sequence with
+STRIP = 2 * LANES  # channels whose rows backward has in buffers at a time: CHUNK rows of all of them fit in L1
 STEPS = 16  # steps whose rows lie in buffers at a time in forward; a divisor of shapes.CHUNK
 BOUND = 125.9  # |Δ rate| up to which a = 2^(Δ rate) needs no clamp
 ITEMS_PER_THREAD = 4  # what forward aims at: fewer read longer rows, more keep all threads busy to the end
 UPDATES_PER_CALL = 1 << 18  # state updates that are worth a call from Python: about 0.1 ms
-BACKWARD_ITEMS = 32  # what the partition of backward aims at: more of them are more parallel and need more partial sums
+BACKWARD_ITEMS = 16  # what the partition of backward aims at: more are more parallel, fewer read longer rows
 
 _NOTHING = np.empty(0, np.float32)
 _NO_OFFSETS = np.empty(0, np.int64)
@@ -39,7 +41,8 @@ def partition(sequences: int, dim: int, groups: int, state_dim: int) -> tuple[in
     """
     seq_parts = max(1, min(sequences, BACKWARD_ITEMS))
     wanted = -(-BACKWARD_ITEMS // (seq_parts * groups))
-    return seq_parts, max(1, min(wanted, num_blocks(dim, groups), dim // (groups * state_dim)))
+    most, blocks = max(1, min(wanted, dim // (groups * state_dim))), num_blocks(dim, groups)
+    return seq_parts, max(1, -(-blocks // -(-blocks // most)))
 
 
 def forward_parts(sequences: int, dim: int, groups: int) -> int:

@@ -81,6 +81,15 @@ def test_growing_states_equal_reference(case):
     check_against_reference(inputs | {"delta": inputs["delta"] - 0.5}, delta_softplus=False)
 
 
+def test_huge_steps_forget_everything():
+    """Where Δ A leaves the range of exponents the states are exactly forgotten, and the steps around them are not."""
+    inputs = make_inputs(CHUNKS)
+    inputs["delta"][:, 40:90:7] = 1e4
+    inputs["A"][1] = 0
+    inputs["delta"][:, :, 1] = 0.1
+    check_against_reference(inputs)
+
+
 @pytest.mark.parametrize("case", [CHUNKS, TESTED[-1]], ids=lambda case: case.name)
 def test_reverse_equals_flipped_scan(case):
     inputs = make_inputs(case)
