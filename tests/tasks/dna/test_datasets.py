@@ -241,6 +241,13 @@ def test_uci_has_no_sequence_twice(make_task: Make, shared_data: Shared) -> None
     assert len(both) == len(set(both)) == 3001
 
 
+def test_beta_lactamases_are_split_by_family(make_task: Make, shared_data: Shared) -> None:
+    task = make_task("dna/beta_lactamase", f"data.root={shared_data('amr_betalactamase.csv.xz')}")
+    assert sizes(task) == (4317, 1347) and list(task.classes) == ["A", "B", "C", "D"]
+    families = [set(sequences_of(part).groups or ()) for part in (task.train_set, task.eval_set)]
+    assert not families[0] & families[1]
+
+
 def test_gue_has_official_sets_in_a_folder_or_a_zip(make_task: Make, tmp_path: Path) -> None:
     for part, count in (("train", 6), ("dev", 2), ("test", 3)):
         for name in ("mouse/0", "tf/1"):
@@ -446,3 +453,24 @@ def test_a_damaged_rda_file_is_one_line(tmp_path: Path, content: bytes) -> None:
         assert "not readable as R data" in str(error)
     with pytest.raises(UserError, match=r"not readable as R data|expected a data frame DNA"):
         get_dataset("splice_uci", "dna").build(tmp_path / "DNA.rda", tmp_path)
+
+
+def test_beta_lactamases_are_built_from_an_index_of_bwa(tmp_path: Path) -> None:
+    folder = tmp_path / "AMRfior/databases/ncbi/bwa"
+    about = [
+        "blaTEM gene for class A beta-lactamase",
+        "blaSIM gene for subclass B1 metallo-beta-lactamase",
+        "tetA gene",
+    ]
+    lines = [line for i, text in enumerate(about) for line in (f"0 NG_{i} X {text}", f"{4 * i} 4 0")]
+    write(folder / "sequence_dna_bwadb.ann", "\n".join(["12 3 11", *lines]) + "\n")
+    (folder / "sequence_dna_bwadb.pac").write_bytes(bytes([0b00011011, 0b11111111, 0, 0]))
+    data = get_dataset("beta_lactamase", "dna")
+    raw = data.find_package(tmp_path)
+    assert raw is not None and data.find_package(tmp_path / "no") is None
+    data.build(raw, tmp_path)
+    with lzma.open(tmp_path / "amr_betalactamase.csv.xz", "rt") as file:
+        assert file.read().splitlines() == ["sequence,class,family", "ACGT,A,blaTEM", "TTTT,B,blaSIM"]
+    write(folder / "sequence_dna_bwadb.ann", "1 1 1\n0 x\ny z\n")
+    with pytest.raises(UserError, match=r"not an \.ann file of BWA"):
+        data.build(raw, tmp_path)

@@ -155,7 +155,7 @@ def test_a_model_that_cannot_be_built_is_one_line(make_task: Make, table: Path, 
 
 CONFIGS = {
     "rrna16s": 250, "fly_splice": 80, "splice_uci": 60, "fly_windows": 200, "species3": 200, "gue": 70,
-    "genomic_benchmarks": 512, "fasta": 1000,
+    "genomic_benchmarks": 512, "fasta": 1000, "beta_lactamase": 600,
 }  # fmt: skip
 
 
