@@ -24,9 +24,6 @@ from mambaverse.tasks.dna.datasets._prepared import Prepared
 STEM, INDEX = "amr_betalactamase", "sequence_dna_bwadb"
 FAMILY = re.compile(r"\b(bla[A-Z][A-Za-z]*)")
 CLASS = re.compile(r"\b(?:sub)?class ([ABCD])\d?\b|metallo-beta-lactamase")
-    re.compile(r"\b(bla[A-Z][A-Za-z]*)"),
-    re.compile(r"\b(?:sub)?class ([ABCD])\d?\b|metallo-beta-lactamase"),
-)
 
 
 @register_dataset("dna/beta_lactamase")
