@@ -9,6 +9,7 @@ from mambaverse.engine.classifier import ClassifierConfig
 from mambaverse.tasks.audio.fbank import FbankOptions
 
 INPUTS = ("fbank", "waveform")
+NORMALIZE = ("dataset", "clip", "band")
 
 
 @dataclass
@@ -25,7 +26,7 @@ class AudioDataConfig(SplitConfig):
     window: str = "hanning"
     frames: int | None = None  # pad with zeros or cut every spectrogram to so many; None: as long as the clip
     max_seconds: float = 30.0  # longer clips: a random piece in training, else the mean over all their pieces
-    normalize: str = "dataset"  # by `mean` and `std`, or clip: by each clip's own
+    normalize: str = "dataset"  # by `mean` and `std`; clip: by each clip's own; band: the mean by band, too
     mean: float | None = None  # of the model's input; None: that of the training clips
     std: float | None = None  # likewise. Audio Mamba and AST divide by twice the deviation
     cache_mb: int = 1024  # decoded clips are kept up to so much, in each loading process
@@ -41,8 +42,8 @@ class AudioDataConfig(SplitConfig):
         super().__post_init__()
         if self.input not in (None, *INPUTS):
             raise ConfigError(f"data.input: expected fbank or waveform, got {self.input!r}")
-        if self.normalize not in ("dataset", "clip"):
-            raise ConfigError(f"data.normalize: expected dataset or clip, got {self.normalize!r}")
+        if self.normalize not in NORMALIZE:
+            raise ConfigError(f"data.normalize: expected {', '.join(NORMALIZE)}, got {self.normalize!r}")
         if not 100 <= self.rate <= 768_000:
             raise ConfigError(f"data.rate: expected 100 to 768000 Hz, got {self.rate}")
         if self.frames is not None and self.frames < 1:

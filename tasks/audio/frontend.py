@@ -31,7 +31,7 @@ class FrontEnd:
     """
 
     def __init__(self, kind: str, config: AudioDataConfig, mean: float = 0.0, std: float = 1.0) -> None:
-        self.kind, self.per_clip, self.mean, self.std = kind, config.normalize == "clip", mean, std
+        self.kind, self.normalize, self.mean, self.std = kind, config.normalize, mean, std
         self.rate = config.rate
         self.fbank = Fbank(config.fbank())
         self.frames = config.frames if kind == "fbank" else None
@@ -42,15 +42,19 @@ class FrontEnd:
         if self.frames is not None:
             x = F.pad(x, (0, 0, 0, max(self.frames - x.shape[1], 0)))[:, : self.frames]
             lengths = torch.full_like(lengths, self.frames)
-        inside = _inside(x, lengths)
-        if self.per_clip:
-            axes = tuple(range(1, x.ndim))
-            count = lengths.view(-1, *[1] * (x.ndim - 1)) * (x.shape[2] if x.ndim == 3 else 1)
-            mean = (x * inside).double().sum(axes, keepdim=True) / count  # in float64: that of silence is exact
-            centred = (x - mean.float()) * inside
-            std = (centred.double().square().sum(axes, keepdim=True) / count).sqrt()
-            return centred / std.float().clamp(min=LEAST_STD), lengths
-        return (x - self.mean) / self.std * inside, lengths
+        if self.normalize == "dataset":
+            return (x - self.mean) / self.std * _inside(x, lengths), lengths
+        return self._by_itself(x.view(*x.shape[:2], -1), lengths).view(x.shape), lengths
+
+    def _by_itself(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return x (B, T, F), each clip minus its mean (of all, or of each band), over its deviation."""
+        inside, count = _inside(x, lengths), lengths[:, None, None]
+        mean = (x * inside).double().sum(1, keepdim=True) / count  # in float64: that of silence is exact
+        if self.normalize == "clip":
+            mean = mean.mean(2, keepdim=True)
+        centred = (x - mean.float()) * inside
+        std = (centred.double().square().sum((1, 2), keepdim=True) / (count * x.shape[2])).sqrt()
+        return centred / std.float().clamp(min=LEAST_STD)
 
     def raw(self, waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the same without normalisation, and of the clips' own lengths."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +24,7 @@ INSTALL = "pip install 'mambaverse[audio]'"
 RATES = (100, 768_000)  # Hz; outside of it a header is damaged
 MAX_BYTES = 2**31  # of one file: it is decoded in memory, at 4 bytes a sample
 FULL_SCALE, CLIPPED_SHARE = 0.999, 0.01  # so large a share of samples so near the limit are a clipped recording
+BLOCK = 2**20  # frames that are decoded at once
 SILENCE = 1e-4  # -80 dB of full scale: what dither and a sound card's noise leave of nothing
 
 
@@ -73,23 +74,33 @@ def decode_audio(data: bytes, name: str, rate: int, *, report: Callable[[str], N
 
 
 def decode_waveform(data: bytes, name: str) -> Waveform:
-    """Decode an audio file in memory at its own rate, mono; raises as `decode_audio`."""
+    """Decode an audio file in memory at its own rate, mono; raises as `decode_audio`.
+
+    It goes block by block: of a long file no second copy with all channels is made.
+    """
     if not data:
         raise UserError(f"{name}: an empty file (0 bytes); record it again or remove it")
-    samples, rate = _decode(data, name)
+    rate, blocks = _decode(data, name)
     if not RATES[0] <= rate <= RATES[1]:
         raise UserError(
             f"{name}: its header says a sample rate of {rate} Hz, expected {RATES[0]} to {RATES[1]:,}; "
             "it is damaged: convert it again from its source"
         )
-    if not len(samples):
+    parts: list[np.ndarray] = []
+    level, at_limit, frames, values = 0.0, 0, 0, 0
+    for block in blocks:
+        if not np.isfinite(block).all():
+            bad = frames + int((~np.isfinite(block)).any(axis=1).argmax())
+            raise UserError(
+                f"{name}: the sample at {bad / rate:.3f} s is not a finite number; convert it again from its source"
+            )
+        size = np.abs(block)
+        level, at_limit = max(level, float(size.max(initial=0))), at_limit + int((size >= FULL_SCALE).sum())
+        frames, values = frames + len(block), values + block.size
+        parts.append(block.mean(axis=1, dtype=np.float32))
+    if not frames:
         raise UserError(f"{name}: it holds no samples; record it again or remove it")
-    if not np.isfinite(samples).all():
-        bad = int((~np.isfinite(samples)).any(axis=1).argmax())
-        raise UserError(
-            f"{name}: the sample at {bad / rate:.3f} s is not a finite number; convert it again from its source"
-        )
-    return Waveform(samples.mean(axis=1, dtype=np.float32), rate, tuple(_oddities(samples)))
+    return Waveform(np.concatenate(parts), rate, tuple(_oddities(level, at_limit / values)))
 
 
 def resample(samples: np.ndarray, old: int, new: int) -> np.ndarray:
@@ -113,12 +124,12 @@ def list_audio(folder: Path) -> list[Path]:
     return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    """Return samples (L, channels) float32 and their rate."""
+def _decode(data: bytes, name: str) -> tuple[int, Iterator[np.ndarray]]:
+    """Return the rate, and blocks of samples (L, channels) float32."""
     if is_wav(data):
         try:
             wav = decode_wav(data)
-            return wav.samples, wav.rate
+            return wav.rate, (wav.samples(i, i + BLOCK) for i in range(0, len(wav.values), BLOCK))
         except CompressedWavError as error:
             if not has_soundfile():
                 raise UserError(f"{name}: {error}, which needs soundfile: {INSTALL}") from None
@@ -128,21 +139,31 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
         if not _looks_compressed(data, name):
             raise UserError(f"{name}: not an audio file: no WAV file, and its name has none of {_known()}")
         raise UserError(f"{name}: only WAV can be read without soundfile: {INSTALL}, or convert it to WAV")
-    return _decode_soundfile(data, name)
-
-
-def _decode_soundfile(data: bytes, name: str) -> tuple[np.ndarray, int]:
     import soundfile
 
     try:
-        samples, rate = soundfile.read(BytesIO(data), dtype="float32", always_2d=True)
+        file = soundfile.SoundFile(BytesIO(data))
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        reason: Any = getattr(error, "error_string", error)
-        raise UserError(
-            f"{name}: not an audio file, or a damaged one: {' '.join(str(reason).split()).rstrip('.')}; "
-            f"expected one of {_known()}"
-        ) from None
-    return samples, int(rate)
+        raise UserError(_damaged(name, error)) from None
+    return int(file.samplerate), _blocks(file, name)
+
+
+def _blocks(file: Any, name: str) -> Iterator[np.ndarray]:
+    """Yield blocks of samples (L, channels) float32 of an open `soundfile.SoundFile`, and close it."""
+    with file:
+        while True:
+            try:
+                block = file.read(BLOCK, dtype="float32", always_2d=True)
+            except RuntimeError as error:
+                raise UserError(_damaged(name, error)) from None
+            if not len(block):
+                return
+            yield block
+
+
+def _damaged(name: str, error: Exception) -> str:
+    reason = " ".join(str(getattr(error, "error_string", error)).split()).rstrip(".")
+    return f"{name}: not an audio file, or a damaged one: {reason}; expected one of {_known()}"
 
 
 def _looks_compressed(data: bytes, name: str) -> bool:
@@ -150,14 +171,13 @@ def _looks_compressed(data: bytes, name: str) -> bool:
     return data.startswith(starts) or Path(name).suffix.lower() in EXTENSIONS - WAV_EXTENSIONS
 
 
-def _oddities(samples: np.ndarray) -> list[str]:
-    level = np.abs(samples)
-    if level.max() < SILENCE:
+def _oddities(level: float, at_limit: float) -> list[str]:
+    """Return what is odd about a clip whose loudest sample is `level`, by the share of samples at full scale."""
+    if level < SILENCE:
         return ["silent (below -80 dB of full scale)"]
-    share = float((level >= FULL_SCALE * max(1.0, float(level.max()))).mean())
-    return [f"clipped ({share:.0%} of its samples are at the limit); record it at a lower level"] * (
-        share >= CLIPPED_SHARE
-    )
+    if at_limit >= CLIPPED_SHARE and level <= 1:  # floats beyond full scale are loud, not clipped
+        return [f"clipped ({at_limit:.0%} of its samples are at the limit); record it at a lower level"]
+    return []
 
 
 def _known() -> str:

@@ -215,11 +215,8 @@ class AudioTask(Classifier):
 
     def _input(self) -> str:
         data = self.data
-        how = (
-            "each by its own mean and deviation"
-            if data.normalize == "clip"
-            else f"mean {data.mean:g}, std {data.std:g}"
-        )
+        own = {"clip": "each by its own mean and deviation", "band": "each band by its own mean in a clip"}
+        how = own.get(data.normalize) or f"mean {data.mean:g}, std {data.std:g}"
         if self.front.kind == "waveform":
             return f"waveforms, {how}"
         long = f", {data.frames} frames" if data.frames else ""

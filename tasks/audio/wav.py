@@ -1,4 +1,4 @@
-"""RIFF/WAVE files: reader of every uncompressed form, writer of 16-bit PCM.
+"""RIFF/WAVE files: reader of every uncompressed form, block by block, and writer of 16-bit PCM.
 
     "RIFF" size "WAVE" { id size data }*       "fmt " = code, channels, rate, bytes/s, bytes/frame, bits
     integers of b bits -> [-1, 1):  8 bits are unsigned, (x - 128) / 128;  else x / 2^(b - 1)
@@ -17,6 +17,7 @@ import numpy as np
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format codes
 DTYPES = {(PCM, 8): "u1", (PCM, 16): "<i2", (PCM, 32): "<i4", (FLOAT, 32): "<f4", (FLOAT, 64): "<f8"}
+UNKNOWN = 0xFFFFFFFF  # the size that a program writes into a stream whose end it does not know
 CODECS = {2: "Microsoft ADPCM", 6: "A-law", 7: "µ-law", 17: "IMA ADPCM", 49: "GSM 6.10", 85: "MP3"}
 
 
@@ -30,10 +31,19 @@ class CompressedWavError(WavError):
 
 @dataclass(frozen=True)
 class Wav:
-    """What a WAV file holds: float32 samples (L, channels) and their rate in Hz."""
+    """What a WAV file holds: its values as they lie there (L, channels), and their rate in Hz."""
 
-    samples: np.ndarray
+    values: np.ndarray
     rate: int
+
+    def samples(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the frames [start, stop) as float32 (L, channels), integers scaled to [-1, 1)."""
+        block = self.values[start:stop]
+        if block.dtype.kind == "f":
+            return block.astype(np.float32)
+        if block.dtype == np.uint8:
+            return (block.astype(np.float32) - 128) / 128
+        return block.astype(np.float32) / np.float32(2 ** (8 * block.dtype.itemsize - 1))
 
 
 def is_wav(data: bytes) -> bool:
@@ -42,7 +52,7 @@ def is_wav(data: bytes) -> bool:
 
 
 def decode_wav(data: bytes) -> Wav:
-    """Return the samples of a WAV file in memory: PCM of 8, 16, 24 or 32 bits, or floats of 32 or 64.
+    """Return what a WAV file in memory holds: PCM of 8, 16, 24 or 32 bits, or floats of 32 or 64.
 
     A file that was cut short after its header is an error: its label may have been cut off, too.
 
@@ -63,18 +73,12 @@ def decode_wav(data: bytes) -> Wav:
         wide = np.zeros((len(whole), 4), np.uint8)
         wide[:, 1:] = whole  # the low byte stays 0: x · 2^8 as int32
         values = wide.view("<i4")[:, 0]
-        bits = 32
     elif (code, bits) in DTYPES:
         values = np.frombuffer(body, DTYPES[code, bits], count=len(body) // width * channels)
     else:
         kind = "floats" if code == FLOAT else "integers"
         raise WavError(f"its samples are {kind} of {bits} bits; expected integers of 8, 16, 24, 32 or floats of 32, 64")
-    samples = values.reshape(-1, channels)
-    if code == FLOAT:
-        return Wav(samples.astype(np.float32), rate)
-    if bits == 8:
-        return Wav((samples.astype(np.float32) - 128) / 128, rate)
-    return Wav(samples.astype(np.float32) / np.float32(2 ** (bits - 1)), rate)
+    return Wav(values.reshape(-1, channels), rate)
 
 
 def encode_wav(samples: np.ndarray, rate: int) -> bytes:
@@ -93,8 +97,8 @@ def _size(body: bytes) -> bytes:
     return struct.pack("<I", len(body))
 
 
-def _chunks(data: bytes) -> tuple[int, int, int, int, bytes]:
-    """Return (format code, bits, channels, rate, bytes of the samples)."""
+def _chunks(data: bytes) -> tuple[int, int, int, int, memoryview]:
+    """Return (format code, bits, channels, rate, bytes of the samples, not copied)."""
     at, head = 12, None
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<4sI", data, at)
@@ -110,8 +114,10 @@ def _chunks(data: bytes) -> tuple[int, int, int, int, bytes]:
             if head is None:
                 raise WavError("its samples come before their format")
             there = len(data) - start
-            if size not in (0, 0xFFFFFFFF) and size > there:  # those two: written by a stream that knew no end
+            if size == UNKNOWN:
+                size = there
+            if size > there:
                 raise WavError(f"it is cut short: {size:,} bytes of samples expected, {there:,} there")
-            return *head, data[start : start + size] if size <= there else data[start:]
+            return *head, memoryview(data)[start : start + size]
         at = start + size + size % 2
     raise WavError("it has no samples (no data chunk)" if head else "it has no header (no fmt chunk)")

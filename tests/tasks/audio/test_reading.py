@@ -39,8 +39,10 @@ def encoded(form: str) -> bytes:
 )
 def test_every_uncompressed_form_is_read(form: str, step: float) -> None:
     wav = decode_wav(encoded(form))
-    assert wav.rate == RATE and wav.samples.shape == (400, 1) and wav.samples.dtype == np.float32
-    np.testing.assert_allclose(wav.samples[:, 0], RAMP, atol=step / 2 + 1e-7)
+    samples = wav.samples()
+    assert wav.rate == RATE and samples.shape == (400, 1) and samples.dtype == np.float32
+    np.testing.assert_allclose(samples[:, 0], RAMP, atol=step / 2 + 1e-7)
+    np.testing.assert_array_equal(wav.samples(100, 200), samples[100:200])
 
 
 @pytest.mark.parametrize("form", ["u8", "s16", "s24", "s32", "f32", "f64"])
@@ -53,7 +55,7 @@ def test_it_is_what_libsndfile_reads(form: str, tmp_path: Path) -> None:
 
 def test_what_is_written_is_read() -> None:
     wav = decode_wav(encode_wav(np.array([-2.0, -1.0, 0.0, 0.25, 2.0]), 8000))
-    assert wav.rate == 8000 and wav.samples[:, 0].tolist() == [-1.0, -1.0, 0.0, 0.25, 32767 / 32768]
+    assert wav.rate == 8000 and wav.samples()[:, 0].tolist() == [-1.0, -1.0, 0.0, 0.25, 32767 / 32768]
 
 
 def test_extensible_headers_other_chunks_and_streams_without_a_size_are_read() -> None:
@@ -63,7 +65,7 @@ def test_extensible_headers_other_chunks_and_streams_without_a_size_are_read() -
     junk = struct.pack("<4sI", b"LIST", 3) + b"abc\0"  # an odd size is padded
     data = struct.pack("<4sI", b"data", 0xFFFFFFFF) + body
     wav = decode_wav(b"RIFF\0\0\0\0WAVE" + junk + fmt + data)
-    assert wav.samples[:, 0].tolist() == [0, 0.5, -0.5]
+    assert wav.samples()[:, 0].tolist() == [0, 0.5, -0.5]
 
 
 def test_channels_are_averaged(tmp_path: Path) -> None:
@@ -79,6 +81,16 @@ def test_resampling_keeps_a_tone(old: int) -> None:
     assert new.shape == (RATE,) and new.dtype == np.float32
     middle = slice(2000, -2000)  # the ends ring
     np.testing.assert_allclose(new[middle], np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)[middle], atol=3e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_blocks_make_one_clip(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = (tone(500, 0.2) * 32768).astype("<i2")
+    data = raw_wav(values.tobytes(), channels=channels)
+    whole = decode_audio(data, "x.wav", RATE)
+    monkeypatch.setattr(reading, "BLOCK", 333)
+    np.testing.assert_array_equal(decode_audio(data, "x.wav", RATE), whole)
+    assert len(whole) == len(values) // channels
 
 
 def test_resampling_removes_what_would_alias() -> None:
