@@ -108,25 +108,25 @@ def saliency_sheet(
 
 
 def _strips(axes: Any, sequences: Sequence[np.ndarray]) -> None:
-    """Draw one strip of coloured bases a row, with letters if they are short."""
+    """Draw one strip of coloured bases a row, numbered from 1, with letters if they are short."""
     from matplotlib.colors import ListedColormap
 
-    longest = max(map(len, sequences))
-    picture = np.full((len(sequences), longest), np.nan)
+    count, longest = len(sequences), max(map(len, sequences))
+    picture = np.full((count, longest), np.nan)
     for row, ids in enumerate(sequences):
         picture[row, : len(ids)] = np.clip(ids, A, N) - A
-    axes.imshow(picture, cmap=ListedColormap(list(COLOURS.values())), vmin=0, vmax=N - A, aspect="auto", alpha=0.75)
+    axes.imshow(
+        picture, cmap=ListedColormap(list(COLOURS.values())), vmin=0, vmax=N - A, aspect="auto", alpha=0.75,
+        extent=(0.5, longest + 0.5, count - 0.5, -0.5),
+    )  # fmt: skip
     if longest <= LETTERED:
         for row, ids in enumerate(sequences):
-            for place, letter in enumerate(decode(ids)):
+            for place, letter in enumerate(decode(ids), 1):
                 axes.text(place, row, letter, fontsize=5.5, ha="center", va="center", family="monospace")
-    axes.set_yticks([])
-    axes.tick_params(labelsize=7)
-    axes.set_xticks(axes.get_xticks()[1:-1])
-    axes.set_yticks(np.arange(len(sequences) - 1) + 0.5, labels=[])
+    axes.set_yticks(np.arange(count - 1) + 0.5, labels=[])
     axes.grid(axis="y", color="white", linewidth=2)
+    axes.tick_params(labelsize=7)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlim(-0.5, longest - 0.5)
     for side in axes.spines.values():
         side.set_visible(False)
 
