@@ -1,9 +1,13 @@
 """The README's code runs: every Python block as it stands, every command (training ones for one epoch)."""
 
+import math
+import random
 import re
 import shlex
+import struct
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import pytest
@@ -26,9 +30,31 @@ def test_python_block_runs(code: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_commands_run(tmp_path: Path) -> None:
+@pytest.fixture
+def own_data(tmp_path: Path) -> Path:
+    """What the README's reader has: a FASTA of two kinds of sequences, and WAV files of two kinds of sounds."""
+    draw, records = random.Random(0), []
+    for i in range(60):
+        kind, weights = (("poor", (3, 1, 1, 3)), ("rich", (1, 3, 3, 1)))[i % 2]  # in G and C
+        records.append(f">r{i} label={kind}\n{''.join(draw.choices('ACGT', weights, k=80))}\n")
+    (tmp_path / "my.fa").write_text("".join(records))
+    (tmp_path / "new.fa").write_text("".join(records[:4]))
+    for i in range(24):
+        name, hertz = (("low", 200), ("high", 900))[i % 2]
+        (folder := tmp_path / "sounds" / name).mkdir(parents=True, exist_ok=True)
+        with wave.open(str(folder / f"{i}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            turns = (2 * math.pi * hertz * (1 + i / 100) * t / 16_000 for t in range(8_000))
+            file.writeframes(b"".join(struct.pack("<h", round(9_000 * math.sin(turn))) for turn in turns))
+    return tmp_path
+
+
+def test_commands_run(own_data: Path) -> None:
     """In order and in one folder, so that a later command can use an earlier one's run."""
     assert COMMANDS
+    tmp_path = own_data
     for command in COMMANDS:
         arguments = shlex.split(command)[1:]
         if arguments[0] == "train":
