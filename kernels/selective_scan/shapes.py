@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 CHUNK = 32  # steps between two states kept for backward: memory N / 32 of u; at 64 its rows no longer fit in L1
+
+TRITON_CHUNK = 8 if os.environ.get("TRITON_INTERPRET") == "1" else 32  # on the GPU, see docs/gpu_selective_scan.md
 
 
 def state_dtype(u: Tensor, A: Tensor) -> torch.dtype:
@@ -18,7 +21,7 @@ def state_dtype(u: Tensor, A: Tensor) -> torch.dtype:
 
 
 def num_chunk_states(u: Tensor, backend: str, save: bool) -> int:
-    """Return how many states forward keeps for backward.
+    """Return how many states forward keeps for backward; what is in them is a matter of the backend.
 
     The state that chunk c >= 1 of a sequence starts from is in row `b * (L // CHUNK) + start // CHUNK + c - 1`, where
     the sequence is batch element b from position `start`: a sequence of length n has (n - 1) // CHUNK of them, so rows
@@ -26,7 +29,8 @@ def num_chunk_states(u: Tensor, backend: str, save: bool) -> int:
     """
     if not save or backend == "reference" or u.dtype == torch.float64:
         return 0
-    return u.shape[0] * (u.shape[1] // CHUNK)
+    on_gpu = backend == "triton" or (backend == "auto" and u.device.type == "cuda")
+    return u.shape[0] * (u.shape[1] // (TRITON_CHUNK if on_gpu else CHUNK))
 
 
 def spans(u: Tensor, cu_seqlens: Tensor | None) -> Iterator[tuple[slice, slice]]:

@@ -1,0 +1,296 @@
+"""Selective scan on the GPU: launches the kernels of `triton_forward` and `triton_backward`.
+
+Same equations, arguments and results as `reference`, for a real A. Why it is done so: docs/gpu_selective_scan.md.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaverse.kernels.backend import BackendError
+from mambaverse.kernels.checks import num_sequences
+from mambaverse.kernels.selective_scan.shapes import TRITON_CHUNK, num_chunk_states
+from mambaverse.kernels.selective_scan.triton_backward import gradient, reduce_BC
+from mambaverse.kernels.selective_scan.triton_forward import combine, pack, scan
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CHANNELS = 8 if INTERPRETED else 32  # a program's: one a thread
+STEPS = 4 if INTERPRETED else 16  # a tile's
+BACKWARD_STEPS = 4 if INTERPRETED else 8  # of backward's, which keeps four times as much of a step
+TOGETHER = 2  # states that backward walks through a tile together
+TAIL = 2 if INTERPRETED else 4  # steps of a tile at the end of a sequence
+UNROLL = 8  # states whose steps the compiler may interleave
+MAX_STATES = 256
+COMBINED = 128  # channels of a program of `combine`
+PREFETCH = True
+_PAIRS = {torch.bfloat16: 16, torch.float16: -16}  # how B and C of these are packed: see `unpack`
+SCAN, SUMMARY, GRADIENT = 0, 1, 2  # the modes of `scan`
+WARPS, BACKWARD_WARPS = 4, 8  # so many programs a multiprocessor are enough: the length is split until there are
+SCAN_OPTIONS: dict[str, Any] = {}
+BACKWARD_OPTIONS: dict[str, Any] = {}
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    delta_softplus: bool,
+    reverse: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y (B, L, D) in u's dtype, the final state (S, D, N), and chunk states in the kernels' own order."""
+    p = _plan(u, A, B, cu_seqlens, WARPS)
+    y = _outputs(u, u.dtype, cu_seqlens)
+    final_state = torch.empty(p.sequences, p.dim, p.state_dim, dtype=torch.float32, device=u.device)
+    kept = num_chunk_states(u, "triton", save)
+    chunk_states = torch.empty(kept, p.dim, p.state_dim, dtype=torch.float32, device=u.device)
+    if p.sequences and p.dim:
+        with _device(u):
+            tensors = _Tensors.of(p, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
+            flags = tensors.flags | {"REVERSE": reverse, "SOFTPLUS": delta_softplus}
+            starts = _segment_starts(p, tensors, flags, SUMMARY, u, initial_state) if p.segments > 1 else None
+            _scan(p, tensors, flags, SCAN, u, (y, final_state, chunk_states, None, None), starts, save)
+    return y, final_state, chunk_states
+
+
+def backward(
+    dy: Tensor,
+    dfinal_state: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    chunk_states: Tensor,
+    delta_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, None for what is None."""
+    p = _plan(u, A, B, cu_seqlens, BACKWARD_WARPS)
+    du, ddelta = _outputs(u, u.dtype, cu_seqlens), _outputs(u, delta.dtype, cu_seqlens)
+    dz = None if z is None else _outputs(u, z.dtype, cu_seqlens)
+    dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (B, C))
+    params = torch.empty(p.sequences * p.segments, p.state_dim + 2, p.dim, dtype=torch.float32, device=u.device)
+    dh0 = None
+    if initial_state is not None:
+        dh0 = torch.empty(p.sequences, p.dim, p.state_dim, dtype=torch.float32, device=u.device)
+    if p.sequences and p.dim:
+        with _device(u):
+            tensors = _Tensors.of(p, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
+            flags = tensors.flags | {"REVERSE": reverse, "SOFTPLUS": delta_softplus}
+            dfinal = None if dfinal_state is None else dfinal_state.contiguous()
+            starts = _segment_starts(p, tensors, flags, GRADIENT, dy, dfinal) if p.segments > 1 else None
+            outputs = du, ddelta, dz, dB, dC, params, dh0
+            _gradient(p, tensors, flags, dy, dfinal, u, chunk_states, starts, outputs)
+    else:
+        dB, dC = dB.zero_(), dC.zero_()
+    total = params.sum(0)  # (N + 2, D): of A, of D, of delta_bias
+    return (
+        *(du, ddelta, total[: p.state_dim].T, dB, dC, None if D is None else total[p.state_dim], dz),
+        *(None if delta_bias is None else total[p.state_dim + 1], dh0),
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Sizes, and how the work is cut: channels into blocks within groups, the length into segments."""
+
+    batch: int
+    length: int
+    dim: int
+    groups: int
+    state_dim: int
+    sequences: int
+    own_BC: bool  # noqa: N815  every channel is a group: nothing to share, nothing to sum
+    blocks: int  # of channels, in all groups
+    segments: int
+    segment: int  # steps, a multiple of the chunk
+
+    @property
+    def group_dim(self) -> int:
+        """Channels of a group, as the kernels see it: with `own_BC` they are all in one."""
+        return self.dim if self.own_BC else self.dim // self.groups
+
+    @property
+    def programs(self) -> int:
+        """Number of programs of `grid`."""
+        return self.blocks * self.sequences * self.segments
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Grid of the kernels that walk sequences."""
+        return self.blocks * self.sequences, self.segments
+
+
+def _plan(u: Tensor, A: Tensor, B: Tensor, cu_seqlens: Tensor | None, warps: int) -> _Plan:
+    if A.is_complex() or B.is_complex():
+        raise BackendError(
+            "selective_scan: backend 'triton' has no kernel for a complex A; use_backend(\"reference\") runs anywhere, "
+            'use_backend("cpu") on CPU tensors'
+        )
+    if A.shape[1] > MAX_STATES:
+        raise BackendError(
+            f"selective_scan: backend 'triton' takes up to {MAX_STATES} states, not {A.shape[1]}; "
+            'use_backend("reference") runs anywhere'
+        )
+    batch, length, dim = u.shape
+    groups = B.shape[2] if B.ndim == 4 else 1
+    sequences = num_sequences("selective_scan", cu_seqlens, batch)
+    own_BC = groups == dim
+    group_dim = dim if own_BC else dim // groups
+    blocks = (1 if own_BC else groups) * -(-group_dim // CHANNELS)
+    segments, segment = 1, max(length, 1)
+    if cu_seqlens is None and sequences and dim:
+        wanted = warps * _num_multiprocessors(u.device) // (blocks * sequences)
+        if wanted >= 2:
+            segment = TRITON_CHUNK * max(2, -(-length // (wanted * TRITON_CHUNK)))
+            segments = max(1, -(-length // segment))
+            segment = segment if segments > 1 else max(length, 1)
+    return _Plan(batch, length, dim, groups, A.shape[1], sequences, own_BC, blocks, segments, segment)
+
+
+@lru_cache
+def _num_multiprocessors(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _device(u: Tensor) -> Any:
+    """Launches go to the current device: make it that of u."""
+    return torch.cuda.device(u.device) if u.is_cuda else torch.no_grad()
+
+
+def _outputs(u: Tensor, dtype: torch.dtype, cu_seqlens: Tensor | None) -> Tensor:
+    """Return a tensor of u's shape; zeros beside cu_seqlens, which may leave positions out (unread on a GPU)."""
+    make = torch.empty if cu_seqlens is None else torch.zeros
+    return make(u.shape, dtype=dtype, device=u.device)
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """What all kernels read, and the flags that follow from what there is."""
+
+    arguments: tuple[Any, ...]  # delta, z, B, C, BC, A2, D, bias, h0, cu
+    strides: tuple[int, ...]  # of delta and z (all but the length's: those are flags), B, C, h0
+    flags: dict[str, Any]
+
+    @staticmethod
+    def of(
+        p: _Plan, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+        bias: Tensor | None, h0: Tensor | None, cu_seqlens: Tensor | None,
+    ) -> _Tensors:  # fmt: skip
+        A2 = torch.empty(p.state_dim, p.dim, dtype=torch.float32, device=u.device)
+        pair = _PAIRS.get(B.dtype, 32) if B.dtype == C.dtype else 32
+        size = 0 if p.own_BC else p.batch * p.length * p.groups * p.state_dim
+        BC = torch.empty(size, dtype=torch.int64 if pair == 32 else torch.int32, device=u.device)
+        B, C = (t.unsqueeze(2) if t.ndim == 3 else t for t in (B, C))
+        rows = 0 if p.own_BC else p.batch * p.length
+        columns = min(128, _power_of_2(p.groups * p.state_dim))
+        rows_each, block = max(1, 2048 // columns), 1024
+        programs_of_A = -(-p.state_dim * p.dim // block)
+        pack[(programs_of_A + -(-rows // rows_each),)](
+            *(A, B, C, A2, BC, rows, p.length, p.dim, p.state_dim, p.groups),
+            *(*A.stride(), *B.stride(), *C.stride()),
+            num_A=programs_of_A, PAIR=pair, ROWS=rows_each, GN=columns, BLOCK=block,
+        )  # fmt: skip
+        D, bias = (None if t is None else t.contiguous() for t in (D, bias))
+        delta_strides, z_strides = delta.stride(), (0, 0, 0) if z is None else z.stride()
+        h0_strides = (0, 0, 0) if h0 is None else h0.stride()
+        strides = (*delta_strides[::2], *z_strides[::2], *B.stride(), *C.stride(), *h0_strides)
+        flags = {
+            "HAS_D": D is not None, "HAS_Z": z is not None, "HAS_BIAS": bias is not None, "HAS_H0": h0 is not None,
+            "PACKED": cu_seqlens is not None, "OWN_BC": p.own_BC, "BC_STEP": p.groups * p.state_dim,
+            "dim": p.dim, "sd_l": delta_strides[1], "sz_l": z_strides[1],
+            "EVEN": p.group_dim % CHANNELS == 0, "PAIR": pair, "CHUNK": TRITON_CHUNK,
+            "TAIL": TAIL, "BD": CHANNELS, "FAST": not INTERPRETED, "num_warps": 1,
+        }  # fmt: skip
+        arguments = (delta, u if z is None else z, B, C, BC, A2, *(u if t is None else t for t in (D, bias, h0)))
+        return _Tensors((*arguments, u if cu_seqlens is None else cu_seqlens), strides, flags)
+
+
+def _scan(
+    p: _Plan, tensors: _Tensors, flags: dict[str, Any], mode: int, u: Tensor, outputs: tuple[Tensor | None, ...],
+    starts: Tensor | None, save: bool = False,
+) -> None:  # fmt: skip
+    """Launch `scan` in a mode; `outputs` are y, final, states, ends and sums, as far as the mode writes them."""
+    carry = torch.empty(p.programs * p.state_dim * CHANNELS, dtype=torch.float32, device=u.device)
+    y, final, states, ends, sums = (carry if t is None else t for t in outputs)
+    scan[p.grid](
+        *(u, *tensors.arguments, y, final, states, carry, carry if starts is None else starts, ends, sums),
+        *(u.stride(0), u.stride(2), *tensors.strides, p.length, p.group_dim, p.state_dim, p.segment),
+        su_l=u.stride(1), MODE=mode, SPLIT=p.segments > 1, SAVE=save, T=STEPS, PREFETCH=PREFETCH,
+        UNROLL=_divisor(p.state_dim, UNROLL), **SCAN_OPTIONS, **flags,
+    )  # fmt: skip
+
+
+def _segment_starts(
+    p: _Plan, tensors: _Tensors, flags: dict[str, Any], mode: int, u: Tensor, first: Tensor | None
+) -> Tensor:
+    """Return the states (SUMMARY) or gradients (GRADIENT) that enter the segments, (sequences, segments, N, D)."""
+    shape = p.sequences, p.segments, p.state_dim, p.dim
+    starts, ends = (torch.empty(shape, dtype=torch.float32, device=u.device) for _ in range(2))
+    sums = torch.empty(p.sequences, p.segments, p.dim, dtype=torch.float32, device=u.device)
+    _scan(p, tensors, flags, mode, u, (None, None, None, ends, sums), None)
+    combine[(-(-p.dim // COMBINED), p.state_dim, p.sequences)](
+        *(tensors.arguments[5], ends, sums, u if first is None else first, starts, p.dim, p.state_dim, p.segments),
+        *((0, 0, 0) if first is None else first.stride()),
+        HAS_H0=first is not None, BACKWARD=mode == GRADIENT, BD=COMBINED, UNROLL=8, num_warps=1,
+    )  # fmt: skip
+    return starts
+
+
+def _gradient(
+    p: _Plan, tensors: _Tensors, flags: dict[str, Any], dy: Tensor, dfinal: Tensor | None, u: Tensor, states: Tensor,
+    starts: Tensor | None, outputs: tuple[Tensor | None, ...],
+) -> None:  # fmt: skip
+    """Launch `gradient`, and add up what it leaves for dB and dC."""
+    du, ddelta, dz, dB, dC, params, dh0 = outputs
+    assert du is not None and dB is not None and dC is not None
+    tiles = TRITON_CHUNK // BACKWARD_STEPS + BACKWARD_STEPS // TAIL
+    inside, carry = (
+        torch.empty(k * p.programs * p.state_dim * CHANNELS, dtype=torch.float32, device=u.device) for k in (tiles, 1)
+    )
+    slices = 0 if p.own_BC else p.blocks // p.groups
+    make = torch.zeros if flags["PACKED"] else torch.empty
+    slice_size = 2 * p.batch * p.groups * p.state_dim * p.length
+    dBC = make(slices * slice_size, dtype=torch.float32, device=u.device)
+    exact = any(t.dtype == torch.float32 for t in (dB, dC))
+    gradient[p.grid](
+        *(dy, dy if dfinal is None else dfinal, u, *tensors.arguments, states, inside, carry),
+        *(carry if t is None else t for t in (starts, du, ddelta, dz, dB, dC, dBC, params, dh0)),
+        *(dy.stride(0), dy.stride(2), u.stride(0), u.stride(2), *tensors.strides),
+        *(p.batch, p.length, p.group_dim, p.state_dim, p.segment), sy_l=dy.stride(1), su_l=u.stride(1),
+        HAS_FINAL=dfinal is not None, SPLIT=p.segments > 1, EXACT=exact, T=BACKWARD_STEPS,
+        UNROLL=_divisor(p.state_dim, UNROLL), NU=_divisor(p.state_dim, TOGETHER), **BACKWARD_OPTIONS, **flags,
+    )  # fmt: skip
+    if not p.own_BC and p.batch * p.length:
+        steps, states_each = 32, min(16, _power_of_2(p.state_dim))
+        reduce_BC[(p.batch * p.groups, -(-p.length // steps))](
+            *(dBC, dB, dC, slice_size, p.length, p.state_dim, p.groups, slices), NB=states_each, LB=steps
+        )
+
+
+def _divisor(n: int, limit: int) -> int:
+    """Return the largest divisor of n up to `limit`."""
+    return next(k for k in range(limit, 0, -1) if n % k == 0)
+
+
+def _power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()

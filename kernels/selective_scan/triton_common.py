@@ -1,0 +1,268 @@
+"""What the Triton kernels of the selective scan share: rows of a tile in registers, elementwise functions, sums.
+
+A program is one warp: 32 channels, one per thread, times T steps. A "row" is what the channels hold at one step; a
+tile's rows are a tuple of T tensors (BD,), so that sums over the states and recurrences over the steps stay inside a
+thread, and nothing but the sum over channels (`finish_sums`) crosses threads.
+
+`FAST` is False in Triton's interpreter, which knows no inline assembly.
+"""
+
+# ruff: noqa: D103, RUF005 (small functions inside kernels; Triton knows no `(*rows, row)`)
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def reciprocal(x, FAST: tl.constexpr):
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return 1.0 / x
+
+
+@triton.jit
+def log2(x, FAST: tl.constexpr):
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return tl.log2(x)
+
+
+@triton.jit
+def sigmoid(x, FAST: tl.constexpr):
+    return reciprocal(1.0 + tl.exp2(x * -LOG2E), FAST)
+
+
+@triton.jit
+def softplus(x, FAST: tl.constexpr):
+    """log(1 + exp(x)), by a series where 1 + exp(-|x|) would round: Δ may be 1e-4, and its relative error counts."""
+    e = tl.exp2(tl.abs(x) * -LOG2E)
+    series = e * (1.0 - e * (0.5 - e * (0.33333333 - e * (0.25 - e * 0.2))))
+    return tl.maximum(x, 0.0) + tl.where(e < 0.0625, series, log2(1.0 + e, FAST) * LN2)
+
+
+@triton.jit
+def step_size(delta, bias, SOFTPLUS: tl.constexpr, FAST: tl.constexpr):
+    x = delta + bias
+    return softplus(x, FAST) if SOFTPLUS else x
+
+
+@triton.jit
+def load(p, FAST: tl.constexpr):
+    """Load float32 from the pointers `p` (BD,).
+
+    In assembly, because Triton's coalescing pass takes time quadratic in the size of a kernel for each tensor load:
+    80 s for a backward kernel. There is nothing to coalesce: a warp's row is one access.
+    """
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "ld.global.f32 $0, [$1];", "=r,l", [p.to(tl.int64)], dtype=tl.float32, is_pure=False, pack=1
+        )
+    else:
+        return tl.load(p)
+
+
+@triton.jit
+def load_input(p, FAST: tl.constexpr):
+    """Load what no kernel writes, as it is: 16-bit floats stay in the low half of an int32 until `widen`."""
+    if FAST:
+        if p.dtype.element_ty == tl.float32:
+            return tl.inline_asm_elementwise(
+                "ld.global.nc.f32 $0, [$1];", "=r,l", [p.to(tl.int64)], dtype=tl.float32, is_pure=False, pack=1
+            )
+        else:
+            return tl.inline_asm_elementwise(
+                "{ .reg .b16 t; ld.global.nc.b16 t, [$1]; cvt.u32.u16 $0, t; }",
+                "=r,l", [p.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+    else:
+        return tl.load(p)
+
+
+@triton.jit
+def widen(value, p, FAST: tl.constexpr):
+    """Return what `load_input(p)` loaded as float32."""
+    if p.dtype.element_ty == tl.float32:
+        return value
+    elif FAST:
+        if p.dtype.element_ty == tl.bfloat16:
+            return (value << 16).to(tl.float32, bitcast=True)
+        else:
+            tl.static_assert(p.dtype.element_ty == tl.float16)
+            return _half(value, FAST)
+    else:
+        return value.to(tl.float32)
+
+
+@triton.jit
+def _half(value, FAST: tl.constexpr):
+    """Return the fp16 in the low half of an int32 as float32."""
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b16 t; cvt.u16.u32 t, $1; cvt.f32.f16 $0, t; }",
+            "=r,r", [value], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        return value.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def load_pair(p, PAIR: tl.constexpr, FAST: tl.constexpr):
+    """Load B and C of a state from the pointers `p`, all equal, to int64 (PAIR 32) or int32 (16-bit PAIR)."""
+    if FAST:
+        if PAIR == 32:
+            return tl.inline_asm_elementwise(
+                "ld.global.nc.b64 $0, [$1];", "=l,l", [p.to(tl.int64)], dtype=tl.int64, is_pure=True, pack=1
+            )
+        else:
+            return tl.inline_asm_elementwise(
+                "ld.global.nc.b32 $0, [$1];", "=r,l", [p.to(tl.int64)], dtype=tl.int32, is_pure=True, pack=1
+            )
+    else:
+        return tl.load(p)
+
+
+@triton.jit
+def unpack(word, PAIR: tl.constexpr, FAST: tl.constexpr):
+    """Return the two floats that `load_pair` loaded: float32 (PAIR 32), bfloat16 (16) or float16 (-16)."""
+    if PAIR == 32:
+        return (
+            word.to(tl.int32).to(tl.float32, bitcast=True),
+            (word >> 32).to(tl.int32).to(tl.float32, bitcast=True),
+        )
+    elif PAIR == 16:
+        return (word << 16).to(tl.float32, bitcast=True), (word & -65536).to(tl.float32, bitcast=True)
+    else:
+        return _half(word & 65535, FAST), _half((word >> 16) & 65535, FAST)
+
+
+@triton.jit
+def store(p, value, mask, MASKED: tl.constexpr, FAST: tl.constexpr):
+    """Store float32 `value` (where `mask` holds, if MASKED), rounded to what `p` points to; see `load`."""
+    if FAST:
+        held = mask.to(tl.int32) if MASKED else value.to(tl.int32, bitcast=True)
+        CONDITION: tl.constexpr = "setp.ne.b32 q, $3, 0; @q" if MASKED else ""
+        if p.dtype.element_ty == tl.float32:
+            code: tl.constexpr = f"{{ .reg .pred q; {CONDITION} st.global.f32 [$1], $2; mov.b32 $0, 0; }}"
+        elif p.dtype.element_ty == tl.bfloat16:
+            code: tl.constexpr = (
+                f"{{ .reg .pred q; .reg .b16 t; cvt.rn.bf16.f32 t, $2; {CONDITION} st.global.b16 [$1], t; "
+                "mov.b32 $0, 0; }"
+            )
+        else:
+            tl.static_assert(p.dtype.element_ty == tl.float16)
+            code: tl.constexpr = (
+                f"{{ .reg .pred q; .reg .b16 t; cvt.rn.f16.f32 t, $2; {CONDITION} st.global.b16 [$1], t; "
+                "mov.b32 $0, 0; }"
+            )
+        tl.inline_asm_elementwise(
+            code, "=r,l,r,r", [p.to(tl.int64), value, held], dtype=tl.int32, is_pure=False, pack=1
+        )
+    else:
+        tl.store(p, value.to(p.dtype.element_ty), mask=mask if MASKED else None)
+
+
+@triton.jit
+def load_rows(p, step, count, T: tl.constexpr, FULL: tl.constexpr, FAST: tl.constexpr):
+    """Load T rows, `step` apart from the pointers `p` on; unless FULL, rows from `count` on repeat the last one."""
+    rows = ()
+    for i in tl.static_range(T):
+        rows = rows + (load_input(p + (i if FULL else tl.minimum(i, count - 1)) * step, FAST),)
+    return rows
+
+
+@triton.jit
+def store_rows(p, rows, step, count, m_d, T: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr, FAST: tl.constexpr):
+    """Store the first `count` of T rows, `step` apart from the pointers `p` on. EVEN: all channels are there."""
+    for i in tl.static_range(T):
+        store(p + i * step, rows[i], m_d if FULL else m_d & (i < count), not (FULL and EVEN), FAST)
+
+
+@triton.jit
+def sequence_of(cu, i_s, L, PACKED: tl.constexpr):
+    """First position and length of sequence i_s, inside [0, L] whatever the offsets are."""
+    if PACKED:
+        start = tl.minimum(tl.maximum(tl.load(cu + i_s).to(tl.int64), 0), L)
+        end = tl.minimum(tl.maximum(tl.load(cu + i_s + 1).to(tl.int64), start), L)
+        return start, end - start
+    else:
+        return tl.full([], 0, tl.int64), L.to(tl.int64)
+
+
+@triton.jit
+def _shuffle(x, MASK: tl.constexpr):
+    return tl.inline_asm_elementwise(
+        f"shfl.sync.bfly.b32 $0, $1, {MASK}, 31, -1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def _exchange(a, b, bit, MASK: tl.constexpr):
+    """Threads whose `bit` is unset end with the sum of a over the pair of threads, the others with that of b."""
+    return tl.where(bit, b, a) + _shuffle(tl.where(bit, a, b), MASK)
+
+
+@triton.jit
+def _mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+    return tl.inline_asm_elementwise(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+        "=r,=r,=r,=r,r,r,r,r,r,r,r,r,r,r",
+        [a0, a1, a2, a3, b0, b1, c0, c1, c2, c3],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def _rest(x):
+    """What is left of x beside its tf32 part."""
+    return x - (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def quarter_sums(sums, rows, lane, PLACE: tl.constexpr, EXACT: tl.constexpr):
+    """Add to `sums` 4 rows, each summed over every 4 neighbouring threads, by the tensor cores.
+
+    The rows are the matrix A of an m16n8k8 product, B selects columns. After rows have gone to all of the places 0 to
+    3, thread l holds the sums of rows 0 to 3 of place l % 4. tf32 keeps 10 bits of what is summed; EXACT adds the
+    product of the rest, which makes it 21.
+    """
+    c0, c1, c2, c3 = sums
+    b0 = tl.where(lane // 4 == 2 * PLACE, 1.0, 0.0)
+    b1 = tl.where(lane // 4 == 2 * PLACE + 1, 1.0, 0.0)
+    c0, c1, c2, c3 = _mma(rows[0], rows[2], rows[1], rows[3], b0, b1, c0, c1, c2, c3)
+    if EXACT:
+        c0, c1, c2, c3 = _mma(_rest(rows[0]), _rest(rows[2]), _rest(rows[1]), _rest(rows[3]), b0, b1, c0, c1, c2, c3)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def finish_sums(xs, ys, lane):
+    """Add up two results of `quarter_sums` over the warp, so that each thread ends with one sum: see `place_of_sum`."""
+    bit2, bit3, bit4 = (lane & 4) != 0, (lane & 8) != 0, (lane & 16) != 0
+    x0, x1 = _exchange(xs[0], xs[2], bit4, 16), _exchange(xs[1], xs[3], bit4, 16)
+    y0, y1 = _exchange(ys[0], ys[2], bit4, 16), _exchange(ys[1], ys[3], bit4, 16)
+    return _exchange(_exchange(x0, x1, bit3, 8), _exchange(y0, y1, bit3, 8), bit2, 4)
+
+
+@triton.jit
+def place_of_sum(lane):
+    """Of the sum that `finish_sums` leaves in a thread: its row, and 0 for xs or 1 for ys."""
+    return 4 * (lane & 3) + ((lane & 16) >> 3) + ((lane & 8) >> 3), (lane & 4) >> 2
+
+
+@triton.jit
+def lane_of(channels):
+    """The thread that holds each of the 32 channels (BD,), whatever the layout."""
+    return tl.inline_asm_elementwise(
+        "mov.u32 $0, %laneid; // $1", "=r,r", [channels], dtype=tl.int32, is_pure=True, pack=1
+    )

@@ -1,0 +1,304 @@
+"""Triton kernels of the forward selective scan.
+
+Each program walks one sequence (or one segment of it) with 32 channels, T steps at a time: it loads a tile's u, delta
+and z, then runs the recurrence of one state after the other over the tile, in registers. Between tiles the states rest
+in `carry`, which the L1 cache holds.
+
+Where channels are too few to fill the GPU, the length is split: `SUMMARY` runs first, for the state of each segment
+from a start of zero and its sum of Δ (the product of its decays is exp(A ΣΔ)), `combine` then finds the state that each
+segment starts from.
+"""
+
+# ruff: noqa: RUF005 (small functions inside kernels; Triton knows no `(*rows, row)`)
+
+import triton
+import triton.language as tl
+
+from mambaverse.kernels.selective_scan.triton_common import (
+    LOG2E,
+    load,
+    load_input,
+    load_pair,
+    load_rows,
+    sequence_of,
+    sigmoid,
+    step_size,
+    store,
+    store_rows,
+    unpack,
+    widen,
+)
+
+SCAN, SUMMARY, GRADIENT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # modes
+
+
+@triton.jit
+def pack(
+    A, B, C, A2, BC, num_rows, L, dim, N, G,
+    sA_d, sA_n, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
+    num_A: tl.constexpr, PAIR: tl.constexpr, ROWS: tl.constexpr, GN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write A log2(e) as (N, D), and B and C side by side, (B, L, G, N): see `unpack`."""
+    i_p = tl.program_id(0).to(tl.int64)
+    if i_p < num_A:
+        o = i_p * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(A + (o % dim) * sA_d + (o // dim) * sA_n, mask=o < N * dim).to(tl.float32)
+        tl.store(A2 + o, value * LOG2E, mask=o < N * dim)
+    else:
+        row = (i_p - num_A) * ROWS + tl.arange(0, ROWS)[:, None]
+        o_b, o_l = row // L, row % L
+        for first in range(0, G * N, GN):
+            column = first + tl.arange(0, GN)[None, :]
+            o_g, o_n = (column // N).to(tl.int64), (column % N).to(tl.int64)
+            mask = (row < num_rows) & (column < G * N)
+            b = tl.load(B + o_b * sB_b + o_l * sB_l + o_g * sB_g + o_n * sB_n, mask=mask)
+            c = tl.load(C + o_b * sC_b + o_l * sC_l + o_g * sC_g + o_n * sC_n, mask=mask)
+            if PAIR == 32:
+                low = b.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+                word = low | (c.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) << 32)
+            else:
+                low = b.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+                word = low | (c.to(tl.int16, bitcast=True).to(tl.int32) << 16)
+            tl.store(BC + row * G * N + column, word, mask=mask)
+
+
+@triton.jit
+def load_tile(
+    p_u, p_delta, p_z, left, u_step, delta_step, z_step,
+    MODE: tl.constexpr, HAS_Z: tl.constexpr, T: tl.constexpr, FULL: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Load the rows of u, delta and, where `scan_tile` needs it, z."""
+    b_u = load_rows(p_u, u_step, left, T, FULL, FAST)
+    b_delta = load_rows(p_delta, delta_step, left, T, FULL, FAST)
+    b_z = b_u
+    if HAS_Z and MODE != SUMMARY:
+        b_z = load_rows(p_z, z_step, left, T, FULL, FAST)
+    return b_u, b_delta, b_z
+
+
+@triton.jit
+def scan_tile(
+    b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_before, p_after, p_state,
+    B_step, C_step, sB_n, sC_n, N, left, m_d, m_save, b_D, b_bias,
+    y_step: tl.constexpr, dim: tl.constexpr,
+    MODE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, SAVE: tl.constexpr, OWN_BC: tl.constexpr,
+    BC_STEP: tl.constexpr, PAIR: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr, T: tl.constexpr,
+    BD: tl.constexpr, UNROLL: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Advance every state by T steps, or by the `left` steps that there are; return the sum of Δ.
+
+    The rows are those of `load_tile`, the pointers beside them say what they point to. The states (N, BD) come from
+    `p_before` and go to `p_after`.
+    """
+    dt, x, out = (), (), ()
+    total = tl.zeros([BD], tl.float32)
+    for i in tl.static_range(T):
+        dt_i = step_size(widen(b_delta[i], p_delta, FAST), b_bias, SOFTPLUS, FAST)
+        if not FULL:
+            dt_i = tl.where(i < left, dt_i, 0.0)  # a step that is not there changes no state
+        u_i = widen(b_u[i], p_u, FAST)
+        if MODE == SCAN:
+            out = out + (b_D * u_i,)
+        if MODE == GRADIENT:
+            if HAS_Z:
+                z_i = widen(b_z[i], p_z, FAST)
+                u_i = u_i * z_i * sigmoid(z_i, FAST)
+            x = x + (u_i if FULL else tl.where(i < left, u_i, 0.0),)
+        else:
+            x = x + (dt_i * u_i if FULL else tl.where(i < left, dt_i * u_i, 0.0),)
+        dt = dt + (dt_i,)
+        total += dt_i
+    for n_0 in range(0, N, UNROLL):
+        A, hs, after = (), (), ()
+        q_A, q_before, q_after, q_state = p_A2 + n_0 * dim, p_before + n_0 * BD, p_after + n_0 * BD, p_state + n_0 * dim
+        q_BC, q_B, q_C = p_BC + n_0, p_B + n_0 * sB_n, p_C + n_0 * sC_n
+        for k in tl.static_range(UNROLL):
+            A = A + (load_input(q_A + k * dim, FAST),)
+            hs = hs + (load(q_before + k * BD, FAST),)
+        for k in tl.static_range(UNROLL):
+            h = hs[k]
+            if SAVE:
+                store(q_state + k * dim, h, m_save, True, FAST)
+            outs = ()
+            for i in tl.static_range(T):
+                row = i if FULL else tl.minimum(i, left - 1)
+                if OWN_BC:
+                    b = widen(load_input(q_B + row * B_step + k * sB_n, FAST), p_B, FAST)
+                    c = widen(load_input(q_C + row * C_step + k * sC_n, FAST), p_C, FAST)
+                else:
+                    b, c = unpack(load_pair(q_BC + (row * BC_STEP + k), PAIR, FAST), PAIR, FAST)
+                a = tl.exp2(dt[i] * A[k])
+                if MODE == GRADIENT:
+                    h = a * (h + x[i] * c)
+                else:
+                    h = x[i] * b + a * h
+                if MODE == SCAN:
+                    outs = outs + (out[i] + c * h,)
+            if MODE == SCAN:
+                out = outs
+            after = after + (h,)
+        for k in tl.static_range(UNROLL):
+            store(q_after + k * BD, after[k], None, False, FAST)
+    if MODE == SCAN:
+        if HAS_Z:
+            gated = ()
+            for i in tl.static_range(T):
+                z_i = widen(b_z[i], p_z, FAST)
+                gated = gated + (out[i] * z_i * sigmoid(z_i, FAST),)
+            out = gated
+        store_rows(p_y, out, y_step, left, m_d, T, FULL, EVEN, FAST)
+    return total
+
+
+@triton.jit(do_not_specialize=["L", "segment", "sB_l", "sC_l"])
+def scan(
+    u, delta, z, B, C, BC, A2, D, bias, h0, cu, y, final, states, carry, starts, ends, sums,
+    su_b, su_d, sd_b, sd_d, sz_b, sz_d,
+    sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
+    L, group_dim, N, segment, su_l: tl.constexpr, sd_l: tl.constexpr, sz_l: tl.constexpr, dim: tl.constexpr,
+    MODE: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr, PACKED: tl.constexpr,
+    SPLIT: tl.constexpr, SAVE: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
+    EVEN: tl.constexpr, CHUNK: tl.constexpr, PREFETCH: tl.constexpr, T: tl.constexpr, TAIL: tl.constexpr,
+    BD: tl.constexpr, UNROLL: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Scan (SCAN), or find what a segment does to a state (SUMMARY) or to the gradient of a state (GRADIENT).
+
+    Grid: (blocks of channels of all groups, times sequences; segments). SCAN writes y, the final state and, if SAVE,
+    the state before every chunk but the first; if SPLIT it reads the states before the segments from `starts`
+    (sequences, segments, N, D). The other two write what a start of zero ends as to `ends` (shape of `starts`) and ΣΔ
+    to `sums` (sequences, segments, D). GRADIENT walks the other way, and takes dy for u.
+    """
+    blocks = tl.cdiv(group_dim, BD)
+    i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    i_d, i_s = i_p % (blocks * (dim // group_dim)), i_p // (blocks * (dim // group_dim))
+    i_g = i_d // blocks
+    inside = (i_d % blocks) * BD + tl.arange(0, BD)
+    m_d = inside < group_dim
+    o_d = i_g * group_dim + tl.minimum(inside, group_dim - 1)  # the last channel again where there is none
+
+    start, length = sequence_of(cu, i_s, L, PACKED)
+    i_b = i_s * 0 if PACKED else i_s
+    low = i_c * segment
+    count = tl.maximum(tl.minimum(length - low, segment), 0).to(tl.int32)
+    at = low + count - 1 if MODE == GRADIENT else low  # the walk's first step, counted in the order of the scan
+    first = start + (length - 1 - at if REVERSE else at)
+    sign: tl.constexpr = -1 if (MODE == GRADIENT) != REVERSE else 1
+    u_step: tl.constexpr = su_l * sign
+    delta_step: tl.constexpr = sd_l * sign
+    z_step: tl.constexpr = sz_l * sign
+    y_step: tl.constexpr = dim * sign
+    B_step, C_step = sB_l.to(tl.int64) * sign, sC_l.to(tl.int64) * sign
+
+    p_u = u + i_b * su_b + first * su_l + o_d * su_d
+    p_delta = delta + i_b * sd_b + first * sd_l + o_d * sd_d
+    p_z = z + i_b * sz_b + first * sz_l + o_d * sz_d
+    p_y = y + (i_b * L + first) * dim + o_d
+    p_BC = BC + (i_b * L + first) * BC_STEP + i_g * N + tl.zeros([BD], tl.int64)
+    p_B = B + i_b * sB_b + first * sB_l + o_d * sB_g
+    p_C = C + i_b * sC_b + first * sC_l + o_d * sC_g
+    b_bias = widen(load_input(bias + o_d, FAST), bias, FAST) if HAS_BIAS else tl.zeros([BD], tl.float32)
+    b_D = widen(load_input(D + o_d, FAST), D, FAST) if HAS_D else tl.zeros([BD], tl.float32)
+
+    program = i_c * tl.num_programs(0) + i_p
+    p_carry = carry + program * N * BD + tl.arange(0, BD)
+    o_segment = (i_s * num_segments + i_c) * N * dim + o_d
+    for n in range(N):
+        h = tl.zeros([BD], tl.float32)
+        if MODE == SCAN:
+            if SPLIT:
+                h = load(starts + o_segment + n * dim, FAST)
+            elif HAS_H0:
+                h = widen(load_input(h0 + i_s * sh_s + o_d * sh_d + n * sh_n, FAST), h0, FAST)
+        store(p_carry + n * BD, h, None, False, FAST)
+
+    total = tl.zeros([BD], tl.float32)
+    row_of_chunk = i_b * (L // CHUNK) + start // CHUNK - 1
+    full = count // T * T
+    if PREFETCH:
+        if full > 0:
+            b_u, b_delta, b_z = load_tile(p_u, p_delta, p_z, T, u_step, delta_step, z_step, MODE, HAS_Z, T, True, FAST)
+            for t in range(0, full, T):
+                q_u, q_delta, q_z = p_u, p_delta, p_z  # the tile after this one, or this one if there is none
+                if t + T < full:
+                    q_u, q_delta, q_z = p_u + T * u_step, p_delta + T * delta_step, p_z + T * z_step
+                next_u, next_delta, next_z = load_tile(
+                    q_u, q_delta, q_z, T, u_step, delta_step, z_step, MODE, HAS_Z, T, True, FAST
+                )
+                now = low + t
+                total += scan_tile(
+                    b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, A2 + o_d, p_carry, p_carry,
+                    states + (row_of_chunk + now // CHUNK) * N * dim + o_d,
+                    B_step, C_step, sB_n, sC_n, N, T, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D, b_bias,
+                    y_step, dim, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD,
+                    UNROLL, FAST,
+                )  # fmt: skip
+                b_u, b_delta, b_z = next_u, next_delta, next_z
+                p_u, p_delta, p_z, p_y = p_u + T * u_step, p_delta + T * delta_step, p_z + T * z_step, p_y + T * y_step
+                p_B, p_C, p_BC = p_B + T * B_step, p_C + T * C_step, p_BC + T * sign * BC_STEP
+    else:
+        for t in range(0, full, T):
+            now = low + t
+            b_u, b_delta, b_z = load_tile(p_u, p_delta, p_z, T, u_step, delta_step, z_step, MODE, HAS_Z, T, True, FAST)
+            total += scan_tile(
+                b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, A2 + o_d, p_carry, p_carry,
+                states + (row_of_chunk + now // CHUNK) * N * dim + o_d,
+                B_step, C_step, sB_n, sC_n, N, T, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D, b_bias,
+                y_step, dim, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD,
+                UNROLL, FAST,
+            )  # fmt: skip
+            p_u, p_delta, p_z, p_y = p_u + T * u_step, p_delta + T * delta_step, p_z + T * z_step, p_y + T * y_step
+            p_B, p_C, p_BC = p_B + T * B_step, p_C + T * C_step, p_BC + T * sign * BC_STEP
+    for t in range(full, count, TAIL):
+        now = low + t
+        e_u, e_delta, e_z = load_tile(
+            p_u, p_delta, p_z, count - t, u_step, delta_step, z_step, MODE, HAS_Z, TAIL, False, FAST
+        )
+        total += scan_tile(
+            e_u, e_delta, e_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, A2 + o_d, p_carry, p_carry,
+            states + (row_of_chunk + now // CHUNK) * N * dim + o_d,
+            B_step, C_step, sB_n, sC_n, N, count - t, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D, b_bias,
+            y_step, dim, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL, BD,
+            UNROLL, FAST,
+        )  # fmt: skip
+        p_u, p_delta, p_y = p_u + TAIL * u_step, p_delta + TAIL * delta_step, p_y + TAIL * y_step
+        p_z, p_B, p_C = p_z + TAIL * z_step, p_B + TAIL * B_step, p_C + TAIL * C_step
+        p_BC = p_BC + TAIL * sign * BC_STEP
+
+    if MODE == SCAN:
+        if i_c == num_segments - 1:
+            for n in range(N):
+                store(final + (i_s * dim + o_d) * N + n, load(p_carry + n * BD, FAST), m_d, True, FAST)
+    else:
+        for n in range(N):
+            store(ends + o_segment + n * dim, load(p_carry + n * BD, FAST), m_d, True, FAST)
+        store(sums + (i_s * num_segments + i_c) * dim + o_d, total, m_d, True, FAST)
+
+
+@triton.jit
+def combine(
+    A2, ends, sums, h0, starts, dim, N, num_segments, sh_s, sh_d, sh_n,
+    HAS_H0: tl.constexpr, BACKWARD: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Find the state that each segment starts from (or the gradient that enters its end, if BACKWARD).
+
+    `ends` (sequences, segments, N, D) holds each segment's own contribution, `starts` (same shape) the results.
+    """
+    o_d = tl.program_id(0) * BD + tl.arange(0, BD)
+    n, i_s = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    m_d = o_d < dim
+    a = tl.load(A2 + n * dim + o_d, mask=m_d, other=0.0)
+    h = tl.zeros([BD], tl.float32)
+    if HAS_H0:
+        h = tl.load(h0 + i_s * sh_s + o_d * sh_d + n * sh_n, mask=m_d, other=0.0).to(tl.float32)
+    for first in range(0, num_segments, UNROLL):
+        decay, end = (), ()
+        for k in tl.static_range(UNROLL):
+            c = i_s * num_segments + (num_segments - 1 - first - k if BACKWARD else first + k)
+            mask = m_d & (first + k < num_segments)
+            decay = decay + (tl.exp2(a * tl.load(sums + c * dim + o_d, mask=mask, other=0.0)),)
+            end = end + (tl.load(ends + (c * N + n) * dim + o_d, mask=mask, other=0.0),)
+        for k in tl.static_range(UNROLL):
+            c = i_s * num_segments + (num_segments - 1 - first - k if BACKWARD else first + k)
+            tl.store(starts + (c * N + n) * dim + o_d, h, mask=m_d & (first + k < num_segments))
+            h = decay[k] * h + end[k]

@@ -1,0 +1,120 @@
+"""The Triton kernels of selective_scan in Triton's interpreter, on small shapes: every option, forward and backward.
+
+Triton reads TRITON_INTERPRET when it is imported, so these tests are a pytest process of their own, which the first
+test starts. There a program has 8 channels, a tile 4 steps and a chunk 8, and a sequence is split into segments if there are
+fewer than 8 programs.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mambaverse.kernels.backend import BackendError, use_backend
+from mambaverse.kernels.selective_scan import selective_scan
+from mambaverse.kernels.selective_scan.cases import Case, make_inputs
+from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
+
+inside = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not inside, reason="runs in the process that the first test starts")
+
+SPLIT = Case("split", "two segments and a part of a tile; a part of a block", 1, 19, 9, 2)
+WHOLE = Case("whole", "so many programs that nothing is split; a chunk boundary", 8, 11, 3, 2)
+GROUPS = Case("groups", "grouped B and C, not split", 4, 5, 6, 2, groups=2)
+OWN = Case("own", "every channel has its own B and C", 1, 5, 3, 2, groups=3)
+ONE_STATE = Case("one_state", "N = 1", 1, 5, 3, 1)
+ONE_STEP = Case("one_step", "length 1", 2, 1, 3, 3)
+PACKED = Case("packed", "see LENGTHS", 1, 3 + 0 + 8 + 1 + 10, 3, 2)
+LENGTHS = (3, 0, 8, 1, 10)  # shorter than a tile, empty, a chunk, one step, past a chunk boundary
+
+
+@pytest.mark.skipif(inside, reason="this is that process")
+def test_in_a_process_of_its_own():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert " passed" in done.stdout
+
+
+def check_against_reference(inputs, dtype=torch.float32, **flags):
+    flags = {"delta_softplus": True, **flags, "return_final_state": True}
+    with use_backend("triton"), nan_filled_empty():
+        actual = outputs_and_gradients(selective_scan, inputs, **flags)
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+    expected = outputs_and_gradients(selective_scan, wide, **flags)
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        assert_close(name, actual[name], expected[name], dtype)
+
+
+@interpreted
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("case", [SPLIT, WHOLE, GROUPS, OWN, ONE_STATE, ONE_STEP], ids=lambda case: case.name)
+def test_equals_reference(case, reverse):
+    check_against_reference(make_inputs(case), reverse=reverse)
+
+
+@interpreted
+def test_equals_reference_in_fp16():
+    """Not bf16: the interpreter cuts a float off where a GPU rounds it."""
+    check_against_reference(make_inputs(ONE_STEP, dtype=torch.float16), torch.float16)
+
+
+@interpreted
+@pytest.mark.parametrize("softplus", [False, True])
+@pytest.mark.parametrize("present", [(), ("D", "initial_state"), ("z", "delta_bias")], ids=str)
+def test_equals_reference_with_some_options(present, softplus):
+    inputs = make_inputs(Case("options", "two tiles", 1, 6, 3, 2))
+    inputs = {k: v for k, v in inputs.items() if k in (*"ABCu", "delta", *present)}
+    if not softplus:  # Δ must be positive, or the states explode
+        inputs |= {name: 0.3 * inputs[name].abs() for name in ("delta", "delta_bias") if name in inputs}
+    check_against_reference(inputs, delta_softplus=softplus)
+
+
+@interpreted
+@pytest.mark.parametrize("reverse", [False, True])
+def test_packed_equals_reference(reverse):
+    inputs = make_inputs(PACKED)
+    inputs["initial_state"] = torch.cat([inputs["initial_state"] * (0.5 + s) for s in range(len(LENGTHS))])
+    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
+    check_against_reference(inputs, cu_seqlens=cu_seqlens, reverse=reverse)
+
+
+@interpreted
+def test_any_strides():
+    inputs = make_inputs(ONE_STEP) | make_inputs(Case("strides", "two tiles", 2, 6, 3, 3))
+    plain = {k: v.clone() for k, v in inputs.items()}
+    inputs["u"], inputs["z"] = torch.cat((inputs["u"], inputs["z"]), -1).chunk(2, -1)
+    inputs["delta"] = inputs["delta"].transpose(1, 2).contiguous().transpose(1, 2)
+    inputs["B"] = torch.stack((inputs["B"], inputs["B"]), -1)[..., 0]
+    inputs["A"] = inputs["A"].T.contiguous().T
+    inputs["initial_state"] = inputs["initial_state"].transpose(0, 2).contiguous().transpose(0, 2)
+    with use_backend("triton"):
+        results = [selective_scan(**x, delta_softplus=True) for x in (inputs, plain)]
+    assert torch.equal(*results)
+
+
+@interpreted
+@pytest.mark.parametrize("batch, length", [(2, 0), (0, 5)])
+def test_nothing_to_scan(batch, length):
+    inputs = make_inputs(Case("empty", "no steps or no sequences", batch, length, 5, 3))
+    with use_backend("triton"), nan_filled_empty():
+        results = outputs_and_gradients(selective_scan, inputs, return_final_state=True)
+    assert torch.equal(results["out1"], inputs["initial_state"])
+    assert all(torch.count_nonzero(results[f"d{name}"]) == 0 for name in ("A", "D", "delta_bias"))
+
+
+@interpreted
+def test_complex_states_are_refused_clearly():
+    inputs = make_inputs(Case("complex", "no kernel", 1, 3, 4, 2, is_complex=True))
+    with use_backend("triton"), pytest.raises(BackendError, match=r"no kernel for a complex A; use_backend"):
+        selective_scan(**inputs)
+
+
+@interpreted
+def test_too_many_states_are_refused_clearly():
+    inputs = make_inputs(Case("wide", "N = 257", 1, 1, 1, 257))
+    with use_backend("triton"), pytest.raises(BackendError, match="takes up to 256 states, not 257"):
+        selective_scan(**inputs)
