@@ -115,10 +115,17 @@ def _emit_exp2(builder: Any, z: Any) -> Any:
     return builder.fmul(value, builder.bitcast(scale, _VECTOR))
 
 
-def _emit_exp2_bounded(builder: Any, z: Any) -> Any:
-    shifted = builder.fadd(z, _constant(_MAGIC))
-    value, exponent = _emit_power(builder, shifted, builder.fsub(z, builder.fsub(shifted, _constant(_MAGIC))))
-    return builder.bitcast(builder.add(builder.bitcast(value, _INTS), exponent), _VECTOR)
+def _emit_exp2_bounded(builder: Any, *zs: Any) -> list[Any]:
+    # step by step for all of them: a processor then finds instructions beside each other that wait for none of them
+    shifted = [builder.fadd(z, _constant(_MAGIC)) for z in zs]
+    whole = [builder.fsub(s, _constant(_MAGIC)) for s in shifted]
+    f = [builder.fsub(z, k) for z, k in zip(zs, whole, strict=True)]
+    values = [_constant(_EXP2[-1])] * len(zs)
+    for coefficient in _EXP2[-2::-1]:
+        values = [_fma(builder, v, x, _constant(coefficient)) for v, x in zip(values, f, strict=True)]
+    exponents = [builder.shl(builder.bitcast(s, _INTS), ir.Constant(_INTS, [23] * LANES)) for s in shifted]
+    pairs = zip(values, exponents, strict=True)
+    return [builder.bitcast(builder.add(builder.bitcast(v, _INTS), e), _VECTOR) for v, e in pairs]
 
 
 def _emit_exp(builder: Any, x: Any) -> Any:
@@ -158,13 +165,26 @@ mul = _elementwise(lambda builder, a, b: builder.fmul(a, b))
 div = _elementwise(lambda builder, a, b: builder.fdiv(a, b))
 fma = _elementwise(_fma)  # a * b + c
 exp2 = _elementwise(_emit_exp2)
-exp2_bounded = _elementwise(_emit_exp2_bounded)  # the same bits where -126 <= z <= 126, nonsense elsewhere
 exp = _elementwise(_emit_exp)
 larger = _elementwise(_emit_larger)  # of two that have no sign; NaN if one is NaN
 absolute = _elementwise(lambda builder, a: _llvm(builder, f"llvm.fabs.v{LANES}f32", _VECTOR, a))
 where_negative = _elementwise(_emit_where_negative)  # the second where the first is below 0, else the third
 clamp = _elementwise(_emit_clamp)  # the first, no less than the second and no more than the third; NaN stays NaN
 inside = _elementwise(_emit_inside)  # 1 where `clamp` changes nothing, else 0
+
+
+def _of_pairs(emit: Callable[..., Any]) -> Any:
+    """Return the numba function of two vectors to two, whose instructions `emit(builder, a, b)` writes."""
+    pair = types.UniTuple(_VEC, 2)
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return context.make_tuple(builder, pair, emit(builder, *values))
+
+    return intrinsic(lambda typing, a, b: (pair(_VEC, _VEC), codegen))
+
+
+exp2_pair = _of_pairs(lambda builder, a, b: [_emit_exp2(builder, a), _emit_exp2(builder, b)])
+exp2_pair_bounded = _of_pairs(_emit_exp2_bounded)  # the same bits where -126 <= z <= 126, nonsense elsewhere
 
 
 @intrinsic

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from mambaverse.kernels import simd
 from mambaverse.kernels.fastmath import exp2f
 from mambaverse.kernels.selective_scan.cpu_layout import STRIP, WIDTH
 from mambaverse.kernels.selective_scan.shapes import CHUNK
-from mambaverse.kernels.simd import LANES, add, exp2, exp2_bounded, fma, load, mul, splat, splat_at, store, total
+from mambaverse.kernels.simd import LANES, add, fma, load, mul, splat, splat_at, store, total
 
 f32 = np.float32
 _ROUND = f32(1.5 * 2**23)  # adding it rounds to an integer, which is then in the low bits
@@ -34,7 +35,7 @@ _exact = njit(fastmath={"contract", "nsz"}, error_model="numpy", boundscheck=Fal
 _relaxed = njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", boundscheck=False)
 
 
-def _forward_real(exp2: Any) -> Any:
+def _forward_real(exp2_pair: Any) -> Any:
     @_exact
     def forward_real(num, rate, h, dt, x, B, b_first, b_step, C, c_first, c_step, out):
         """Take `num` steps: h is updated, out added to."""
@@ -46,22 +47,23 @@ def _forward_real(exp2: Any) -> Any:
                 for q in range(num):
                     b, c = splat_at(B, b_first + q * b_step + n), splat_at(C, c_first + q * c_step + n)
                     o = q * WIDTH + v
-                    h_0 = fma(exp2(mul(load(dt, o), rate_0)), h_0, mul(load(x, o), b))
+                    r = o + LANES
+                    a_0, a_1 = exp2_pair(mul(load(dt, o), rate_0), mul(load(dt, r), rate_1))
+                    h_0 = fma(a_0, h_0, mul(load(x, o), b))
+                    h_1 = fma(a_1, h_1, mul(load(x, r), b))
                     store(out, o, fma(c, h_0, load(out, o)))
-                    o += LANES
-                    h_1 = fma(exp2(mul(load(dt, o), rate_1)), h_1, mul(load(x, o), b))
-                    store(out, o, fma(c, h_1, load(out, o)))
+                    store(out, r, fma(c, h_1, load(out, r)))
                 store(h, i, h_0)
                 store(h, i + LANES, h_1)
 
     return forward_real
 
 
-forward_real = _forward_real(exp2)
-forward_real_bounded = _forward_real(exp2_bounded)
+forward_real = _forward_real(simd.exp2_pair)
+forward_real_bounded = _forward_real(simd.exp2_pair_bounded)
 
 
-def _backward_real(exp2: Any) -> Any:
+def _backward_real(exp2_pair: Any) -> Any:
     @_exact
     def backward_real(
         num, rate, h_first, dt, x, B, b_first, b_step, C, c_first, c_step, g_out, a, h,
@@ -81,17 +83,16 @@ def _backward_real(exp2: Any) -> Any:
             for q in range(num):
                 b, c = splat_at(B, b_first + q * b_step + n), splat_at(C, c_first + q * c_step + n)
                 o = q * STRIP
-                a_0 = exp2(mul(load(dt, o), rate_0))
+                r = o + LANES
+                a_0, a_1 = exp2_pair(mul(load(dt, o), rate_0), mul(load(dt, r), rate_1))
                 h_0 = fma(a_0, h_0, mul(load(x, o), b))
+                h_1 = fma(a_1, h_1, mul(load(x, r), b))
                 store(a, o, a_0)
+                store(a, r, a_1)
                 store(h, o + STRIP, h_0)
+                store(h, r + STRIP, h_1)
                 store(out, o, fma(c, h_0, load(out, o)))
-                o += LANES
-                a_1 = exp2(mul(load(dt, o), rate_1))
-                h_1 = fma(a_1, h_1, mul(load(x, o), b))
-                store(a, o, a_1)
-                store(h, o + STRIP, h_1)
-                store(out, o, fma(c, h_1, load(out, o)))
+                store(out, r, fma(c, h_1, load(out, r)))
             g_h0, g_h1 = load(g_h, i), load(g_h, i + LANES)
             g_rate0 = g_rate1 = splat(f32(0))  # over one chunk: a long float32 sum keeps its digits in two levels only
             for q in range(num - 1, -1, -1):
@@ -118,8 +119,8 @@ def _backward_real(exp2: Any) -> Any:
     return backward_real
 
 
-backward_real = _backward_real(exp2)
-backward_real_bounded = _backward_real(exp2_bounded)
+backward_real = _backward_real(simd.exp2_pair)
+backward_real_bounded = _backward_real(simd.exp2_pair_bounded)
 
 
 @_exact

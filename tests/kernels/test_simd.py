@@ -44,9 +44,22 @@ def test_nan_and_infinities_give_the_limits(name):
     np.testing.assert_array_equal(apply(getattr(simd, name), x), np.array([np.nan, 0, np.inf, 1], np.float32))
 
 
-def test_bounded_form_has_the_same_bits():
-    z = np.random.default_rng(0).uniform(-126, 126, 100000).astype(np.float32)
-    np.testing.assert_array_equal(apply(simd.exp2_bounded, z), apply(simd.exp2, z))
+@pytest.mark.parametrize("bounded", [False, True])
+def test_pairs_have_the_same_bits(bounded):
+    pair = simd.exp2_pair_bounded if bounded else simd.exp2_pair
+    size = 126 if bounded else 300
+    z = np.random.default_rng(0).uniform(-size, size, 2**17).astype(np.float32)
+
+    @numba.njit
+    def loop(x, y):
+        for i in range(0, x.size, 2 * LANES):
+            first, second = pair(load(x, i), load(x, i + LANES))
+            store(y, i, first)
+            store(y, i + LANES, second)
+
+    y = np.empty_like(z)
+    loop(z, y)
+    np.testing.assert_array_equal(y, apply(simd.exp2, z))
 
 
 def test_larger_lets_nan_through():
