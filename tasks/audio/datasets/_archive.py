@@ -1,16 +1,20 @@
-"""A data set in one zip: audio files and a manifest.csv with a row for each."""
+"""A data set in one zip: audio files and a manifest.csv with a row for each; read in place, and written by a build."""
 
 from __future__ import annotations
 
 import csv
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mambaverse.errors import UserError, suggest
+from mambaverse.tasks.audio.reading import read_audio
+from mambaverse.tasks.audio.wav import encode_wav
 
 MANIFEST = "manifest.csv"
+RATE = 16_000  # Hz, of what a build writes
+FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # of the members, so that a build is the same to the byte
 
 
 def read_manifest(archive: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -48,3 +52,42 @@ def has_manifest(path: Path, columns: Sequence[str]) -> bool:
         with opened.open(MANIFEST) as file:
             head = file.readline().decode("utf-8-sig", "replace").strip().split(",")
     return set(columns) <= set(head)
+
+
+def write_archive(
+    target: Path, columns: Sequence[str], rows: Iterable[tuple[Sequence[str], Path]], seconds: float | None = None
+) -> None:
+    """Write a zip of 16-kHz 16-bit mono WAV files and their manifest.
+
+    Args:
+        target: The zip.
+        columns: Of the manifest, the first of them "file".
+        rows: The manifest's rows, each with the audio file whose samples it names.
+        seconds: Longer files are cut.
+
+    Raises:
+        UserError: no rows, or a file that cannot be read.
+    """
+    text = io.StringIO()
+    manifest = csv.writer(text, lineterminator="\n")
+    manifest.writerow(columns)
+    number = 0
+    with zipfile.ZipFile(target, "w") as archive:
+        for values, path in rows:
+            samples = read_audio(path, RATE, report=_ignore)
+            if seconds is not None:
+                samples = samples[: round(seconds * RATE)]
+            _write(archive, values[0], encode_wav(samples, RATE))
+            manifest.writerow(values)
+            number += 1
+        _write(archive, MANIFEST, text.getvalue())
+    if not number:
+        raise UserError(f"{target.parent}: no clips to write")
+
+
+def _write(archive: zipfile.ZipFile, name: str, content: bytes | str) -> None:
+    archive.writestr(zipfile.ZipInfo(name, FIXED_DATE), content, zipfile.ZIP_DEFLATED)
+
+
+def _ignore(line: str) -> None:
+    """What is silent or clipped is said when the clips are read, not when they are converted."""

@@ -8,28 +8,20 @@ Source: Debian's gcin-voice, /usr/share/gcin-voice/ogg/ZHUYIN[TONE]/{3,5}.ogg: n
 
 from __future__ import annotations
 
-import csv
-import io
-import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, MissingDataError, register_dataset
-from mambaverse.errors import UserError
 from mambaverse.tasks.audio.clips import AudioSplits, Collection, Source, split_collection
 from mambaverse.tasks.audio.config import AudioDataConfig
-from mambaverse.tasks.audio.datasets._archive import MANIFEST, has_manifest, read_manifest
-from mambaverse.tasks.audio.reading import read_audio
-from mambaverse.tasks.audio.wav import encode_wav
+from mambaverse.tasks.audio.datasets._archive import has_manifest, read_manifest, write_archive
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "mandarin_tones.zip"
 FILE = "mandarin_tones.zip"
 COLUMNS = ("file", "tone", "zhuyin", "speaker")
 SPEAKERS = {"3": "m", "5": "f"}  # by the names of the files
 NEUTRAL = "1"
-RATE = 16_000  # Hz, of the prepared clips
-FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # of zip members, so that a build is the same to the byte
 
 
 @register_dataset("audio/mandarin_tones")
@@ -57,7 +49,7 @@ class MandarinTones(Dataset):
         """Convert all clips but those in the neutral tone to 16-kHz 16-bit WAV, in one zip with a manifest."""
         found = sorted(path for path in raw.glob("*/*.ogg") if path.stem in SPEAKERS)
         rows = [(*_split_name(path.parent.name), SPEAKERS[path.stem], path) for path in found]
-        write_zip(folder / FILE, (row for row in rows if row[1] != "0"))
+        write_archive(folder / FILE, COLUMNS, named(row for row in rows if row[1] != "0"))
 
     def status(self, root: str | None = None) -> str:
         """Say where the clips are read from: without the package and without a root, from inside mambaverse."""
@@ -95,22 +87,12 @@ class MandarinTones(Dataset):
             return EMBEDDED
 
 
-def write_zip(target: Path, rows: Iterable[tuple[str, str, str, Path]]) -> None:
-    """Write a zip of 16-kHz WAV files and their manifest, from (zhuyin, tone, speaker, audio file)."""
-    text = io.StringIO()
-    manifest = csv.writer(text, lineterminator="\n")
-    manifest.writerow(COLUMNS)
-    syllables: dict[str, int] = {}
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for zhuyin, tone, speaker, path in rows:
-            number = syllables.setdefault(zhuyin, len(syllables))
-            name = f"{speaker}/{number:03d}_{tone}.wav"
-            data = encode_wav(read_audio(path, RATE, report=_ignore), RATE)
-            archive.writestr(zipfile.ZipInfo(name, FIXED_DATE), data, zipfile.ZIP_DEFLATED)
-            manifest.writerow((name, tone, zhuyin, speaker))
-        archive.writestr(zipfile.ZipInfo(MANIFEST, FIXED_DATE), text.getvalue(), zipfile.ZIP_DEFLATED)
-    if not syllables:
-        raise UserError(f"{target.parent}: no clips to write")
+def named(rows: Iterable[tuple[str, str, str, Path]]) -> Iterator[tuple[tuple[str, ...], Path]]:
+    """Yield (row of the manifest, file) for each (zhuyin, tone, speaker, file): syllables get numbers in the zip."""
+    numbers: dict[str, int] = {}
+    for zhuyin, tone, speaker, path in rows:
+        number = numbers.setdefault(zhuyin, len(numbers))
+        yield (f"{speaker}/{number:03d}_{tone}.wav", tone, zhuyin, speaker), path
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -123,7 +105,3 @@ def _split_name(name: str) -> tuple[str, str]:
 
 def _parts(collection: Collection) -> tuple[list[Source], list[str], list[str]]:
     return list(collection.sources), list(collection.labels), list(collection.names)
-
-
-def _ignore(line: str) -> None:
-    """Loudness is said when the clips are read, not when they are converted."""

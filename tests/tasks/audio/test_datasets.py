@@ -43,7 +43,7 @@ def names(splits: AudioSplits) -> tuple[set[str], set[str]]:
 
 
 def test_all_are_listed_with_a_config_each() -> None:
-    expected = ["fsdd", "folder", "mandarin_tones", "speech_commands"]
+    expected = ["drums", "folder", "fsdd", "mandarin_tones", "speech_commands"]
     assert set(list_datasets("audio/*")) >= {f"audio/{name}" for name in expected}
     for name in expected:
         assert compose(f"audio/{name}").data.name == name
@@ -343,3 +343,36 @@ def test_silent_and_clipped_clips_are_one_warning_a_kind(
     lines = [line for line in capsys.readouterr().err.splitlines() if " clip" in line]
     kinds = [line.partition("folder: ")[2].partition(": ")[0] for line in lines]
     assert sorted(kinds) == ["1 clip clipped", "4 clips silent"], lines
+
+
+# Drums
+
+KIT = """<?xml version="1.0"?><drumkit_info xmlns="http://www.hydrogen-music.org/drumkit"><name>Kit</name><instrumentList>
+<instrument><name>Kick (22")</name><layer><filename>k1.wav</filename></layer><layer><filename>k2.wav</filename></layer>
+</instrument><instrument><name>Closed HH</name><layer><filename>h.wav</filename></layer></instrument>
+<instrument><name>Open Hi-Hat</name><filename>h.wav</filename></instrument>
+<instrument><name>Ride Jazz</name><filename>r.wav</filename></instrument>
+<instrument><name>Pearl Tom Floor</name><filename>t.wav</filename></instrument>
+<instrument><name>Snare Rimshot</name><filename>s.wav</filename><filename>missing.wav</filename></instrument>
+<instrument><name>Hand Clap</name><filename>c.wav</filename></instrument></instrumentList></drumkit_info>"""
+
+
+def test_drums_are_built_from_their_kits_and_held_out_by_kit(tmp_path: Path) -> None:
+    for kit in ("A", "B"):
+        folder = tmp_path / "deb/usr/share/hydrogen/data/drumkits" / kit
+        folder.mkdir(parents=True)
+        (folder / "drumkit.xml").write_text(KIT)
+        for name in ("k1", "k2", "h", "r", "t", "s", "c"):
+            write_wav(folder / f"{name}.wav", tone(200, 1.5, 8000), 8000)
+    splits = opened("drums", root=str(tmp_path / "deb"), folds=2, group="kit")
+    assert splits.classes == ["cymbal", "hihat", "kick", "snare", "tom"]
+    assert len(splits.train.sources) == len(splits.eval.sources) == 6
+    assert set(splits.train.groups["kit"]) != set(splits.eval.groups["kit"])
+    assert len(splits.train.sources[0].read(16_000)) == 16_000  # the first second
+    (tmp_path / "deb/usr/share/hydrogen/data/drumkits/B/drumkit.xml").write_text("<drumkit_info>")
+    dataset = get_dataset("drums", "audio")
+    raw = dataset.find_package(tmp_path / "deb")
+    assert raw is not None and dataset.find_package(tmp_path / "nothing") is None
+    with pytest.raises(UserError, match=r"drumkit.xml: not readable as XML"):
+        dataset.build(raw, tmp_path)
+    assert "hydrogen-drumkits (Debian)" in fails("drums", root=str(tmp_path / "nothing"))

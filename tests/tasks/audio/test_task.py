@@ -96,7 +96,7 @@ def test_the_model_decides_what_it_is_given(make_task: Make, tiny: str) -> None:
     assert waveforms.build_model()(torch.randn(1, 500)).shape == (1, 4)
 
 
-@pytest.mark.parametrize("config", ["mandarin_tones", "fsdd", "speech_commands", "folder"])
+@pytest.mark.parametrize("config", ["drums", "folder", "fsdd", "mandarin_tones", "speech_commands"])
 def test_the_model_of_each_shipped_config_takes_its_clips(make_task: Make, config: str) -> None:
     task = make_task(f"audio/{config}", "model.args.depth=1", setup=False)
     task.restore({"classes": ["a", "b"], "mean": -6.0, "std": 4.0})
