@@ -1,7 +1,8 @@
 """How training varies clips; every choice is drawn from the generator that is handed in.
 
 On the waveform: a random piece of a long clip, speed (and with it pitch), level, place in time, white noise.
-On the spectrogram: SpecAugment's masks (Park et al. 2019). On a batch: mixup of waveforms (Zhang et al. 2018).
+On the spectrogram: tempo alone, the length of the vocal tract alone (Jaitly and Hinton 2013), and SpecAugment's masks
+(Park et al. 2019). On a batch: mixup of waveforms (Zhang et al. 2018).
 """
 
 from __future__ import annotations
@@ -66,17 +67,53 @@ def roll(waveform: Tensor, samples: int) -> Tensor:
     return F.pad(waveform, (samples, -samples)) if abs(samples) < len(waveform) else torch.zeros_like(waveform)
 
 
-def draw_masks(generator: Generator) -> Tensor:
-    """Return four numbers in [0, 1) that decide a spectrogram's masks: width and place in frequency, then in time."""
-    return torch.rand(4, generator=generator)
+def draw_spectrogram(generator: Generator) -> Tensor:
+    """Return six numbers in [0, 1) that decide how a spectrogram is varied.
+
+    Width and place of its mask in frequency, likewise in time; its tempo; its frequencies.
+    """
+    return torch.rand(6, generator=generator)
 
 
-def spec_augment(x: Tensor, draws: Sequence[Tensor], lengths: Tensor, freq_mask: int, time_mask: int) -> Tensor:
+def change_tempo(x: Tensor, lengths: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return spectrograms x (B, T, F) of `lengths` (B,) played `factors` (B,) times as fast, and their lengths.
+
+    Frames are interpolated linearly; the pitch stays.
+    """
+    new = (lengths / factors).round().long().clamp(min=1)
+    at = torch.arange(int(new.max())) * ((lengths - 1) / (new - 1).clamp(min=1))[:, None]  # ends meet ends
+    return _interpolate(x, torch.minimum(at, (lengths - 1)[:, None].float()), 1), new
+
+
+def warp_frequencies(x: Tensor, factors: Tensor, centres: Tensor) -> Tensor:
+    """Return spectrograms x (B, T, F) with all frequencies multiplied by `factors` (B,); time stays.
+
+    Args:
+        x: Log-mel energies.
+        factors: Above 1 as of a shorter vocal tract.
+        centres: The bands' frequencies in Hz (F,), evenly spaced on the mel scale.
+    """
+    mels = 1127 * torch.log1p(centres / 700)
+    wanted = 1127 * torch.log1p(centres / factors[:, None] / 700)  # (B, F): what was there before
+    at = (wanted - mels[0]) / (mels[1] - mels[0])
+    return _interpolate(x, at.clamp(0, len(centres) - 1), 2)
+
+
+def _interpolate(x: Tensor, at: Tensor, axis: int) -> Tensor:
+    """Return x (B, T, F) at the places `at` (B, N) of an axis, 1 or 2, between neighbours linearly."""
+    low = at.long().clamp(max=x.shape[axis] - 1)
+    high = (low + 1).clamp(max=x.shape[axis] - 1)
+    shape = (-1, -1, x.shape[2]) if axis == 1 else (-1, x.shape[1], -1)
+    share, low, high = ((t.unsqueeze(3 - axis)).expand(*shape) for t in (at - low, low, high))
+    return torch.lerp(x.gather(axis, low), x.gather(axis, high), share.to(x.dtype))
+
+
+def spec_augment(x: Tensor, draws: Tensor, lengths: Tensor, freq_mask: int, time_mask: int) -> Tensor:
     """Overwrite bands and frames of normalised spectrograms with their mean, 0.
 
     Args:
         x: (B, T, F).
-        draws: One of `draw_masks` for each.
+        draws: What `draw_spectrogram` drew, (B, 4 or more).
         lengths: Their frames (B,).
         freq_mask: Most bands hidden.
         time_mask: Most frames hidden; never more than half of a clip.
@@ -84,7 +121,7 @@ def spec_augment(x: Tensor, draws: Sequence[Tensor], lengths: Tensor, freq_mask:
     Returns:
         (B, T, F), a new tensor.
     """
-    u = torch.stack(list(draws))  # (B, 4)
+    u = draws
     bands, frames = x.shape[2], lengths
     width = (u[:, 0] * (min(freq_mask, bands) + 1)).long()
     start = (u[:, 1] * (bands - width + 1)).long()

@@ -34,6 +34,8 @@ class AudioDataConfig(SplitConfig):
     gain_db: float = 0.0  # make it louder or softer by up to so much
     roll_ms: float = 0.0  # move it forth or back by up to so much, filled up with silence
     noise: float = 0.0  # add white noise of up to this share of its level (RMS)
+    tempo: float = 0.0  # play a spectrogram faster or slower by up to this share; its pitch stays
+    warp: float = 0.0  # multiply its frequencies by up to this share more or less; its tempo stays
     freq_mask: int = 0  # hide up to so many bands
     time_mask: int = 0  # hide up to so many frames
 
@@ -55,8 +57,9 @@ class AudioDataConfig(SplitConfig):
         for key in ("cache_mb", "gain_db", "roll_ms", "noise", "freq_mask", "time_mask"):
             if (value := getattr(self, key)) < 0:
                 raise ConfigError(f"data.{key}: expected at least 0, got {value}")
-        if not 0 <= self.speed < 1:
-            raise ConfigError(f"data.speed: expected a share in [0, 1), got {self.speed}")
+        for key in ("speed", "tempo", "warp"):
+            if not 0 <= (value := getattr(self, key)) < 1:
+                raise ConfigError(f"data.{key}: expected a share in [0, 1), got {value}")
         self.fbank()
 
     def fbank(self) -> FbankOptions:

@@ -137,6 +137,13 @@ def mel_filters(options: FbankOptions) -> Tensor:
     return torch.minimum(rising, falling).clamp(min=0)
 
 
+def centres(options: FbankOptions) -> Tensor:
+    """Return the bands' frequencies in Hz (bins,)."""
+    low, high = mel(options.low_hz), mel(options.high_hz)
+    at = low + (high - low) / (options.bins + 1) * torch.arange(1, options.bins + 1)
+    return 700 * torch.expm1(at / 1127)
+
+
 def mel(hz: float) -> float:
     """Return a frequency on the mel scale: 1127 ln(1 + f / 700)."""
     return 1127 * math.log1p(hz / 700)

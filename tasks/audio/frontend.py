@@ -6,7 +6,7 @@ waveform    (B, L)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mambaverse.tasks.audio.config import AudioDataConfig
-from mambaverse.tasks.audio.fbank import Fbank
+from mambaverse.tasks.audio.fbank import Fbank, centres
 
 STATISTICS_CLIPS = 1000  # evenly spaced training clips, of which mean and deviation are taken
+Vary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 LEAST_STD = 1e-5  # of a clip: silence stays 0
 
 
@@ -34,11 +35,18 @@ class FrontEnd:
         self.kind, self.normalize, self.mean, self.std = kind, config.normalize, mean, std
         self.rate = config.rate
         self.fbank = Fbank(config.fbank())
+        self.centres = centres(self.fbank.options)
         self.frames = config.frames if kind == "fbank" else None
 
-    def __call__(self, waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return inputs and their lengths (B,) in frames or samples; what is behind them is 0."""
+    def __call__(self, waveforms: Sequence[Tensor], vary: Vary | None = None) -> tuple[Tensor, Tensor]:
+        """Return inputs and their lengths (B,) in frames or samples; what is behind them is 0.
+
+        `vary` changes spectrograms before they are normalised: it takes and returns (x, lengths).
+        """
         x, lengths = self.raw(waveforms)
+        if vary is not None and self.kind == "fbank":
+            x, lengths = vary(x, lengths)
+            x = x * _inside(x, lengths)
         if self.frames is not None:
             x = F.pad(x, (0, 0, 0, max(self.frames - x.shape[1], 0)))[:, : self.frames]
             lengths = torch.full_like(lengths, self.frames)

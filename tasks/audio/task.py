@@ -18,7 +18,14 @@ from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
 from mambaverse.errors import UserError
 from mambaverse.models import MODELS
 from mambaverse.splits import write_split
-from mambaverse.tasks.audio.augment import Augment, draw_masks, mix_waveforms, spec_augment
+from mambaverse.tasks.audio.augment import (
+    Augment,
+    change_tempo,
+    draw_spectrogram,
+    mix_waveforms,
+    spec_augment,
+    warp_frequencies,
+)
 from mambaverse.tasks.audio.baselines import mfcc_baselines
 from mambaverse.tasks.audio.checkpoints import load_aum
 from mambaverse.tasks.audio.clips import AudioSplits, Clips, warn_of
@@ -31,7 +38,7 @@ PIECES = 64  # of long clips, that the model is given at once in evaluation
 
 
 class AudioSamples:
-    """Clips with their labels: "waveform" (L,), varied and with "masks" in training, and "target"."""
+    """Clips with their labels: "waveform" (L,), varied and with "draws" in training, and "target"."""
 
     def __init__(self, clips: Clips, augment: Augment) -> None:
         self.clips, self.augment = clips, augment
@@ -45,7 +52,7 @@ class AudioSamples:
         waveform, target = self.clips.load(index), self.targets[index]
         if generator is None:
             return {"waveform": waveform, "target": target}
-        return {"waveform": self.augment(waveform, generator), "target": target, "masks": draw_masks(generator)}
+        return {"waveform": self.augment(waveform, generator), "target": target, "draws": draw_spectrogram(generator)}
 
 
 @register_task("audio")
@@ -131,9 +138,12 @@ class AudioTask(Classifier):
         elif self.options.mixup and float(torch.rand((), generator=generator)) < self.options.mixup_prob:
             mixed = mix_waveforms(waveforms, batch["target"], len(self.classes), self.options.mixup, generator)
             waveforms, batch["target"] = mixed
-        batch["input"], batch["lengths"] = self.front(waveforms)
-        if generator is not None and self.front.kind == "fbank" and (self.data.freq_mask or self.data.time_mask):
-            draws = [sample["masks"] for sample in samples]
+        if generator is None:
+            batch["input"], batch["lengths"] = self.front(waveforms)
+            return batch
+        draws = torch.stack([sample["draws"] for sample in samples])
+        batch["input"], batch["lengths"] = self.front(waveforms, partial(self._vary, draws))
+        if self.front.kind == "fbank" and (self.data.freq_mask or self.data.time_mask):
             sizes = (self.data.freq_mask, self.data.time_mask)
             batch["input"] = spec_augment(batch["input"], draws, batch["lengths"], *sizes)
         return batch
@@ -191,6 +201,14 @@ class AudioTask(Classifier):
     def _run(self, model: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
         return model(x) if self.front.frames is not None else model(x, lengths=lengths)
 
+    def _vary(self, draws: Tensor, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Change the tempo and the frequencies of spectrograms (B, T, F), as `draws` (B, 6) decide."""
+        if self.data.tempo:
+            x, lengths = change_tempo(x, lengths, 1 + self.data.tempo * (2 * draws[:, 4] - 1))
+        if self.data.warp:
+            x = warp_frequencies(x, 1 + self.data.warp * (2 * draws[:, 5] - 1), self.front.centres)
+        return x, lengths
+
     def _clips(self, part: Any, classes: Sequence[str]) -> Clips:
         return Clips(part, classes, self.data.rate, self.data.cache_mb * 2**20)
 
@@ -229,6 +247,8 @@ class AudioTask(Classifier):
             f"level ±{data.gain_db:g} dB": data.gain_db,
             f"roll ±{data.roll_ms:g} ms": data.roll_ms,
             f"noise {data.noise:g}": data.noise,
+            f"tempo ±{data.tempo:.0%}": data.tempo,
+            f"frequencies ±{data.warp:.0%}": data.warp,
             f"masks of {data.freq_mask} bands": data.freq_mask,
             f"masks of {data.time_mask} frames": data.time_mask,
             f"mixup {options.mixup:g}": options.mixup,

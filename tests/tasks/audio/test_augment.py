@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mambaverse.tasks.audio.augment import Augment, change_speed, draw_masks, mix_waveforms, roll, spec_augment
+from mambaverse.tasks.audio.augment import (
+    Augment,
+    change_speed,
+    change_tempo,
+    draw_spectrogram,
+    mix_waveforms,
+    roll,
+    spec_augment,
+    warp_frequencies,
+)
+from mambaverse.tasks.audio.fbank import Fbank, FbankOptions, centres
 from tests.tasks.audio.conftest import tone
 
 
@@ -37,7 +47,7 @@ def test_what_rolls_in_is_silence(samples: int) -> None:
 
 def test_masks_hide_one_stretch_of_bands_and_of_frames_inside_the_clip() -> None:
     lengths = torch.tensor([40, 10] * 100)
-    draws = [draw_masks(draw(i)) for i in range(200)]
+    draws = torch.stack([draw_spectrogram(draw(i)) for i in range(200)])
     hidden = spec_augment(torch.ones(200, 40, 16), draws, lengths, 6, 12) == 0
     frames, bands = hidden.all(2), hidden.all(1)
     assert bands.sum(1).min() >= 0 and bands.sum(1).max() == 6
@@ -50,7 +60,9 @@ def test_masks_hide_one_stretch_of_bands_and_of_frames_inside_the_clip() -> None
 
 def test_no_masks_change_nothing() -> None:
     x = torch.randn(3, 5, 8)
-    assert spec_augment(x, [draw_masks(draw(i)) for i in range(3)], torch.tensor([5, 4, 1]), 0, 0).equal(x)
+    assert spec_augment(
+        x, torch.stack([draw_spectrogram(draw(i)) for i in range(3)]), torch.tensor([5, 4, 1]), 0, 0
+    ).equal(x)
 
 
 def test_mixed_clips_are_as_long_as_the_longer_and_so_are_their_targets() -> None:
@@ -91,3 +103,28 @@ def test_levels_and_noise_stay_within_their_bounds() -> None:
         added = Augment(10**6, noise=0.1)(x, draw(i)) - x
         assert added.square().mean().sqrt() <= 0.11 * x.square().mean().sqrt()
     assert Augment(10**6, noise=0.1)(torch.zeros(50), draw(0)).equal(torch.zeros(50))  # silence stays silent
+
+
+def test_tempo_changes_the_length_and_keeps_the_ends() -> None:
+    x = torch.arange(40.0).view(1, 20, 2).repeat(3, 1, 1)
+    lengths, factors = torch.tensor([20, 10, 1]), torch.tensor([0.5, 1.25, 2.0])
+    new, new_lengths = change_tempo(x, lengths, factors)
+    assert new_lengths.tolist() == [40, 8, 1] and new.shape == (3, 40, 2)
+    for row, was, length, now in zip(new, x, lengths.tolist(), new_lengths.tolist(), strict=True):
+        torch.testing.assert_close(row[0], was[0])
+        torch.testing.assert_close(row[now - 1], was[length - 1])
+    torch.testing.assert_close(new[0, :, 0], torch.linspace(0, 38, 40))  # between them it is linear
+    same, _ = change_tempo(x, lengths, torch.ones(3))
+    assert same[0].equal(x[0])
+
+
+@pytest.mark.parametrize("factor", [0.85, 1.0, 1.15])
+def test_warped_frequencies_are_those_of_a_shorter_or_longer_tract(factor: float) -> None:
+    options = FbankOptions(bins=64)
+    bank, bands = Fbank(options), centres(options)
+    x = bank(torch.from_numpy(tone(1500)))[None]
+    warped = warp_frequencies(x, torch.tensor([factor]), bands)
+    before, after = (bands[row.mean(0).argmax()].item() for row in (x[0], warped[0]))
+    assert after / before == pytest.approx(factor, abs=0.04)  # bands are 4 % apart there
+    if factor == 1:
+        torch.testing.assert_close(warped, x, atol=1e-3, rtol=0)
