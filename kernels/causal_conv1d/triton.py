@@ -22,7 +22,7 @@ from mambaverse.kernels.checks import num_sequences, sequence_bounds
 
 MAX_WIDTH = 32  # the window is in registers and its loops are unrolled
 _WARPS = 4
-_AHEAD = 4  # rows loaded before they are worked on
+_AHEAD = 4  # rows loaded before they are worked on; fewer of packed sequences, whose kernels take long to compile
 _TARGET = 1024  # programs that fill a large GPU twice: 132 SMs of four
 
 
@@ -59,7 +59,8 @@ def forward(
                 x, weight, bias, initial_state, spans, y, final, groups, chunks, rows, length, dim,
                 *x.stride()[:2], *weight.stride(), 0 if bias is None else bias.stride(0), *steps,
                 W=width, SILU=silu, REVERSE=reverse, HAS_BIAS=bias is not None, HAS_STATE=initial_state is not None,
-                PACKED=cu_seqlens is not None, U=_AHEAD, TB=tile[0], BD=tile[1], num_warps=_WARPS, num_stages=1,
+                PACKED=cu_seqlens is not None, TB=tile[0], BD=tile[1],
+                U=_AHEAD if cu_seqlens is None else 2, num_warps=_WARPS, num_stages=1,
             )  # fmt: skip
     return y, final
 
@@ -109,10 +110,12 @@ def backward(
         kernels.backward[(programs * blocks,)](
             dy, dfinal, x, weight, bias, initial_state, spans, dx, dstate, partial, groups, chunks, rows, length, dim,
             *dy.stride()[:2], *x.stride()[:2], *strides, **flags, HAS_STATE=initial_state is not None,
-            PACKED=cu_seqlens is not None, U=_AHEAD, TB=tile[0], BD=tile[1], num_warps=_WARPS, num_stages=1,
+            PACKED=cu_seqlens is not None, TB=tile[0], BD=tile[1],
+            U=_AHEAD if cu_seqlens is None else 1, num_warps=_WARPS, num_stages=1,
+            maxnreg=128 if cu_seqlens is None and width <= 4 else None,  # four programs on an SM instead of three
         )  # fmt: skip
-        packed.reduce[(-(-(width + 1) * dim // 32),)](
-            partial, dweight, dbias, programs, dim, W=width, HAS_BIAS=bias is not None, BP=64, BC=32, num_warps=4
+        packed.reduce[(-(-(width + 1) * dim // 16),)](
+            partial, dweight, dbias, programs, dim, W=width, HAS_BIAS=bias is not None, BP=256, BC=16, num_warps=8
         )
     return dx, dweight, dbias, dstate
 
@@ -123,27 +126,21 @@ def chunking(
 ) -> tuple[tuple[int, int], int, int]:
     """Return the tile (chunks, channels), the positions of a chunk and the chunks of a sequence.
 
-    A thread holds 16 bytes of a row forward; backward, which keeps W sums of each channel beside two windows, 8. Chunks
-    are as long as they can be with the GPU full: at their ends W-1 rows are loaded, and backward computed, twice.
+    A thread holds 8 bytes of a row. Chunks are as long as pays, shorter where they would not fill the GPU: at their
+    ends W-1 rows are loaded, and backward computed, twice.
     """
-    each = max(1, (8 if backward else 16) // element_size)
+    each = max(1, 8 // element_size)
     while each > 1 and each * width > 32:
         each //= 2
     channels = min(128, max(16, _power_of_two(dim)))
     if channels == 128 and -dim % 128 >= 64:
         channels = 64
     tile = 32 * _WARPS * each // channels, channels
-    margin = width - 1 if backward else 0
-    walk = 64 if backward else 32
-    while walk > 2 * _AHEAD and walk // 2 > margin:
-        rows = walk - margin
-        if batch * -(-length // rows) * -(-dim // channels) >= _TARGET * tile[0]:
-            break
-        walk //= 2
-    rows = max(1, walk - margin)
+    rows = 64 if backward else 16
+    while rows > 2 * _AHEAD and batch * -(-length // rows) * -(-dim // channels) < _TARGET * tile[0]:
+        rows //= 2
     chunks = max(1, -(-length // rows))
-    rows = max(1, -(-length // chunks))
-    rows += -(rows + margin) % _AHEAD  # the walk is a whole number of steps
+    rows = -(-max(1, -(-length // chunks)) // _AHEAD) * _AHEAD  # whole steps
     return tile, rows, max(1, -(-length // rows))
 
 

@@ -11,6 +11,7 @@ Sums over p are partial, a row for each program, and `reduce` adds them in a fix
 (3, L) tells the sequence of each position and where it begins and ends. Offsets that grow with the tensor are int64.
 """
 
+# mypy: allow-incomplete-defs  (constexpr parameters alone have a type)
 # ruff: noqa: RUF005  (Triton knows no unpacking into a tuple)
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ import triton.language as tl
 
 @triton.jit
 def _sigmoid(p):
-    return 1.0 / (1.0 + tl.exp(-p))
+    root = tl.rsqrt(1.0 + tl.exp(-p))  # its square is a reciprocal of fewer instructions than a division
+    return root * root
 
 
 @triton.jit
@@ -129,8 +131,8 @@ def forward(
             ok = (p < stop)[:, None] & d_ok[None, :]
             window = (now[u].to(tl.float32),) + window[: W - 1]
             span = _span(spans, p, length, stop, PACKED)
-            sum_ = shift + tl.zeros((TB, BD), tl.float32)
-            for j in tl.static_range(W):
+            sum_ = shift + taps[0] * window[0]
+            for j in tl.static_range(1, W):
                 sum_ += taps[j] * _tap(window, j, p, span, state, steps, d, ok, W, PACKED, HAS_STATE)
             if SILU:
                 sum_ = sum_ * _sigmoid(sum_)
@@ -142,6 +144,54 @@ def forward(
             row = _row_before(x_base, q, x_step, state, b, steps, d, last, d_ok, W, HAS_STATE)
             out = final + ((b.to(tl.int64) * (W - 1) + m) * dim)[:, None] + d[None, :]
             tl.store(out, row, mask=last[:, None] & d_ok[None, :])
+
+
+@triton.jit
+def _through_activation(
+    dy, window, taps, shift, spans, p, length, stop, state, steps, d, d_ok,
+    W: tl.constexpr, SILU: tl.constexpr, PACKED: tl.constexpr, HAS_STATE: tl.constexpr,
+):  # fmt: skip
+    """Return g[p], 0 from `stop` on as dy is, and the inputs x[p - j]."""
+    span = _span(spans, p, length, stop, PACKED)
+    ok = (p < stop)[:, None] & d_ok[None, :]
+    inputs = ()
+    for j in tl.static_range(W):
+        inputs = inputs + (_tap(window, j, p, span, state, steps, d, ok, W, PACKED, HAS_STATE),)
+    g = dy.to(tl.float32)
+    if SILU:
+        total = shift + taps[0] * inputs[0]
+        for j in tl.static_range(1, W):
+            total += taps[j] * inputs[j]
+        s = _sigmoid(total)
+        g *= s * (1.0 + total * (1.0 - s))
+    return g, inputs
+
+
+@triton.jit
+def _emit(
+    g_window, taps, q, start, stop, live, b, spans, length, dim, dfinal, dx, dx_base, dx_step, dstate, d, d_ok,
+    W: tl.constexpr, HAS_STATE: tl.constexpr, HAS_DFINAL: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """Write dx[q], and for q < 0 the row of dstate, from g[q], ..., g[q + W-1]."""
+    span = _span(spans, q, length, stop, PACKED)
+    grad = taps[0] * g_window[W - 1]
+    for j in tl.static_range(1, W):
+        term = g_window[W - 1 - j]  # g[q + j]
+        if PACKED:
+            term = tl.where((q + j < span[2])[:, None], term, 0.0)
+        grad += taps[j] * term
+    if HAS_DFINAL:
+        m = q - (span[2] - (W - 1))
+        sequence = tl.where(live, span[0] if PACKED else b, 0).to(tl.int64)
+        entry = dfinal + ((sequence * (W - 1) + m) * dim)[:, None] + d[None, :]
+        known = (m >= 0) & (m < W - 1) & (q < stop)
+        grad += tl.load(entry, mask=known[:, None] & d_ok[None, :], other=0.0).to(tl.float32)
+    mask = ((q >= start) & (q < stop))[:, None] & d_ok[None, :]
+    tl.store(dx_base + (q.to(tl.int64) * dx_step)[:, None], grad.to(dx.dtype.element_ty), mask=mask)
+    if HAS_STATE and not PACKED:
+        place = dstate + ((b.to(tl.int64) * (W - 1) + q + (W - 1)) * dim)[:, None] + d[None, :]
+        mask = (live & (q < 0) & (start == 0))[:, None] & d_ok[None, :]
+        tl.store(place, grad.to(dstate.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["groups", "chunks", "rows", "length"])
@@ -181,57 +231,56 @@ def backward(
         g_window = g_window + (tl.zeros((TB, BD), tl.float32),)
         dweight = dweight + (tl.zeros((TB, BD), tl.float32),)
 
-    ahead = _rows(x_base, start, x_step, beyond, d_ok, U)
-    dy_ahead = _rows(dy_base, start, dy_step, beyond, d_ok, U)
-    for i in range(0, rows + (W - 1), U):
+    ahead = _rows(x_base, start, x_step, stop, d_ok, U)
+    dy_ahead = _rows(dy_base, start, dy_step, stop, d_ok, U)
+    for i in range(0, rows, U):
         now, dy_now = ahead, dy_ahead
-        ahead = _rows(x_base, start + i + U, x_step, beyond, d_ok, U)
-        dy_ahead = _rows(dy_base, start + i + U, dy_step, beyond, d_ok, U)
+        ahead = _rows(x_base, start + i + U, x_step, stop, d_ok, U)
+        dy_ahead = _rows(dy_base, start + i + U, dy_step, stop, d_ok, U)
         for u in tl.static_range(U):
             p = start + i + u
-            ok = (p < beyond)[:, None] & d_ok[None, :]
             window = (now[u].to(tl.float32),) + window[: W - 1]
-            span = _span(spans, p, length, beyond, PACKED)
-            inputs = ()
-            for j in tl.static_range(W):
-                inputs = inputs + (_tap(window, j, p, span, state, steps, d, ok, W, PACKED, HAS_STATE),)
-            g = dy_now[u].to(tl.float32)
-            if SILU:
-                sum_ = shift + tl.zeros((TB, BD), tl.float32)
-                for j in tl.static_range(W):
-                    sum_ += taps[j] * inputs[j]
-                s = _sigmoid(sum_)
-                g = g * s * (1.0 + sum_ * (1.0 - s))
-                g = tl.where(ok, g, 0.0)
+            g, inputs = _through_activation(
+                dy_now[u],
+                window,
+                taps,
+                shift,
+                spans,
+                p,
+                length,
+                stop,
+                state,
+                steps,
+                d,
+                d_ok,
+                W,
+                SILU,
+                PACKED,
+                HAS_STATE,
+            )
             g_window = (g,) + g_window[: W - 1]
-            own = tl.where((p < stop)[:, None], g, 0.0)
-            dbias += own
+            dbias += g
             sums = ()
             for j in tl.static_range(W):
-                sums = sums + (dweight[j] + own * inputs[j],)
+                sums = sums + (dweight[j] + g * inputs[j],)
             dweight = sums
-
-            q = p - (W - 1)
-            span = _span(spans, q, length, stop, PACKED)
-            grad = tl.zeros((TB, BD), tl.float32)
-            for j in tl.static_range(W):
-                term = g_window[W - 1 - j]  # g[q + j]
-                if PACKED and j > 0:
-                    term = tl.where((q + j < span[2])[:, None], term, 0.0)
-                grad += taps[j] * term
-            if HAS_DFINAL:
-                m = q - (span[2] - (W - 1))
-                entry = (
-                    dfinal + ((tl.where(live, span[0] if PACKED else b, 0).to(tl.int64) * (W - 1) + m) * dim)[:, None]
-                )
-                known = (m >= 0) & (m < W - 1) & (q < stop)
-                grad += tl.load(entry + d[None, :], mask=known[:, None] & d_ok[None, :], other=0.0).to(tl.float32)
-            mask = ((q >= start) & (q < stop))[:, None] & d_ok[None, :]
-            tl.store(dx_base + (q.to(tl.int64) * dx_step)[:, None], grad.to(dx.dtype.element_ty), mask=mask)
-            if HAS_STATE and not PACKED:
-                row = dstate + ((b.to(tl.int64) * (W - 1) + q + (W - 1)) * dim)[:, None] + d[None, :]
-                mask = (live & (q < 0) & (start == 0))[:, None] & d_ok[None, :]
-                tl.store(row, grad.to(dstate.dtype.element_ty), mask=mask)
+            _emit(
+                g_window, taps, p - (W - 1), start, stop, live, b, spans, length, dim, dfinal, dx, dx_base, dx_step,
+                dstate, d, d_ok, W, HAS_STATE, HAS_DFINAL, PACKED,
+            )  # fmt: skip
+    now = _rows(x_base, start + rows, x_step, beyond, d_ok, W - 1)
+    dy_now = _rows(dy_base, start + rows, dy_step, beyond, d_ok, W - 1)
+    for u in tl.static_range(W - 1):
+        p = start + rows + u
+        window = (now[u].to(tl.float32),) + window[: W - 1]
+        g, inputs = _through_activation(
+            dy_now[u], window, taps, shift, spans, p, length, beyond, state, steps, d, d_ok, W, SILU, PACKED, HAS_STATE
+        )
+        g_window = (g,) + g_window[: W - 1]
+        _emit(
+            g_window, taps, p - (W - 1), start, stop, live, b, spans, length, dim, dfinal, dx, dx_base, dx_step,
+            dstate, d, d_ok, W, HAS_STATE, HAS_DFINAL, PACKED,
+        )  # fmt: skip
 
     row = partial + (pid // blocks).to(tl.int64) * (W + 1) * dim + d
     for j in tl.static_range(W):

@@ -4,6 +4,7 @@
 tensor. Positions p count in the order of processing: with `REVERSE` the sequence at [a, b) is [L - b, L - a).
 """
 
+# mypy: allow-incomplete-defs  (constexpr parameters alone have a type)
 # ruff: noqa: RUF005  (Triton knows no unpacking into a tuple)
 from __future__ import annotations
 

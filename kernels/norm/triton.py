@@ -20,8 +20,8 @@ from mambaverse.kernels.norm.triton_kernels import GATE_FIRST, NO_GATE, NORM_FIR
 
 MAX_IN_REGISTERS = 16384  # channels; 16 warps then hold 32 of them a thread
 _WIDE_BLOCK = 2048
-_FORWARD_PROGRAMS = 2112  # at most so many, each with several rows: 16 for each of 132 SMs
-_BACKWARD_PROGRAMS = 528
+_WARPS = 4
+_PROGRAMS = 264  # of backward, each with a row of partial sums: two for each of 132 SMs
 
 
 def forward(
@@ -73,18 +73,18 @@ def gated_backward(
 
 
 @lru_cache(maxsize=1024)
-def tiling(num_rows: int, size: int, programs: int) -> tuple[int, int, int, int, int]:
-    """Return K, BR and V of the tile, the rows of a program (but for `programs` > 1 as few as BR) and its warps.
+def tiling(num_rows: int, size: int, each: int) -> tuple[int, int, int, int, int]:
+    """Return K, BR and V of the tile, the rows of a program of backward (a multiple of BR) and the warps.
 
-    A warp has a row of up to 1024 channels, 32 in a thread; wider rows have up to 16 warps. Narrow rows share a warp.
+    A warp has a row of up to 1024 channels, 32 in a thread; wider rows have up to 16 warps. Of narrow rows a warp has
+    several, so that a thread holds about `each` elements.
     """
     per_row = min(16, max(1, _power_of_two(-(-size // 1024))))
     v = min(_power_of_two(size), 256 * per_row)
     k = _power_of_two(-(-size // v))
-    warps = max(4, per_row)
-    rows = max(1, min(warps // per_row * 8, 32 * 32 * warps // (k * v)))
-    rows = max(rows // 2 if k * v <= 512 else rows, warps // per_row)
-    steps = max(1, -(-num_rows // (programs * rows)))
+    warps = max(_WARPS, per_row)
+    rows = max(warps // per_row, min(128, each * 32 * warps // (k * v)))
+    steps = max(1, -(-num_rows // (_PROGRAMS * rows)))
     return k, rows, v, steps * rows, warps
 
 
@@ -119,9 +119,9 @@ def _forward(
                 x, weight, bias, other, y, t, size, groups, *strides, eps, **flags, V=_WIDE_BLOCK, num_warps=8
             )
         else:
-            k, rows, v, span, warps = tiling(num_rows, size, _FORWARD_PROGRAMS)
-            kernels.forward[(-(-num_rows // span) * groups,)](
-                x, weight, bias, other, y, t, num_rows, size, groups, span, *strides, eps,
+            k, rows, v, _, warps = tiling(num_rows, size, 16)
+            kernels.forward[(-(-num_rows // rows) * groups,)](
+                x, weight, bias, other, y, t, num_rows, size, groups, *strides, eps,
                 **flags, K=k, BR=rows, V=v, num_warps=warps, num_stages=1,
             )  # fmt: skip
     return y
@@ -153,7 +153,7 @@ def _backward(
     dt, z = None if dt is None else _rows(dt), None if z is None else _rows(z)
     strides = dy.stride(0), 0 if dt is None else dt.stride(0), t.stride(0), 0 if z is None else z.stride(0)
     in_registers = size <= MAX_IN_REGISTERS
-    k, rows, v, span, warps = tiling(num_rows, min(size, MAX_IN_REGISTERS), _BACKWARD_PROGRAMS)
+    k, rows, v, span, warps = tiling(num_rows, min(size, MAX_IN_REGISTERS), 32)
     programs = -(-num_rows // span)
     has_bias = dbias.numel() > 0
     partial = torch.empty((programs, 2 if has_bias else 1, dim), dtype=torch.float32, device=t.device)
@@ -174,8 +174,8 @@ def _backward(
                 dy, t, z, stats, partial, num_rows, size, groups, span, strides[0], strides[2], strides[3],
                 GATE=gate, HAS_BIAS=has_bias, V=256, num_warps=4,
             )  # fmt: skip
-        kernels.reduce[(-(-partial[0].numel() // 32),)](
-            partial, dweight, dbias, programs, dim, HAS_BIAS=has_bias, BP=64, BC=32, num_warps=4
+        kernels.reduce[(-(-partial[0].numel() // 16),)](
+            partial, dweight, dbias, programs, dim, HAS_BIAS=has_bias, BP=256, BC=16, num_warps=8
         )
     return grad, dweight
 

@@ -1,8 +1,8 @@
 """The Triton kernels of the norms for rows that fit into registers: one set for RMS norm, layer norm and the gated one.
 
 A row here is one group of channels. A tile is [K, BR, V]: V·K channels of BR rows, in this order so that Triton gives a
-warp, or a few, to a row and no more: sums over channels then need shuffles, not shared memory. A program walks `span`
-rows and loads the next BR before it works on the present ones. In backward n is the normalised row:
+warp, or a few, to a row and no more: sums over channels then need shuffles, not shared memory. Backward walks
+`span` rows a program and loads the next BR before it works on the present ones. With n the normalised row:
 
     g = d · weight,   dt = scale (g - n mean(g n) [- mean(g)]) + other,   dweight = Σ d n,   dbias = Σ d
 
@@ -10,6 +10,7 @@ with d = dy, or dy silu(z) for a gate behind the norm (GATE 2); for one before i
 are partial, a row for each program, and `reduce` adds them in a fixed order.
 """
 
+# mypy: allow-incomplete-defs  (constexpr parameters alone have a type)
 from __future__ import annotations
 
 import triton
@@ -49,9 +50,9 @@ def _normalised(v, ok, size, eps, CENTER: tl.constexpr):
     return v * scale, scale
 
 
-@triton.jit(do_not_specialize=["num_rows", "span", "eps"])
+@triton.jit(do_not_specialize=["num_rows", "eps"])
 def forward(
-    x, weight, bias, other, y, t, num_rows, size, groups, span, x_row, other_row, w_step, b_step, eps,
+    x, weight, bias, other, y, t, num_rows, size, groups, x_row, other_row, w_step, b_step, eps,
     CENTER: tl.constexpr, GATE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
     K: tl.constexpr, BR: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
@@ -59,37 +60,24 @@ def forward(
     pid = tl.program_id(0)
     inner = (tl.arange(0, K) * V)[:, None, None] + tl.arange(0, V)[None, None, :]
     column = pid % groups * size + inner
-    first = pid // groups * span
-    stop = tl.minimum(first + span, num_rows)
-    width = groups * size
-    w = _vector(weight, column, w_step, inner < size)
-    if HAS_BIAS:
-        b = _vector(bias, column, b_step, inner < size)
-    row = first + tl.arange(0, BR)
-    ok = (row < stop)[None, :, None] & (inner < size)
-    ahead = _load(x, row, x_row, column, ok)
+    row = pid // groups * BR + tl.arange(0, BR)
+    ok = (row < num_rows)[None, :, None] & (inner < size)
+    out = (row.to(tl.int64) * groups * size)[None, :, None] + column
+    v = _load(x, row, x_row, column, ok).to(tl.float32)
     if HAS_RESIDUAL or GATE != 0:
-        other_ahead = _load(other, row, other_row, column, ok)
-    for _ in range(first, stop, BR):
-        v, ok_now, out = ahead.to(tl.float32), ok, (row.to(tl.int64) * width)[None, :, None] + column
-        row += BR
-        ok = (row < stop)[None, :, None] & (inner < size)
-        ahead = _load(x, row, x_row, column, ok)
-        if HAS_RESIDUAL or GATE != 0:
-            addend = other_ahead.to(tl.float32)
-            other_ahead = _load(other, row, other_row, column, ok)
-        if HAS_RESIDUAL:
-            v += addend
-            tl.store(t + out, v.to(t.dtype.element_ty), mask=ok_now)
-        if GATE == 1:
-            v *= addend * _sigmoid(addend)
-        v, _scale = _normalised(v, ok_now, size, eps, CENTER)
-        v *= w
-        if HAS_BIAS:
-            v += b
-        if GATE == 2:
-            v *= addend * _sigmoid(addend)
-        tl.store(y + out, v.to(y.dtype.element_ty), mask=ok_now)
+        addend = _load(other, row, other_row, column, ok).to(tl.float32)
+    if HAS_RESIDUAL:
+        v += addend
+        tl.store(t + out, v.to(t.dtype.element_ty), mask=ok)
+    if GATE == 1:
+        v *= addend * _sigmoid(addend)
+    v, _scale = _normalised(v, ok, size, eps, CENTER)
+    v *= _vector(weight, column, w_step, inner < size)
+    if HAS_BIAS:
+        v += _vector(bias, column, b_step, inner < size)
+    if GATE == 2:
+        v *= addend * _sigmoid(addend)
+    tl.store(y + out, v.to(y.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["num_rows", "span", "eps"])
@@ -111,11 +99,16 @@ def backward(
     row = first + tl.arange(0, BR)
     ok = (row < stop)[None, :, None] & (inner < size)
     dy_ahead, t_ahead = _load(dy, row, dy_row, column, ok), _load(t, row, t_row, column, ok)
+    if HAS_DT:
+        dt_ahead = _load(dt, row, dt_row, column, ok)
     for _ in range(first, stop, BR):
         d, v, ok_now, row_now = dy_ahead.to(tl.float32), t_ahead.to(tl.float32), ok, row
         row += BR
         ok = (row < stop)[None, :, None] & (inner < size)
         dy_ahead, t_ahead = _load(dy, row, dy_row, column, ok), _load(t, row, t_row, column, ok)
+        if HAS_DT:
+            beside = dt_ahead.to(tl.float32)
+            dt_ahead = _load(dt, row, dt_row, column, ok)
         if GATE != 0:
             x, gate = v, _load(z, row_now, z_row, column, ok_now).to(tl.float32)
             s = _sigmoid(gate)
@@ -140,7 +133,7 @@ def backward(
             du = out * x * slope
             out *= gate
         if HAS_DT:
-            out += _load(dt, row_now, dt_row, column, ok_now).to(tl.float32)
+            out += beside
         place = (row_now.to(tl.int64) * width)[None, :, None] + column
         tl.store(grad + place, out.to(grad.dtype.element_ty), mask=ok_now)
         if NARROW:
