@@ -97,6 +97,7 @@ def backward(
     partial = torch.empty((programs, width + 1, dim), dtype=torch.float32, device=x.device)
     steps = (0, 0, 0) if initial_state is None else initial_state.stride()
     strides = *weight.stride(), 0 if bias is None else bias.stride(0), *steps
+    plain = width <= 4 and cu_seqlens is None and initial_state is None and dfinal is None
     flags: dict[str, Any] = {
         "W": width, "SILU": silu, "REVERSE": reverse, "HAS_BIAS": bias is not None, "HAS_DFINAL": dfinal is not None
     }  # fmt: skip
@@ -112,7 +113,7 @@ def backward(
             *dy.stride()[:2], *x.stride()[:2], *strides, **flags, HAS_STATE=initial_state is not None,
             PACKED=cu_seqlens is not None, TB=tile[0], BD=tile[1],
             U=_AHEAD if cu_seqlens is None else 1, num_warps=_WARPS, num_stages=1,
-            maxnreg=128 if cu_seqlens is None and width <= 4 else None,  # four programs on an SM instead of three
+            maxnreg=128 if plain else None,  # four programs on an SM instead of three
         )  # fmt: skip
         packed.reduce[(-(-(width + 1) * dim // 16),)](
             partial, dweight, dbias, programs, dim, W=width, HAS_BIAS=bias is not None, BP=256, BC=16, num_warps=8

@@ -11,7 +11,8 @@ Sums over p are partial, a row for each program, and `reduce` adds them in a fix
 (3, L) tells the sequence of each position and where it begins and ends. Offsets that grow with the tensor are int64.
 """
 
-# mypy: allow-incomplete-defs  (constexpr parameters alone have a type)
+# What Triton compiles has its own types.
+# mypy: ignore-errors
 # ruff: noqa: RUF005  (Triton knows no unpacking into a tuple)
 from __future__ import annotations
 

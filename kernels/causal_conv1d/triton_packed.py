@@ -4,7 +4,8 @@
 tensor. Positions p count in the order of processing: with `REVERSE` the sequence at [a, b) is [L - b, L - a).
 """
 
-# mypy: allow-incomplete-defs  (constexpr parameters alone have a type)
+# What Triton compiles has its own types.
+# mypy: ignore-errors
 # ruff: noqa: RUF005  (Triton knows no unpacking into a tuple)
 from __future__ import annotations
 

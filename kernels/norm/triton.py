@@ -107,8 +107,8 @@ def _forward(
     num_rows, groups = x.numel() // dim, dim // size
     x = _rows(x)
     other = None if other is None else _rows(other)
-    strides = x.stride(0), 0 if other is None else other.stride(0)
-    strides = *strides, weight.stride(0), 0 if bias is None else bias.stride(0)
+    row_strides = x.stride(0), 0 if other is None else other.stride(0)
+    strides = *row_strides, weight.stride(0), 0 if bias is None else bias.stride(0)
     flags: dict[str, Any] = {
         "CENTER": center, "GATE": gate, "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": gate == NO_GATE and other is not None,

@@ -351,7 +351,7 @@ def test_conv_update_is_one_step_also_in_a_graph(width, dtype):
     assert_close("replays", torch.stack(outs, 1), causal_conv1d(**repeated, activation="silu"), dtype)
 
 
-def scan_inputs(batch: int, dim: int, size: int, groups: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def scan_inputs(batch: int, dim: int, size: int, groups: int, dtype: torch.dtype) -> dict[str, Any]:
     shared = (batch, size) if groups == 1 else (batch, groups, size)
     return {
         "u": normal(batch, dim, dtype=dtype),

@@ -131,7 +131,7 @@ def test_scan_update_is_one_step_in_place(dim, size, groups):
     for options in (inputs, inputs | bare):
         for softplus in (True, False):
             options = options if softplus else options | {"delta": options["delta"].abs() / 5}
-            wide = {k: None if v is None else v.double() for k, v in options.items()}
+            wide: dict[str, Any] = {k: None if v is None else v.double() for k, v in options.items()}
             expected = selective_scan_update(wide_state, **wide, delta_softplus=softplus)
             with use_backend("triton"):
                 y = selective_scan_update(state, **options, delta_softplus=softplus)
