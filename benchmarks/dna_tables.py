@@ -6,7 +6,7 @@ python benchmarks/dna_tables.py TABLE... [--data FOLDER] [--out FOLDER] [--threa
     fly_splice   the official test genes, three seeds
     splice_uci   ten folds, once
     mixers       fly_splice with each mixer, one seed
-    others       fly_windows and species3, one seed
+    others       fly_windows, species3, and beta-lactamase of unseen families (fold 0 of 5), one seed
     gue          the eight tasks of gue8.zip, one seed, weights chosen on the dev sets
 
 A run that ended is not run again; delete its folder to have it anew. Tables are printed, and written to --out as CSV.
@@ -68,7 +68,7 @@ def tables(data: Path) -> dict[str, list[Line]]:
             Line(mixer, "dna/fly_splice", [*root, f"model.mixer={mixer}"], floors=mixer == MIXERS[0])
             for mixer in MIXERS
         ],
-        "others": [Line("caduceus", f"dna/{name}", root) for name in ("fly_windows", "species3")],
+        "others": [Line("caduceus", f"dna/{name}", root) for name in ("fly_windows", "species3", "beta_lactamase")],
         "gue": [Line(f"caduceus, {task}", "dna/gue", [*gue, f"data.subset={task}"]) for task in GUE],
     }
 
