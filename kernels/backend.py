@@ -39,10 +39,14 @@ def _check_name(name: str, source: str) -> str:
 _default = _check_name(os.environ.get(ENVIRONMENT, "auto"), f"environment variable {ENVIRONMENT}")
 
 
-@torch.compiler.assume_constant_result  # torch 2.11's compiler cannot trace a context variable
 def current_backend() -> str:
     """Return the backend in force: that of `use_backend`, else `MAMBAVERSE_BACKEND`, else "auto"."""
     return _chosen.get() or _default
+
+
+# torch 2.11's compiler cannot trace a context variable. This is what torch.compiler.assume_constant_result does, but
+# does not load the compiler, which takes seconds.
+current_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextmanager
