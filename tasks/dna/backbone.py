@@ -29,10 +29,12 @@ from mambaverse.backbones.isotropic import Isotropic
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.stems import ConvStem, Embedding, KmerStem
 from mambaverse.tasks.dna.tokens import COMPLEMENT
+from mambaverse.tasks.dna.wide import PlaceScores
 
 POOLS = ("mean", "last", "cls", "place")
 STEMS = ("embedding", "conv", "kmer")
 MAX_KMER = 10  # a million vectors
+MAX_WIDE = 5  # 1,364 weights a place and class
 
 
 class DnaClassifier(Isotropic):
@@ -50,7 +52,9 @@ class DnaClassifier(Isotropic):
         stem_kernel: Width of the convolution in bases, odd; or k, or several k.
         stem_stride: Bases a token.
         stem_dim: Channels within the stem (see stems.py).
-        position: Add a learnt vector for each place; as pool="place", for sequences of one length where places count.
+        wide: Largest k of the k-mers whose weights at each place are added to the scores (see wide.py); 0: none.
+        position: Add a learnt vector for each place; as `wide` and pool="place", for sequences of one length where
+            places count.
         max_length: Longest sequence in bases that there are places for.
         mixer: A mixer's name, or a pattern of names repeated over the layers.
         mixer_args: Arguments keyed by mixer: {"vim": {"d_state": 16}}.
@@ -80,6 +84,7 @@ class DnaClassifier(Isotropic):
         stem_kernel: int | Sequence[int] = 11,
         stem_stride: int = 1,
         stem_dim: int | None = None,
+        wide: int = 0,
         position: bool = False,
         max_length: int | None = None,
         mixer: str | Sequence[str] = "vim",
@@ -108,12 +113,14 @@ class DnaClassifier(Isotropic):
             layer_scale=layer_scale,
             **dd,
         )
-        _check(pool, stem, stem_kernel, stem_stride, position, max_length)
+        _check(pool, stem, stem_kernel, stem_stride, position or wide > 0, max_length)
+        if not 0 <= wide <= MAX_WIDE:
+            raise UserError(f"wide: expected k from 1 to {MAX_WIDE}, or 0 for none, got {wide}")
         if self.needs_spatial_shape:
             raise UserError("a mixer here needs its tokens to be a grid; DNA is a line")
         self.num_classes, self.pool, self.both_strands = num_classes, pool, both_strands
         self.stride, self.max_length = stem_stride, max_length
-        self.places = -(-max_length // stem_stride) if max_length and (position or pool == "place") else None
+        self.places = -(-max_length // stem_stride) if max_length and (position or wide or pool == "place") else None
         self.embeddings: Embedding | ConvStem | KmerStem
         if stem == "embedding":
             self.embeddings = Embedding(dim, **dd)
@@ -138,6 +145,9 @@ class DnaClassifier(Isotropic):
         self.score = nn.Linear(dim, num_classes, bias=False, **dd) if num_classes else nn.Identity()
         if isinstance(self.score, nn.Linear):
             trunc_normal_(self.score.weight, std=0.02)
+        self.wide: PlaceScores | None = None
+        if wide and num_classes:
+            self.wide = PlaceScores(max_length or 0, wide, num_classes, drop_rate, **dd)
         self.complement: Tensor
         self.register_buffer("complement", torch.from_numpy(COMPLEMENT.copy()).long(), persistent=False)
 
@@ -148,8 +158,11 @@ class DnaClassifier(Isotropic):
             ids: Bases; `[PAD]` from `lengths[b]` on.
             lengths: Of the sequences (B,), at least 1 each; None: all are L long.
         """
-        hidden, lengths = self._tokens(*self._strands(ids, lengths))
-        scores = self.score(self.head_drop(self._pooled(hidden, lengths)))
+        ids, lengths = self._strands(ids, lengths)
+        hidden, counts = self._tokens(ids, lengths)
+        scores = self.score(self.head_drop(self._pooled(hidden, counts)))
+        if self.wide is not None:
+            scores = scores + self.wide(ids)
         return scores if not self.both_strands else scores.unflatten(0, (2, -1)).mean(0)
 
     def forward_features(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -168,6 +181,17 @@ class DnaClassifier(Isotropic):
         a, b = hidden.unflatten(0, (2, -1))
         rest = None if lengths is None else lengths[: len(a)]
         return torch.cat([a, reverse(b, rest).flip(-1)], dim=-1)
+
+    def scores_at_places(self, ids: Tensor, lengths: Tensor | None, classes: Tensor) -> Tensor:
+        """Return what the k-mers of `wide` add to the scores of `classes` (B,), (B, L, number of k).
+
+        With `both_strands` (2 B, L, number of k): each strand's half of the mean.
+        """
+        assert self.wide is not None
+        strands = 2 if self.both_strands else 1
+        parts = self.wide.parts(self._strands(ids, lengths)[0]) / strands
+        chosen = classes.repeat(strands)[:, None, None, None].expand(*parts.shape[:3], 1)
+        return parts.gather(3, chosen)[..., 0]
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that weight decay would harm."""
@@ -188,7 +212,7 @@ class DnaClassifier(Isotropic):
         if self.places is not None and x.shape[1] > self.places:
             raise UserError(
                 f"sequences of {ids.shape[1]:,} bases: the model has places for {self.max_length:,} only; "
-                "set data.window, or take out position and pool='place'"
+                "set data.window, or take out position, wide and pool='place'"
             )
         if self.pos_embed is not None:
             x = x + self.pos_embed[:, : x.shape[1]]
@@ -243,4 +267,4 @@ def _check(
     if stem == "embedding" and stride > 1:
         raise UserError(f"stem_stride={stride} merges bases, which stem='embedding' does not; use conv or kmer")
     if (position or pool == "place") and max_length is None:
-        raise UserError("position and pool='place' need the longest sequence: max_length")
+        raise UserError("position, wide and pool='place' need the longest sequence: max_length")

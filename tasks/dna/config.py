@@ -45,4 +45,12 @@ class DnaDataConfig(SplitConfig):
 
 @dataclass
 class DnaTaskConfig(ClassifierConfig):
-    """How labels are softened while training."""
+    """How labels are softened and sequences mixed while training."""
+
+    mixup: float = 0.0  # α of Beta(α, α), from which a batch draws the share of bases that are a sequence's own; 0: off
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        super().__post_init__()
+        if self.mixup < 0:
+            raise ConfigError(f"task.mixup: expected at least 0, got {self.mixup}")

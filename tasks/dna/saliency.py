@@ -43,16 +43,21 @@ def saliency(model: nn.Module, ids: Tensor, lengths: Tensor | None = None, targe
     finally:
         handle.remove()
     at = (gradient * kept[0].detach()).sum(-1).float()  # (B, L), or (B, L, number of k)
-    spans = model.embeddings.spans
-    shares = torch.stack(
-        [_spread(part, k) for part, k in zip(at.view(*at.shape[:2], -1).unbind(-1), spans, strict=True)]
-    ).sum(0)
+    shares = _shared_out(at.view(*at.shape[:2], -1), model.embeddings.spans)
+    if model.wide is not None:
+        with torch.no_grad():
+            shares = shares + _shared_out(model.scores_at_places(ids, lengths, chosen), model.wide.spans)
     if model.both_strands:
         one, other = shares.unflatten(0, (2, -1))
         shares = one + reverse(other, lengths)
     if lengths is not None:
         shares = shares * (torch.arange(shares.shape[1], device=shares.device) < lengths[:, None])
     return shares
+
+
+def _shared_out(at: Tensor, spans: tuple[int, ...]) -> Tensor:
+    """Share out what k-mers say, (B, L, number of k) where those of each of `spans` begin, to their bases: (B, L)."""
+    return torch.stack([_spread(part, k) for part, k in zip(at.unbind(-1), spans, strict=True)]).sum(0)
 
 
 def _spread(shares: Tensor, span: int) -> Tensor:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Generator
+import torch.nn.functional as F
+from torch import Generator, Tensor
 
 from mambaverse.engine.task import Sample
-from mambaverse.tasks.dna.tokens import COMPLEMENT, A, N
+from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD, A, N
 
 OTHER = COMPLEMENT.tobytes() + bytes(256 - len(COMPLEMENT))  # the complements as a table of bytes
 
@@ -141,3 +142,29 @@ def moved(ids: np.ndarray, places: int) -> np.ndarray:
     else:
         out[:places] = ids[-places:]
     return out
+
+
+def mix(ids: Tensor, targets: Tensor, num_classes: int, alpha: float, generator: Generator) -> dict[str, Tensor]:
+    """Mix each sequence with another of the batch: a base is its own with probability λ ~ Beta(α, α), one λ a batch.
+
+    A base keeps its place, so this is for sequences of one length whose places mean something; behind the end of the
+    shorter of a pair nothing is mixed.
+
+    Args:
+        ids: (B, L), padded.
+        targets: Class numbers (B,).
+        num_classes: Of the classes.
+        alpha: α.
+        generator: Makes all draws.
+
+    Returns:
+        "ids" (B, L), and "target": the classes' shares of a sequence's bases, (B, classes) float32.
+    """
+    share = np.random.default_rng(int(torch.randint(2**62, (), generator=generator))).beta(alpha, alpha)
+    order = torch.randperm(len(ids), generator=generator)
+    other = ids[order]
+    inside = (ids != PAD) & (other != PAD)
+    swapped = (torch.rand(ids.shape, generator=generator) >= share) & inside
+    weights = (swapped.sum(1) / (ids != PAD).sum(1).clamp(min=1))[:, None]
+    one_hot = F.one_hot(targets, num_classes).float()
+    return {"ids": torch.where(swapped, other, ids), "target": (1 - weights) * one_hot + weights * one_hot[order]}

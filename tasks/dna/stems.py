@@ -113,12 +113,11 @@ class KmerStem(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.spans = (kernel,) if isinstance(kernel, int) else tuple(kernel)
         self.stride = stride
-        self.starts = [sum(4**k for k in self.spans[:i]) for i in range(len(self.spans))]  # rows of each k
-        self.unknown = sum(4**k for k in self.spans)
-        self.word_embeddings = nn.Embedding(self.unknown + 1, width or dim, padding_idx=self.unknown, **dd)
+        unknown = sum(4**k for k in self.spans)
+        self.word_embeddings = nn.Embedding(unknown + 1, width or dim, padding_idx=unknown, **dd)
         nn.init.normal_(self.word_embeddings.weight, std=STD)
         with torch.no_grad():
-            self.word_embeddings.weight[self.unknown].zero_()
+            self.word_embeddings.weight[unknown].zero_()
         self.merge = None if width is None else nn.Linear(width * stride, dim, **dd)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -129,18 +128,32 @@ class KmerStem(nn.Module):
 
     def numbers(self, ids: Tensor) -> Tensor:
         """Return the rows of the k-mers that begin at each base, (B, L, number of k); where there is none the last."""
-        length, longest = ids.shape[1], max(self.spans)
-        digits = F.pad(ids, (0, longest - 1), value=PAD) - A
-        number, known = torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool)
-        rows: dict[int, Tensor] = {}
-        for i in range(longest):
-            digit = digits[:, i : i + length]
-            number = 4 * number + digit
-            known = known & (digit >= 0) & (digit < 4)
-            if i + 1 in self.spans:
-                start = self.starts[self.spans.index(i + 1)]
-                rows[i + 1] = torch.where(known, number + start, self.unknown)
-        return torch.stack([rows[k] for k in self.spans], dim=2)
+        return kmer_rows(ids, self.spans)
+
+
+def kmer_rows(ids: Tensor, spans: Sequence[int]) -> Tensor:
+    """Return the row of the k-mer of each of `spans` that begins at each base: (B, L, number of k), int64.
+
+    Rows count the k-mers of the first k, then those of the next; a k-mer that touches an N, or reaches over the end,
+    has the row behind them all.
+
+    Args:
+        ids: (B, L).
+        spans: The k.
+    """
+    length, longest = ids.shape[1], max(spans)
+    none = sum(4**k for k in spans)
+    digits = F.pad(ids, (0, longest - 1), value=PAD) - A
+    number, known = torch.zeros_like(ids), torch.ones_like(ids, dtype=torch.bool)
+    rows: dict[int, Tensor] = {}
+    for i in range(longest):
+        digit = digits[:, i : i + length]
+        number = 4 * number + digit
+        known = known & (digit >= 0) & (digit < 4)
+        if i + 1 in spans:
+            start = sum(4**k for k in spans[: list(spans).index(i + 1)])
+            rows[i + 1] = torch.where(known, number + start, none)
+    return torch.stack([rows[k] for k in spans], dim=2)
 
 
 def _grouped(x: Tensor, stride: int) -> Tensor:

@@ -22,7 +22,7 @@ from mambaverse.tasks.dna.config import DnaDataConfig, DnaTaskConfig
 from mambaverse.tasks.dna.figures import read_sheet, saliency_sheet
 from mambaverse.tasks.dna.files import Record, is_sequence_file, read_records
 from mambaverse.tasks.dna.floors import floors
-from mambaverse.tasks.dna.sequences import Augment, DnaSamples, Sequences, tiles
+from mambaverse.tasks.dna.sequences import Augment, DnaSamples, Sequences, mix, tiles
 from mambaverse.tasks.dna.tables import DnaSplits
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD
 
@@ -44,7 +44,7 @@ class DnaTask(Classifier):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         assert isinstance(config.data, DnaDataConfig) and isinstance(config.task, DnaTaskConfig)
-        self.data = config.data
+        self.data, self.options = config.data, config.task
         self._splits: DnaSplits | None = None
         self._complement = torch.from_numpy(COMPLEMENT.copy())
         self._told = False
@@ -83,7 +83,7 @@ class DnaTask(Classifier):
         return super().model_arguments() | {"max_length": self.longest}
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
-        """Return "ids" uint8 (B, L), "lengths" (B,) if they differ, and "target" (B,).
+        """Return "ids" uint8 (B, L), "lengths" (B,) if they differ, and "target" (B,), with mixup (B, classes).
 
         Of records that may be longer than the model reads (see `tiles`) B counts windows, and "rows" (B,) says which
         record each is of.
@@ -103,6 +103,8 @@ class DnaTask(Classifier):
             batch |= {"ids": torch.from_numpy(padded), "lengths": torch.from_numpy(sizes)}
         if "target" in samples[0]:
             batch["target"] = torch.tensor([sample["target"] for sample in samples])
+        if generator is not None and self.options.mixup:
+            batch |= mix(batch["ids"], batch["target"], len(self.classes), self.options.mixup, generator)
         return batch
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -146,7 +148,8 @@ class DnaTask(Classifier):
             f"shift {data.shift}": data.shift,
             f"mutate {data.mutate:g}": data.mutate,
             f"mask {data.mask:g}": data.mask,
-            f"label smoothing {self.config.task.label_smoothing:g}": self.config.task.label_smoothing,  # type: ignore[attr-defined]
+            f"mixup {self.options.mixup:g}": self.options.mixup,
+            f"label smoothing {self.options.label_smoothing:g}": self.options.label_smoothing,
         }
         if parts := [text for text, used in named.items() if used]:
             described["augmentation"] = ", ".join(parts)

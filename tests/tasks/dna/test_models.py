@@ -188,9 +188,51 @@ def test_the_saliency_of_both_strands_is_turned_with_the_sequence() -> None:
     torch.testing.assert_close(saliency(model, ids).flip(1), saliency(model, other_strand(ids)), atol=1e-5, rtol=1e-4)
 
 
+def widened(name: str = "caduceus_ph_d32_n2", **overrides: Any) -> Any:
+    """A model whose k-mers at places have weights."""
+    model: Any = small(name, wide=2, max_length=20, **overrides)
+    torch.nn.init.normal_(model.wide.weight)
+    return model
+
+
+def test_wide_adds_the_weights_of_kmers_at_their_places() -> None:
+    model = widened()
+    ids = torch.tensor([[A, A + 1, N, A + 3, A + 3]])
+    weight = model.wide.weight  # rows: A, C, G, T, AA, AC, ...
+    expected = weight[0, 0] + weight[0, 4 + 1] + weight[1, 1] + weight[3, 3] + weight[3, 4 + 15] + weight[4, 3]
+    torch.testing.assert_close(model.wide(ids)[0], expected)
+    deep = small(max_length=20)
+    deep.load_state_dict({name: value for name, value in model.state_dict().items() if name != "wide.weight"})
+    torch.testing.assert_close(model(ids), deep(ids) + expected)
+
+
+def test_wide_knows_nothing_of_padding_and_reads_both_strands() -> None:
+    model, ids = widened(), batch(lengths=LENGTHS)
+    with torch.no_grad():
+        alone = torch.cat([model(ids[i : i + 1, :size]) for i, size in enumerate(LENGTHS.tolist())])
+        torch.testing.assert_close(model(ids, LENGTHS), alone, atol=2e-5, rtol=1e-5)
+        both = widened("caduceus_ps_d32_n2")
+        torch.testing.assert_close(both(ids, LENGTHS), both(other_strand(ids, LENGTHS), LENGTHS), atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="the model has places for 20 only"):
+        model(torch.cat([ids, ids], dim=1))
+
+
+@pytest.mark.parametrize("name", ["caduceus_ph_d32_n2", "caduceus_ps_d32_n2"])
+def test_saliency_has_what_wide_says(name: str) -> None:
+    model, ids = widened(name), batch()
+    classes = torch.tensor([0, 1, 2, 0])
+    without = small(name, max_length=20)
+    without.load_state_dict({key: value for key, value in model.state_dict().items() if key != "wide.weight"})
+    added = saliency(model, ids, target=classes) - saliency(without, ids, target=classes)
+    scores = model(ids) - without(ids)
+    torch.testing.assert_close(added.sum(1), scores[torch.arange(4), classes], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"wide": 6, "max_length": 20}, "wide: expected k from 1 to 5, or 0 for none, got 6"),
+        ({"wide": 2}, "need the longest sequence: max_length"),
         ({"pool": "max"}, "pool: unknown 'max'"),
         ({"stem": "cnov"}, "stem: unknown 'cnov', did you mean 'conv'"),
         ({"stem": "conv", "stem_kernel": 4}, "stem_kernel: expected an odd number of bases, got 4"),

@@ -20,7 +20,7 @@ from mambaverse.config import compose
 from mambaverse.engine.baseline import fit_baselines
 from mambaverse.engine.data import TrainPlan, make_batch
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.sequences import Augment, moved, tiles, window_start
+from mambaverse.tasks.dna.sequences import Augment, mix, moved, tiles, window_start
 from mambaverse.tasks.dna.task import DnaTask, sequences_of
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD, N, decode, encode
 from tests.tasks.dna.conftest import TINY, Make, letters, rows, write, write_csv
@@ -64,6 +64,29 @@ def test_the_same_draws_make_the_same_batch_also_in_a_worker(make_task: Make, ta
     state = torch.get_rng_state()
     batch_of(task, 9, draw)
     assert torch.get_rng_state().equal(state)
+
+
+def test_mixup_takes_bases_of_two_sequences_and_as_much_of_their_labels(
+    make_task: Make, table: Path, draw: Draw
+) -> None:
+    task = make_task("dna/fasta", f"data.root={table}", "task.mixup=1.0")
+    plain, first, second = (batch_of(task, 8, d) for d in (None, draw, draw))
+    assert first["ids"].equal(second["ids"]) and first["target"].equal(second["target"])
+    assert first["target"].shape == (8, 2) and torch.allclose(first["target"].sum(1), torch.ones(8))
+    own = first["target"][torch.arange(8), plain["target"]]
+    kept = (first["ids"] == plain["ids"]).double().mean(1)
+    assert (own + 1e-6 >= 0).all() and 0 < kept.min() and not first["ids"].equal(plain["ids"])
+    assert (first["ids"] == plain["ids"][:, None]).any(0).all()  # every base stands at that place in some sequence
+
+
+def test_mixup_stops_where_the_shorter_of_two_ends(draw: Draw) -> None:
+    ids = torch.full((2, 6), PAD, dtype=torch.uint8)
+    ids[0, :6], ids[1, :3] = 7, 8
+    mixed = mix(ids, torch.tensor([0, 1]), 2, 1.0, draw(3))
+    assert mixed["ids"].eq(PAD).equal(ids.eq(PAD)) and (mixed["ids"][0, 3:] == 7).all()
+    swapped = (mixed["ids"] != ids).sum(1) / torch.tensor([6, 3])
+    torch.testing.assert_close(mixed["target"], torch.stack([torch.stack([1 - swapped[0], swapped[0]]),
+                                                             torch.stack([swapped[1], 1 - swapped[1]])]))  # fmt: skip
 
 
 def test_the_window_of_evaluation_is_one_and_the_same(make_task: Make, tmp_path: Path) -> None:
