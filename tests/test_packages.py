@@ -5,6 +5,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,8 @@ def member(name: str, content: bytes) -> bytes:
 
 def make_deb(path: Path, compression: str = "xz") -> Path:
     tar = io.BytesIO()
-    with tarfile.open(fileobj=tar, mode=f"w:{compression}") as archive:
+    mode: Any = f"w:{compression}"
+    with tarfile.open(fileobj=tar, mode=mode) as archive:
         info = tarfile.TarInfo("./usr/share/letters/raw.txt")
         info.size = 3
         archive.addfile(info, io.BytesIO(b"abc"))

@@ -43,7 +43,7 @@ class Classifier(Task):
         decided: Arguments of a model that cannot be set in `model.args`, each with what to do instead.
     """
 
-    task_config = ClassifierConfig
+    task_config: ClassVar[type[TaskConfig]] = ClassifierConfig
     scores: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "macro_f1")
     decided: ClassVar[Mapping[str, str]] = {
         "num_classes": "it is the number of the data's classes",

@@ -46,7 +46,7 @@ def wide() -> Console:
 
 
 def text_of(console: Console) -> str:
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_last_weights_are_reported_if_asked(tmp_path: Path, quiet: Console) -> None:
