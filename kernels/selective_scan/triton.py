@@ -28,12 +28,12 @@ TAIL = 2 if INTERPRETED else 4  # steps of a tile at the end of a sequence
 UNROLL = 8  # states whose steps the compiler may interleave
 MAX_STATES = 256
 COMBINED = 128  # channels of a program of `combine`
-PREFETCH = True
 _PAIRS = {torch.bfloat16: 16, torch.float16: -16}  # how B and C of these are packed: see `unpack`
 SCAN, SUMMARY, GRADIENT = 0, 1, 2  # the modes of `scan`
-WARPS, BACKWARD_WARPS = 4, 8  # so many programs a multiprocessor are enough: the length is split until there are
-SCAN_OPTIONS: dict[str, Any] = {}
-BACKWARD_OPTIONS: dict[str, Any] = {}
+# The length is split until there are so many programs a multiprocessor, if that takes at least so many segments. Every
+# segment costs its exponentials twice, so forward is left whole where two programs a multiprocessor are there already.
+PROGRAMS_PER_SM = 8
+FORWARD_LEAST, BACKWARD_LEAST = 4, 2
 
 
 def forward(
@@ -52,7 +52,7 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y (B, L, D) in u's dtype, the final state (S, D, N), and chunk states in the kernels' own order."""
-    p = _plan(u, A, B, cu_seqlens, WARPS)
+    p = _plan(u, A, B, cu_seqlens, FORWARD_LEAST)
     y = _outputs(u, u.dtype, cu_seqlens)
     final_state = torch.empty(p.sequences, p.dim, p.state_dim, dtype=torch.float32, device=u.device)
     kept = num_chunk_states(u, "triton", save)
@@ -84,7 +84,7 @@ def backward(
     reverse: bool,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, None for what is None."""
-    p = _plan(u, A, B, cu_seqlens, BACKWARD_WARPS)
+    p = _plan(u, A, B, cu_seqlens, BACKWARD_LEAST)
     du, ddelta = _outputs(u, u.dtype, cu_seqlens), _outputs(u, delta.dtype, cu_seqlens)
     dz = None if z is None else _outputs(u, z.dtype, cu_seqlens)
     dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (B, C))
@@ -140,7 +140,7 @@ class _Plan:
         return self.blocks * self.sequences, self.segments
 
 
-def _plan(u: Tensor, A: Tensor, B: Tensor, cu_seqlens: Tensor | None, warps: int) -> _Plan:
+def _plan(u: Tensor, A: Tensor, B: Tensor, cu_seqlens: Tensor | None, least: int) -> _Plan:
     if A.is_complex() or B.is_complex():
         raise BackendError(
             "selective_scan: backend 'triton' has no kernel for a complex A; use_backend(\"reference\") runs anywhere, "
@@ -159,8 +159,8 @@ def _plan(u: Tensor, A: Tensor, B: Tensor, cu_seqlens: Tensor | None, warps: int
     blocks = (1 if own_BC else groups) * -(-group_dim // CHANNELS)
     segments, segment = 1, max(length, 1)
     if cu_seqlens is None and sequences and dim:
-        wanted = warps * _num_multiprocessors(u.device) // (blocks * sequences)
-        if wanted >= 2:
+        wanted = PROGRAMS_PER_SM * _num_multiprocessors(u.device) // (blocks * sequences)
+        if wanted >= least:
             segment = TRITON_CHUNK * max(2, -(-length // (wanted * TRITON_CHUNK)))
             segments = max(1, -(-length // segment))
             segment = segment if segments > 1 else max(length, 1)
@@ -235,8 +235,8 @@ def _scan(
     scan[p.grid](
         *(u, *tensors.arguments, y, final, states, carry, carry if starts is None else starts, ends, sums),
         *(u.stride(0), u.stride(2), *tensors.strides, p.length, p.group_dim, p.state_dim, p.segment),
-        su_l=u.stride(1), MODE=mode, SPLIT=p.segments > 1, SAVE=save, T=STEPS, PREFETCH=PREFETCH,
-        UNROLL=_divisor(p.state_dim, UNROLL), **SCAN_OPTIONS, **flags,
+        su_l=u.stride(1), MODE=mode, SPLIT=p.segments > 1, SAVE=save, T=STEPS,
+        UNROLL=_divisor(p.state_dim, UNROLL), **flags,
     )  # fmt: skip
 
 
@@ -278,7 +278,7 @@ def _gradient(
         *(dy.stride(0), dy.stride(2), u.stride(0), u.stride(2), *tensors.strides),
         *(p.batch, p.length, p.group_dim, p.state_dim, p.segment), sy_l=dy.stride(1), su_l=u.stride(1),
         HAS_FINAL=dfinal is not None, SPLIT=p.segments > 1, EXACT=exact, T=BACKWARD_STEPS,
-        UNROLL=_divisor(p.state_dim, UNROLL), NU=_divisor(p.state_dim, TOGETHER), **BACKWARD_OPTIONS, **flags,
+        UNROLL=_divisor(p.state_dim, UNROLL), NU=_divisor(p.state_dim, TOGETHER), **flags,
     )  # fmt: skip
     if not p.own_BC and p.batch * p.length:
         steps, states_each = 32, min(16, _power_of_2(p.state_dim))

@@ -18,11 +18,12 @@ import triton.language as tl
 
 from mambaverse.kernels.selective_scan.triton_common import (
     LN2,
+    decays,
     finish_sums,
     lane_of,
     load,
     load_input,
-    load_pair,
+    load_pairs,
     load_rows,
     place_of_sum,
     quarter_sums,
@@ -92,53 +93,59 @@ def _gradient_tile(
     if FAST:
         lane = lane_of(tl.arange(0, BD))
         o_row, o_which = place_of_sum(lane)
-        p_sum = p_dBC + (o_row // T) * L * 2 + (o_row % T) * dBC_step + o_which
-        m_sum = o_row < NU * T if FULL else (o_row < NU * T) & (o_row % T < left)
+        p_sum = p_dBC + (o_row % NU) * L * 2 + (o_row // NU) * dBC_step + o_which
+        m_sum = o_row < NU * T if FULL else o_row < NU * tl.minimum(T, left)
 
     for n_0 in range(0, N, NU):
         next_A, next_h, next_g, next_dA = _states_of(
             p_A2, p_before, p_g, p_dA, tl.minimum(n_0 + NU, N - NU), dim, BD, NU, FAST
         )
         q_BC, q_B, q_C = p_BC + n_0, p_B + n_0 * sB_n, p_C + n_0 * sC_n
-        a, m, bs, cs, dC = (), (), (), (), ()
-        sums_C = (zero, zero, zero, zero)
-        for k in tl.static_range(NU):
-            h = hs[k]
-            new_y = ()
-            for i in tl.static_range(T):
-                row = i if FULL else tl.minimum(i, left - 1)
+        a, words = (), ()  # by step, then by state: states take their steps together
+        for i in tl.static_range(T):
+            a = a + decays(dt[i], A, NU)
+            row = i if FULL else tl.minimum(i, left - 1)
+            if not OWN_BC:
+                words = words + load_pairs(q_BC + row * BC_STEP, NU, PAIR, FAST)
+        m, bs, cs, dC, new_y = (), (), (), (), ()
+        for i in tl.static_range(T):
+            row = i if FULL else tl.minimum(i, left - 1)
+            after = ()
+            y_i = y[i]
+            for k in tl.static_range(NU):
                 if OWN_BC:
                     b = widen(load_input(q_B + row * B_step + k * sB_n, FAST), p_B, FAST)
                     c = widen(load_input(q_C + row * C_step + k * sC_n, FAST), p_C, FAST)
                 else:
-                    b, c = unpack(load_pair(q_BC + (row * BC_STEP + k), PAIR, FAST), PAIR, FAST)
-                a_i = tl.exp2(dt[i] * A[k])
-                m_i = a_i * h
+                    b, c = unpack(words[i * NU + k], PAIR, FAST)
+                m_i = a[i * NU + k] * hs[k]
                 h = x[i] * b + m_i
-                new_y = new_y + ((y[i] + c * h) if HAS_Z else y[i],)
-                a, m, bs, cs, dC = a + (a_i,), m + (m_i,), bs + (b,), cs + (c,), dC + (gy[i] * h,)
-                if FAST and not OWN_BC and i % 4 == 3:
-                    four = dC[k * T + i - 3], dC[k * T + i - 2], dC[k * T + i - 1], dC[k * T + i]
-                    sums_C = quarter_sums(sums_C, four, lane, (k * T + i) // 4, EXACT)
-            y = new_y
-        new_g, new_dA = (), ()
+                if HAS_Z:
+                    y_i += c * h
+                m, bs, cs, dC, after = m + (m_i,), bs + (b,), cs + (c,), dC + (gy[i] * h,), after + (h,)
+            hs, new_y = after, new_y + (y_i,)
+        sums_C = (zero, zero, zero, zero)
         sums_B = (zero, zero, zero, zero)
-        dB = ()
-        for k in tl.static_range(NU):
-            p, dA_n = gs[k], dA[k]
-            new_gx, new_gd, dB_k = (), (), ()  # these grow from the last step to the first
-            for i in tl.static_range(T - 1, -1, -1):
-                g = gy[i] * cs[k * T + i] + p
-                gz = g * m[k * T + i]
-                dA_n += gz * dt[i]
-                new_gx, new_gd = (gx[i] + g * bs[k * T + i],) + new_gx, (gd[i] + gz * A[k],) + new_gd
-                dB_k = (g * x[i],) + dB_k
-                p = a[k * T + i] * g
-                if FAST and not OWN_BC and i % 4 == 0:
-                    sums_B = quarter_sums(sums_B, (dB_k[0], dB_k[1], dB_k[2], dB_k[3]), lane, (k * T + i) // 4, EXACT)
-            gx, gd = new_gx, new_gd
-            dB = dB + dB_k
-            new_g, new_dA = new_g + (p,), new_dA + (dA_n,)
+        if FAST and not OWN_BC:
+            for j in tl.static_range(0, NU * T, 4):
+                sums_C = quarter_sums(sums_C, (dC[j], dC[j + 1], dC[j + 2], dC[j + 3]), lane, j // 4, EXACT)
+        dB, new_gx, new_gd = (), (), ()  # these grow from the last step to the first
+        for i in tl.static_range(T - 1, -1, -1):
+            before, new_dA, dB_i = (), (), ()
+            gx_i, gd_i = gx[i], gd[i]
+            for k in tl.static_range(NU):
+                g = gy[i] * cs[i * NU + k] + gs[k]
+                gz = g * m[i * NU + k]
+                gx_i += g * bs[i * NU + k]
+                gd_i += gz * A[k]
+                new_dA, dB_i = new_dA + (dA[k] + gz * dt[i],), dB_i + (g * x[i],)
+                before = before + (a[i * NU + k] * g,)
+            gs, dA, dB = before, new_dA, dB_i + dB
+            new_gx, new_gd = (gx_i,) + new_gx, (gd_i,) + new_gd
+        if FAST and not OWN_BC:
+            for j in tl.static_range(0, NU * T, 4):
+                sums_B = quarter_sums(sums_B, (dB[j], dB[j + 1], dB[j + 2], dB[j + 3]), lane, j // 4, EXACT)
+        y, gx, gd, new_g, new_dA = new_y, new_gx, new_gd, gs, dA
         for k in tl.static_range(NU):
             store(p_g + n_0 * BD + k * BD, new_g[k], None, False, FAST)
             store(p_dA + n_0 * dim + k * dim, new_dA[k], m_d, not EVEN, FAST)
@@ -146,8 +153,8 @@ def _gradient_tile(
             for k in tl.static_range(NU):
                 for i in tl.static_range(T):
                     o_n = i * out_step * N + n_0 + k
-                    store(p_dB + o_n, dB[k * T + i], m_d & (i < left), True, FAST)
-                    store(p_dC + o_n, dC[k * T + i], m_d & (i < left), True, FAST)
+                    store(p_dB + o_n, dB[i * NU + k], m_d & (i < left), True, FAST)
+                    store(p_dC + o_n, dC[i * NU + k], m_d & (i < left), True, FAST)
         elif FAST:
             total = finish_sums(sums_B, sums_C, lane)
             store(p_sum + n_0 * L * 2, total, m_sum, True, FAST)
@@ -155,8 +162,8 @@ def _gradient_tile(
             for k in tl.static_range(NU):
                 for i in tl.static_range(T):
                     p_i = p_dBC + (n_0 + k) * L * 2 + i * dBC_step
-                    store(p_i, tl.sum(tl.where(m_d, dB[k * T + i], 0.0)), i < left, True, FAST)
-                    store(p_i + 1, tl.sum(tl.where(m_d, dC[k * T + i], 0.0)), i < left, True, FAST)
+                    store(p_i, tl.sum(tl.where(m_d, dB[i * NU + k], 0.0)), i < left, True, FAST)
+                    store(p_i + 1, tl.sum(tl.where(m_d, dC[i * NU + k], 0.0)), i < left, True, FAST)
         A, hs, gs, dA = next_A, next_h, next_g, next_dA
 
     b_dy = load_rows(p_dy, dy_step, left, T, FULL, FAST)  # once more, from the cache: registers are scarcer
@@ -219,9 +226,9 @@ def gradient(
     """The gradients of everything.
 
     Grid: (blocks of channels of all groups, times sequences; segments). Memory of a program: `inside`
-    (CHUNK / T + T / TAIL, N, BD) and `carry` (N, BD). `dparams` (sequences, segments, N + 2, D) gets dA, dD and d delta_bias; `dBC` (blocks of a group,
-    B, G, N, L, 2) dB and dC, or `dB` and `dC` (B, L, D, N) if OWN_BC. If SPLIT, `starts` (sequences, segments, N, D)
-    has the gradients of the states after the segments.
+    (CHUNK / T + T / TAIL, N, BD) and `carry` (N, BD). `dparams` (sequences, segments, N + 2, D) gets dA, dD and
+    d delta_bias; `dBC` (blocks of a group, B, G, N, L, 2) dB and dC, or `dB` and `dC` (B, L, D, N) if OWN_BC. If SPLIT,
+    `starts` (sequences, segments, N, D) has the gradients of the states after the segments.
     """
     blocks = tl.cdiv(group_dim, BD)
     i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)

@@ -7,7 +7,9 @@ thread, and nothing but the sum over channels (`finish_sums`) crosses threads.
 `FAST` is False in Triton's interpreter, which knows no inline assembly.
 """
 
-# ruff: noqa: D103, RUF005 (small functions inside kernels; Triton knows no `(*rows, row)`)
+# What Triton compiles has its own types, and it knows no unpacking into a tuple.
+# mypy: ignore-errors
+# ruff: noqa: D103, RUF005
 
 import triton
 import triton.language as tl
@@ -128,6 +130,43 @@ def load_pair(p, PAIR: tl.constexpr, FAST: tl.constexpr):
             )
     else:
         return tl.load(p)
+
+
+@triton.jit
+def load_pairs(p, COUNT: tl.constexpr, PAIR: tl.constexpr, FAST: tl.constexpr):
+    """Load `load_pair` of COUNT states that follow each other, up to 16 bytes at once; COUNT divides their number."""
+    words = ()
+    if FAST and PAIR != 32 and COUNT % 4 == 0:
+        for k in tl.static_range(0, COUNT, 4):
+            words = words + tl.inline_asm_elementwise(
+                "ld.global.nc.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l", [(p + k).to(tl.int64)],
+                dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
+            )  # fmt: skip
+    elif FAST and PAIR != 32 and COUNT % 2 == 0:
+        for k in tl.static_range(0, COUNT, 2):
+            words = words + tl.inline_asm_elementwise(
+                "ld.global.nc.v2.b32 {$0, $1}, [$2];", "=r,=r,l", [(p + k).to(tl.int64)],
+                dtype=(tl.int32, tl.int32), is_pure=True, pack=1,
+            )  # fmt: skip
+    elif FAST and PAIR == 32 and COUNT % 2 == 0:
+        for k in tl.static_range(0, COUNT, 2):
+            words = words + tl.inline_asm_elementwise(
+                "ld.global.nc.v2.b64 {$0, $1}, [$2];", "=l,=l,l", [(p + k).to(tl.int64)],
+                dtype=(tl.int64, tl.int64), is_pure=True, pack=1,
+            )  # fmt: skip
+    else:
+        for k in tl.static_range(COUNT):
+            words = words + (load_pair(p + k, PAIR, FAST),)
+    return words
+
+
+@triton.jit
+def decays(dt, A, COUNT: tl.constexpr):
+    """exp(Δ A) of COUNT states; A has been multiplied by log2(e)."""
+    a = ()
+    for k in tl.static_range(COUNT):
+        a = a + (tl.exp2(dt * A[k]),)
+    return a
 
 
 @triton.jit

@@ -16,9 +16,10 @@ import triton.language as tl
 
 from mambaverse.kernels.selective_scan.triton_common import (
     LOG2E,
+    decays,
     load,
     load_input,
-    load_pair,
+    load_pairs,
     load_rows,
     sequence_of,
     sigmoid,
@@ -109,36 +110,52 @@ def scan_tile(
         dt = dt + (dt_i,)
         total += dt_i
     for n_0 in range(0, N, UNROLL):
-        A, hs, after = (), (), ()
+        A, hs = (), ()
         q_A, q_before, q_after, q_state = p_A2 + n_0 * dim, p_before + n_0 * BD, p_after + n_0 * BD, p_state + n_0 * dim
         q_BC, q_B, q_C = p_BC + n_0, p_B + n_0 * sB_n, p_C + n_0 * sC_n
         for k in tl.static_range(UNROLL):
             A = A + (load_input(q_A + k * dim, FAST),)
             hs = hs + (load(q_before + k * BD, FAST),)
-        for k in tl.static_range(UNROLL):
-            h = hs[k]
-            if SAVE:
-                store(q_state + k * dim, h, m_save, True, FAST)
-            outs = ()
-            for i in tl.static_range(T):
-                row = i if FULL else tl.minimum(i, left - 1)
+        if SAVE:
+            for k in tl.static_range(UNROLL):
+                store(q_state + k * dim, hs[k], m_save, True, FAST)
+        # All of the states take a step together, and their decays are a step ahead: a warp that takes one state through
+        # a step after the other spends its time waiting for the exponential.
+        outs = ()
+        a = decays(dt[0], A, UNROLL)
+        for i in tl.static_range(T):
+            next_a = a
+            if i + 1 < T:
+                next_a = decays(dt[i + 1], A, UNROLL)
+            row = i if FULL else tl.minimum(i, left - 1)
+            if not OWN_BC:
+                words = load_pairs(q_BC + row * BC_STEP, UNROLL, PAIR, FAST)
+            after = ()
+            if MODE == SCAN:
+                even, odd = out[i], tl.zeros([BD], tl.float32)
+            for k in tl.static_range(UNROLL):
                 if OWN_BC:
                     b = widen(load_input(q_B + row * B_step + k * sB_n, FAST), p_B, FAST)
                     c = widen(load_input(q_C + row * C_step + k * sC_n, FAST), p_C, FAST)
                 else:
-                    b, c = unpack(load_pair(q_BC + (row * BC_STEP + k), PAIR, FAST), PAIR, FAST)
-                a = tl.exp2(dt[i] * A[k])
+                    b, c = unpack(words[k], PAIR, FAST)
                 if MODE == GRADIENT:
-                    h = a * (h + x[i] * c)
+                    h = a[k] * (hs[k] + x[i] * c)
                 else:
-                    h = x[i] * b + a * h
+                    h = x[i] * b + a[k] * hs[k]
                 if MODE == SCAN:
-                    outs = outs + (out[i] + c * h,)
+                    if k % 2 == 0:
+                        even = even + c * h
+                    else:
+                        odd = odd + c * h
+                after = after + (h,)
             if MODE == SCAN:
-                out = outs
-            after = after + (h,)
+                outs = outs + (even + odd,)
+            hs, a = after, next_a
+        if MODE == SCAN:
+            out = outs
         for k in tl.static_range(UNROLL):
-            store(q_after + k * BD, after[k], None, False, FAST)
+            store(q_after + k * BD, hs[k], None, False, FAST)
     if MODE == SCAN:
         if HAS_Z:
             gated = ()
@@ -159,7 +176,7 @@ def scan(
     MODE: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr, PACKED: tl.constexpr,
     SPLIT: tl.constexpr, SAVE: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
-    EVEN: tl.constexpr, CHUNK: tl.constexpr, PREFETCH: tl.constexpr, T: tl.constexpr, TAIL: tl.constexpr,
+    EVEN: tl.constexpr, CHUNK: tl.constexpr, T: tl.constexpr, TAIL: tl.constexpr,
     BD: tl.constexpr, UNROLL: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Scan (SCAN), or find what a segment does to a state (SUMMARY) or to the gradient of a state (GRADIENT).
@@ -215,31 +232,16 @@ def scan(
     total = tl.zeros([BD], tl.float32)
     row_of_chunk = i_b * (L // CHUNK) + start // CHUNK - 1
     full = count // T * T
-    if PREFETCH:
-        if full > 0:
-            b_u, b_delta, b_z = load_tile(p_u, p_delta, p_z, T, u_step, delta_step, z_step, MODE, HAS_Z, T, True, FAST)
-            for t in range(0, full, T):
-                q_u, q_delta, q_z = p_u, p_delta, p_z  # the tile after this one, or this one if there is none
-                if t + T < full:
-                    q_u, q_delta, q_z = p_u + T * u_step, p_delta + T * delta_step, p_z + T * z_step
-                next_u, next_delta, next_z = load_tile(
-                    q_u, q_delta, q_z, T, u_step, delta_step, z_step, MODE, HAS_Z, T, True, FAST
-                )
-                now = low + t
-                total += scan_tile(
-                    b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, A2 + o_d, p_carry, p_carry,
-                    states + (row_of_chunk + now // CHUNK) * N * dim + o_d,
-                    B_step, C_step, sB_n, sC_n, N, T, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D, b_bias,
-                    y_step, dim, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD,
-                    UNROLL, FAST,
-                )  # fmt: skip
-                b_u, b_delta, b_z = next_u, next_delta, next_z
-                p_u, p_delta, p_z, p_y = p_u + T * u_step, p_delta + T * delta_step, p_z + T * z_step, p_y + T * y_step
-                p_B, p_C, p_BC = p_B + T * B_step, p_C + T * C_step, p_BC + T * sign * BC_STEP
-    else:
+    if full > 0:
+        b_u, b_delta, b_z = load_tile(p_u, p_delta, p_z, T, u_step, delta_step, z_step, MODE, HAS_Z, T, True, FAST)
         for t in range(0, full, T):
+            q_u, q_delta, q_z = p_u, p_delta, p_z  # the tile after this one, or this one if there is none
+            if t + T < full:
+                q_u, q_delta, q_z = p_u + T * u_step, p_delta + T * delta_step, p_z + T * z_step
+            next_u, next_delta, next_z = load_tile(
+                q_u, q_delta, q_z, T, u_step, delta_step, z_step, MODE, HAS_Z, T, True, FAST
+            )
             now = low + t
-            b_u, b_delta, b_z = load_tile(p_u, p_delta, p_z, T, u_step, delta_step, z_step, MODE, HAS_Z, T, True, FAST)
             total += scan_tile(
                 b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, A2 + o_d, p_carry, p_carry,
                 states + (row_of_chunk + now // CHUNK) * N * dim + o_d,
@@ -247,6 +249,7 @@ def scan(
                 y_step, dim, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD,
                 UNROLL, FAST,
             )  # fmt: skip
+            b_u, b_delta, b_z = next_u, next_delta, next_z
             p_u, p_delta, p_z, p_y = p_u + T * u_step, p_delta + T * delta_step, p_z + T * z_step, p_y + T * y_step
             p_B, p_C, p_BC = p_B + T * B_step, p_C + T * C_step, p_BC + T * sign * BC_STEP
     for t in range(full, count, TAIL):

@@ -1,8 +1,8 @@
 """The Triton kernels of selective_scan in Triton's interpreter, on small shapes: every option, forward and backward.
 
 Triton reads TRITON_INTERPRET when it is imported, so these tests are a pytest process of their own, which the first
-test starts. There a program has 8 channels, a tile 4 steps and a chunk 8, and a sequence is split into segments if there are
-fewer than 8 programs.
+test starts. There a program has 8 channels, a tile 4 steps, a chunk 8, and the GPU one multiprocessor: forward splits
+a sequence into segments if there are at most 2 programs, backward if there are at most 4.
 """
 
 import os
@@ -21,8 +21,8 @@ inside = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not inside, reason="runs in the process that the first test starts")
 
 SPLIT = Case("split", "two segments and a part of a tile; a part of a block", 1, 19, 9, 2)
-WHOLE = Case("whole", "so many programs that nothing is split; a chunk boundary", 8, 11, 3, 2)
-GROUPS = Case("groups", "grouped B and C, not split", 4, 5, 6, 2, groups=2)
+WHOLE = Case("whole", "so many programs that nothing is split; a chunk boundary", 5, 10, 3, 2)
+GROUPS = Case("groups", "grouped B and C, not split", 3, 5, 6, 2, groups=2)
 OWN = Case("own", "every channel has its own B and C", 1, 5, 3, 2, groups=3)
 ONE_STATE = Case("one_state", "N = 1", 1, 5, 3, 1)
 ONE_STEP = Case("one_step", "length 1", 2, 1, 3, 3)
