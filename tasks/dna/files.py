@@ -9,12 +9,11 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
-import io
 import lzma
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,13 +79,16 @@ def is_sequence_file(path: AnyPath) -> bool:
     return path.is_file() and not path.name.startswith(".") and kind_of(path) is not None
 
 
-def read_records(path: AnyPath, sequence: str = "sequence", needs: Sequence[str] = ()) -> Iterator[Record]:
+def read_records(
+    path: AnyPath, sequence: str = "sequence", needs: Sequence[str] = (), keys: Mapping[str, str] | None = None
+) -> Iterator[Record]:
     """Yield the records of a FASTA file or of a table.
 
     Args:
         path: The file; its name says what it is (.fa, .fasta, .fna; .csv, .tsv; .txt; each also .gz, .xz, .bz2).
         sequence: The column of a table with the sequences.
         needs: Further columns that a table must have.
+        keys: The config's keys that name columns, {"sequence": "data.sequence"}, for messages.
 
     Raises:
         UserError: no such file, of another kind, damaged, without the columns. What is wrong with one record alone is
@@ -98,7 +100,7 @@ def read_records(path: AnyPath, sequence: str = "sequence", needs: Sequence[str]
         known = ", ".join((*FASTA[:3], *TABLES))
         raise UserError(f"{path}: not known as a sequence file; expected one of {known}, also compressed (.gz, .xz)")
     if kind == "table":
-        yield from _table(path, sequence, needs)
+        yield from _table(path, sequence, needs, keys or {})
     elif kind == "text":
         yield Record(Path(path.name).stem, b"".join(b"".join(_lines(path)).split()), str(path))
     else:
@@ -168,7 +170,7 @@ def _unique(records: Iterator[Record]) -> Iterator[Record]:
         yield record
 
 
-def _table(path: AnyPath, sequence: str, needs: Sequence[str]) -> Iterator[Record]:
+def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str, str]) -> Iterator[Record]:
     csv.field_size_limit(MAX_FIELD)
     delimiter = "\t" if re.search(r"\.tsv(\.\w+)?$", path.name.lower()) else ","
     text = (line.decode("utf-8-sig", "replace") for line in _lines(path))
@@ -177,7 +179,9 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str]) -> Iterator[Recor
         header = [name.strip() for name in next(rows, [])]
         for column in (sequence, *needs):
             if column not in header:
-                raise UserError(f"{path}: no column {column!r}{suggest(column, header)}; {_remedy(column, sequence)}")
+                key = keys.get(column)
+                remedy = f"; {key} names another" if key else ""
+                raise UserError(f"{path}: no column {column!r}{suggest(column, header)}{remedy}")
         at = header.index(sequence)
         for number, row in enumerate(rows, 1):
             if not row:
@@ -191,13 +195,3 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str]) -> Iterator[Recor
             yield Record(str(number), letters, where, "", dict(zip(header, row, strict=True)))
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num:,}: not a table: {error}") from None
-
-
-def _remedy(column: str, sequence: str) -> str:
-    key = "data.sequence" if column == sequence else "data.label" if column != "split" else "the split column"
-    return f"{key} names another"
-
-
-def read_text(path: AnyPath) -> io.StringIO:
-    """Return a whole small text file, decompressed."""
-    return io.StringIO(b"".join(_lines(path)).decode("utf-8-sig", "replace"))

@@ -60,22 +60,23 @@ class Fasta(Dataset):
 
 def _file(path: Path, config: DnaDataConfig, part: str | None = None) -> Table:
     if kind_of(path) == "table":
-        label = config.label or "label"
-        columns = _columns(path, config)
-        if part is None and SPLIT in columns:
-            return collect(
-                read_records(path, config.sequence, [label]), config, lambda r: r.cells[label],
-                part=lambda r: set_of(r.cells, r.where),
-            )  # fmt: skip
-        table = collect(
-            read_records(path, config.sequence, [label]), config, lambda r: r.cells[label],
-            [name for name in columns if name not in (label, config.sequence)], part,
-        )  # fmt: skip
-        table.groups = {name: values for name, values in table.groups.items() if name == config.group or _binds(values)}
-        return table
+        return _table(path, config, part)
     records = (_with_keys(record) for record in read_records(path))
     groups = [config.group] if config.group is not None and part is None else []
     return collect(_having(records, groups), config, _header_label(config), groups, part)
+
+
+def _table(path: Path, config: DnaDataConfig, part: str | None) -> Table:
+    label, sequence = config.label or "label", config.sequence
+    keys = {sequence: "data.sequence", label: "data.label"}
+    columns = next((list(r.cells) for r in read_records(path, sequence, [label], keys) if r.cells), [])
+    records = read_records(path, sequence, [label], keys)
+    if part is None and SPLIT in columns:
+        return collect(records, config, lambda r: r.cells[label], part=lambda r: set_of(r.cells, r.where))
+    others = [name for name in columns if name not in keys]
+    table = collect(records, config, lambda r: r.cells[label], others, part)
+    table.groups = {name: values for name, values in table.groups.items() if name == config.group or _binds(values)}
+    return table
 
 
 def _folder(root: Path, config: DnaDataConfig, part: str | None = None) -> Table:
@@ -149,11 +150,6 @@ def _with_keys(record: Record) -> Record:
     """Return a FASTA record with the key=value words of its header as cells."""
     cells = dict(KEY_VALUE.findall(record.header))
     return Record(record.name, record.letters, record.where, record.header, cells, record.problem)
-
-
-def _columns(path: Path, config: DnaDataConfig) -> list[str]:
-    first = next(iter(read_records(path, config.sequence)), None)
-    return list(first.cells) if first is not None else []
 
 
 def _binds(values: Sequence[str]) -> bool:

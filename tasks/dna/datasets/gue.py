@@ -53,7 +53,8 @@ class Gue(Dataset):
         table = Table()
         for name in FILES:
             path = (zipfile.Path(place) if place.is_file() else place) / subset / name
-            records = read_records(path, config.sequence, [label])
+            keys = {config.sequence: "data.sequence", label: "data.label"}
+            records = read_records(path, config.sequence, [label], keys)
             table.extend(collect(records, config, lambda r: r.cells[label], part=SETS[name.removesuffix(".csv")]))
         return make_splits(table, config, f"{place}, {subset}")
 

@@ -56,6 +56,13 @@ def test_columns_may_have_other_names(make_task: Make, tmp_path: Path) -> None:
     assert sizes(task) == (20, 4)
 
 
+def test_a_bad_first_row_hides_no_column(make_task: Make, tmp_path: Path) -> None:
+    lines = [f"{s},{label},{('train', 'train', 'test', 'test')[i % 4]}" for i, (s, label) in enumerate(rows(8))]
+    path = write(tmp_path / "x.csv", "\n".join(["sequence,label,split", "ACGT,alpha", *lines]) + "\n")
+    task = make_task("dna/fasta", f"data.root={path}", "data.on_error=skip")
+    assert sizes(task) == (8, 8)
+
+
 def test_rows_of_a_group_stay_together(make_task: Make, tmp_path: Path) -> None:
     data = [(sequence, label, f"plate{i % 5}") for i, (sequence, label) in enumerate(rows(20))]
     path = write_csv(tmp_path / "x.csv", data, ("sequence", "label", "plate"))
@@ -114,6 +121,7 @@ def test_a_folder_may_come_split(make_task: Make, tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("x.csv", "sequence,lable\nACGT,a\n", "no column 'label', did you mean 'lable'?; data.label names another"),
+        ("x.csv", "dna,label\nACGT,a\n", "no column 'sequence'; known: dna, label; data.sequence names another"),
         ("x.csv", "sequence,label\nACGT,a\nACGT,a\n", "only one class, 'a'; expected two or more"),
         ("x.csv", "sequence,label\nACGT,a\nACGT, \n", "x.csv, line 3: an empty label"),
         ("x.csv", "sequence,label\nACGT,a\n,b\n", "x.csv, line 3: an empty record"),
