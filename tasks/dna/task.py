@@ -173,7 +173,7 @@ class DnaTask(Classifier):
             if not files:
                 raise UserError(f"{path}: a folder without sequence files (.fa, .fasta, .fna, .csv)")
             for file in files:
-                for record in read_records(file, self.data.sequence):
+                for record in read_records(file, self.data.sequence, keys={self.data.sequence: "data.sequence"}):
                     yield record.name, partial(self._load, record)
 
     def _load(self, record: Record) -> Sample:

@@ -366,7 +366,7 @@ def test_eval_on_other_classes_is_refused(run: Path, tmp_path: Path, capsys: pyt
 def test_16s_trains_from_its_config(tmp_path: Path) -> None:
     from mambaverse.engine.run import train
 
-    options = ["data.min_count=500", "data.window=60", "trainer.epochs=1", "trainer.device=cpu", "data.batch_size=256"]
+    options = ["data.min_count=600", "data.window=40", "trainer.epochs=1", "trainer.device=cpu", "data.batch_size=256"]
     overrides = [*TINY, *options, f"trainer.output_dir={tmp_path}", "trainer.run_name=x"]
     result = train(compose("dna/rrna16s", overrides), console=QUIET)
     assert (result.folder / "split.csv").is_file() and 0 < result.metrics["accuracy"] <= 1
