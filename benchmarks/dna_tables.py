@@ -77,7 +77,9 @@ def run(config: str, overrides: Sequence[str], folder: Path, threads: int) -> di
     """Return the metrics of a run, and its "seconds" and "parameters"; from its folder, if it ended before."""
     if not (folder / "results.json").is_file():
         where = [f"trainer.output_dir={folder.parent}", f"trainer.run_name={folder.name}", "trainer.overwrite=true"]
-        train(compose(config, [*overrides, *where, f"trainer.num_threads={threads}"]), name=config, console=QUIET)
+        given = compose(config, [*overrides, *where, f"trainer.num_threads={threads}"])
+        if (signal := train(given, name=config, console=QUIET).signal) is not None:
+            raise SystemExit(128 + signal)
     results = json.loads((folder / "results.json").read_text())
     found = {**results["metrics"], "seconds": results["seconds"], "parameters": results["parameters"]}
     print(f"{folder.name}: accuracy {found['accuracy']:.4f}, {found['seconds']:.0f} s", flush=True)
