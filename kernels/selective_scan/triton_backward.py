@@ -11,7 +11,10 @@ one state at a time, all of the above stays in registers. The sums over the 32 c
 block of channels, and `reduce_BC` adds up the slices in a fixed order.
 """
 
-# ruff: noqa: RUF005 (small functions inside kernels; Triton knows no `(*rows, row)`)
+
+# What Triton compiles has its own types, and it knows no unpacking into a tuple.
+# mypy: ignore-errors
+# ruff: noqa: RUF005
 
 import triton
 import triton.language as tl

@@ -9,7 +9,10 @@ from a start of zero and its sum of Δ (the product of its decays is exp(A ΣΔ)
 segment starts from.
 """
 
-# ruff: noqa: RUF005 (small functions inside kernels; Triton knows no `(*rows, row)`)
+
+# What Triton compiles has its own types, and it knows no unpacking into a tuple.
+# mypy: ignore-errors
+# ruff: noqa: RUF005
 
 import triton
 import triton.language as tl
