@@ -25,8 +25,9 @@ from mambaverse.kernels.selective_scan.cases import Case, make_inputs
 from mambaverse.kernels.testing import TOLERANCE, outputs_and_gradients, relative_rms
 
 SHAPES = (  # B, D, L
-    (8, 2048, 2048), (1, 2048, 2048), (1, 512, 131072), (128, 384, 197), (512, 384, 65), (1, 384, 6085), (8, 1536, 8192),
-)  # fmt: skip
+    *((8, 2048, 2048), (1, 2048, 2048), (1, 512, 131072), (128, 384, 197), (512, 384, 65), (1, 384, 6085)),
+    (8, 1536, 8192),
+)
 STATES = 16
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HEADER = ("B, D, L", "error (of)", "floor")
