@@ -144,7 +144,9 @@ def moved(ids: np.ndarray, places: int) -> np.ndarray:
     return out
 
 
-def mix(ids: Tensor, targets: Tensor, num_classes: int, alpha: float, generator: Generator) -> dict[str, Tensor]:
+def mix(
+    ids: Tensor, targets: Tensor, num_classes: int, alpha: float, generator: Generator, smoothing: float = 0.0
+) -> dict[str, Tensor]:
     """Mix each sequence with another of the batch: a base is its own with probability λ ~ Beta(α, α), one λ a batch.
 
     A base keeps its place, so this is for sequences of one length whose places mean something; behind the end of the
@@ -156,6 +158,7 @@ def mix(ids: Tensor, targets: Tensor, num_classes: int, alpha: float, generator:
         num_classes: Of the classes.
         alpha: α.
         generator: Makes all draws.
+        smoothing: Share of the labels' weight that is spread over all classes.
 
     Returns:
         "ids" (B, L), and "target": the classes' shares of a sequence's bases, (B, classes) float32.
@@ -166,5 +169,5 @@ def mix(ids: Tensor, targets: Tensor, num_classes: int, alpha: float, generator:
     inside = (ids != PAD) & (other != PAD)
     swapped = (torch.rand(ids.shape, generator=generator) >= share) & inside
     weights = (swapped.sum(1) / (ids != PAD).sum(1).clamp(min=1))[:, None]
-    one_hot = F.one_hot(targets, num_classes).float()
+    one_hot = F.one_hot(targets, num_classes).float() * (1 - smoothing) + smoothing / num_classes
     return {"ids": torch.where(swapped, other, ids), "target": (1 - weights) * one_hot + weights * one_hot[order]}

@@ -104,7 +104,8 @@ class DnaTask(Classifier):
         if "target" in samples[0]:
             batch["target"] = torch.tensor([sample["target"] for sample in samples])
         if generator is not None and self.options.mixup:
-            batch |= mix(batch["ids"], batch["target"], len(self.classes), self.options.mixup, generator)
+            how = (len(self.classes), self.options.mixup, generator, self.options.label_smoothing)
+            batch |= mix(batch["ids"], batch["target"], *how)
         return batch
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
