@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mambaverse.engine.task import SampleSet
-from mambaverse.tasks.audio.fbank import Fbank, FbankOptions
+from mambaverse.tasks.audio.fbank import Fbank, FbankOptions, cosine_transform
 
 COEFFICIENTS, TIMES, BANDS = 20, 20, 40
 C = 10.0  # of the SVM
@@ -53,9 +53,7 @@ def _features(samples: SampleSet, rate: int) -> Features:
 
 def mfcc(waveform: torch.Tensor, bank: Fbank) -> np.ndarray:
     """Return the coefficients (T, 20) of a waveform (L,)."""
-    from scipy.fft import dct
-
-    return dct(bank(waveform).numpy(), axis=1, norm="ortho")[:, :COEFFICIENTS]
+    return (bank(waveform) @ cosine_transform(BANDS, COEFFICIENTS)).numpy()
 
 
 def shape_of(coefficients: np.ndarray) -> np.ndarray:

@@ -24,11 +24,14 @@ class AudioDataConfig(SplitConfig):
     low_hz: float = 20.0  # its lowest frequency,
     high_hz: float | None = None  # and its highest; None: half the rate
     window: str = "hanning"
+    coefficients: int | None = None  # so many cepstral coefficients (MFCC) in place of the bands; None: the bands
     frames: int | None = None  # pad with zeros or cut every spectrogram to so many; None: as long as the clip
     max_seconds: float = 30.0  # longer clips: a random piece in training, else the mean over all their pieces
     normalize: str = "dataset"  # by `mean` and `std`; clip: by each clip's own; band: the mean by band, too
-    mean: float | None = None  # of the model's input; None: that of the training clips
-    std: float | None = None  # likewise. Audio Mamba and AST divide by twice the deviation
+    mean: list[float] | None = None  # of the model's input: one number, or one for each coefficient;
+    std: list[float] | None = (
+        None  # None: of the training clips. Audio Mamba and AST divide by twice the deviation
+    )
     cache_mb: int = 1024  # decoded clips are kept up to so much, in each loading process
     speed: float = 0.0  # play a clip faster or slower by up to this share; its pitch changes with it
     gain_db: float = 0.0  # make it louder or softer by up to so much
@@ -52,7 +55,13 @@ class AudioDataConfig(SplitConfig):
             raise ConfigError(f"data.frames: expected at least 1, got {self.frames}")
         if self.max_seconds <= 0:
             raise ConfigError(f"data.max_seconds: expected more than 0, got {self.max_seconds}")
-        if self.std is not None and self.std <= 0:
+        if self.coefficients is not None and not 1 <= self.coefficients <= self.bins:
+            raise ConfigError(f"data.coefficients: expected 1 to {self.bins} (data.bins), got {self.coefficients}")
+        for key in ("mean", "std"):
+            values = getattr(self, key)
+            if values is not None and len(values) not in (1, self.coefficients):
+                raise ConfigError(f"data.{key}: expected one number, or one for each coefficient, got {values}")
+        if self.std is not None and min(self.std) <= 0:
             raise ConfigError(f"data.std: expected more than 0, got {self.std}")
         for key in ("cache_mb", "gain_db", "roll_ms", "noise", "freq_mask", "time_mask"):
             if (value := getattr(self, key)) < 0:

@@ -144,6 +144,17 @@ def centres(options: FbankOptions) -> Tensor:
     return 700 * torch.expm1(at / 1127)
 
 
+def cosine_transform(bins: int, coefficients: int) -> Tensor:
+    """Return the matrix (bins, coefficients) that turns log-mel energies into cepstral coefficients.
+
+    The first columns of the orthonormal DCT-II: √(2 / F) cos(π k (n + 1/2) / F), divided by √2 for k = 0.
+    """
+    n, k = torch.arange(bins, dtype=torch.float64)[:, None] + 0.5, torch.arange(coefficients, dtype=torch.float64)
+    matrix = math.sqrt(2 / bins) * torch.cos(math.pi * k * n / bins)
+    matrix[:, 0] /= math.sqrt(2)
+    return matrix.float()
+
+
 def mel(hz: float) -> float:
     """Return a frequency on the mel scale: 1127 ln(1 + f / 700)."""
     return 1127 * math.log1p(hz / 700)

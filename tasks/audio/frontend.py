@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mambaverse.tasks.audio.config import AudioDataConfig
-from mambaverse.tasks.audio.fbank import Fbank, centres
+from mambaverse.tasks.audio.fbank import Fbank, centres, cosine_transform
 
 STATISTICS_CLIPS = 1000  # evenly spaced training clips, of which mean and deviation are taken
 Vary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -31,12 +31,17 @@ class FrontEnd:
         std: their deviation, for `normalize` "dataset".
     """
 
-    def __init__(self, kind: str, config: AudioDataConfig, mean: float = 0.0, std: float = 1.0) -> None:
-        self.kind, self.normalize, self.mean, self.std = kind, config.normalize, mean, std
-        self.rate = config.rate
+    def __init__(
+        self, kind: str, config: AudioDataConfig, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
+    ) -> None:
+        self.kind, self.normalize, self.rate = kind, config.normalize, config.rate
         self.fbank = Fbank(config.fbank())
         self.centres = centres(self.fbank.options)
         self.frames = config.frames if kind == "fbank" else None
+        self.transform = None
+        if kind == "fbank" and config.coefficients is not None:
+            self.transform = cosine_transform(config.bins, config.coefficients)
+        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
 
     def __call__(self, waveforms: Sequence[Tensor], vary: Vary | None = None) -> tuple[Tensor, Tensor]:
         """Return inputs and their lengths (B,) in frames or samples; what is behind them is 0.
@@ -47,6 +52,8 @@ class FrontEnd:
         if vary is not None and self.kind == "fbank":
             x, lengths = vary(x, lengths)
             x = x * _inside(x, lengths)
+        if self.transform is not None:
+            x = x @ self.transform
         if self.frames is not None:
             x = F.pad(x, (0, 0, 0, max(self.frames - x.shape[1], 0)))[:, : self.frames]
             lengths = torch.full_like(lengths, self.frames)
@@ -79,14 +86,17 @@ class FrontEnd:
         """Return log-mel energies (B, T, F) of waveforms (B, L)."""
         return self.fbank(waveforms)
 
-    def statistics(self, waveforms: Sequence[Tensor]) -> tuple[float, float]:
-        """Return mean and deviation of the inputs that clips make, over all their frames and bands."""
-        count, total, squares = 0, 0.0, 0.0
+    def statistics(self, waveforms: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+        """Return mean and deviation of the inputs that clips make: of all numbers, or of each coefficient."""
+        count, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         for waveform in waveforms:
-            x = self.raw([waveform])[0].double()
-            count, total, squares = count + x.numel(), total + x.sum().item(), squares + x.square().sum().item()
+            x = self.raw([waveform])[0]
+            x = x @ self.transform if self.transform is not None else x.view(-1, 1)
+            x = x.double().reshape(-1, x.shape[-1])
+            count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
         mean = total / count
-        return round(mean, 4), round(max(squares / count - mean * mean, 0) ** 0.5, 4) or 1.0
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        return [round(m, 4) for m in mean.tolist()], [round(s, 4) or 1.0 for s in std.tolist()]
 
 
 def _inside(x: Tensor, lengths: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from mambaverse.config import ConfigError, RunConfig
+from mambaverse.config import RunConfig
 from mambaverse.datasets import get_dataset
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
@@ -63,7 +63,7 @@ class AudioTask(Classifier):
     task_config = AudioTaskConfig
     decided: ClassVar[Mapping[str, str]] = {
         **Classifier.decided,
-        "bins": "set data.bins",
+        "bins": "set data.bins or data.coefficients",
     }
 
     front: FrontEnd
@@ -114,7 +114,7 @@ class AudioTask(Classifier):
         """Return classes, and for a model of spectrograms its bands and (where they are fixed) frames."""
         arguments = super().model_arguments()
         if self._kind() == "fbank":
-            arguments["bins"] = self.data.bins
+            arguments["bins"] = self.data.coefficients or self.data.bins
             if self.data.frames is not None and "frames" not in self.config.model.args:
                 arguments["frames"] = self.data.frames
         return arguments
@@ -226,19 +226,20 @@ class AudioTask(Classifier):
         owner = [clip for clip, pieces in enumerate(cut) for _ in pieces]
         return [piece for pieces in cut for piece in pieces], torch.tensor(owner)
 
-    def _set_normalisation(self, mean: float | None, std: float | None) -> None:
-        if std is not None and std <= 0:
-            raise ConfigError(f"data.std: expected more than 0, got {std}")
-        self.front = FrontEnd(self._kind(), self.data, mean or 0.0, std or 1.0)
+    def _set_normalisation(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        self.front = FrontEnd(self._kind(), self.data, mean or (0.0,), std or (1.0,))
 
     def _input(self) -> str:
         data = self.data
         own = {"clip": "each by its own mean and deviation", "band": "each band by its own mean in a clip"}
-        how = own.get(data.normalize) or f"mean {data.mean:g}, std {data.std:g}"
+        how = own.get(data.normalize) or "each coefficient by mean and deviation"
+        if data.normalize == "dataset" and data.mean is not None and data.std is not None and len(data.mean) == 1:
+            how = f"mean {data.mean[0]:g}, std {data.std[0]:g}"
         if self.front.kind == "waveform":
             return f"waveforms, {how}"
         long = f", {data.frames} frames" if data.frames else ""
-        return f"log-mel, {data.bins} bands, {data.frame_ms:g} ms every {data.shift_ms:g} ms{long}, {how}"
+        kind = f"{data.coefficients} MFCC of {data.bins} bands" if data.coefficients else f"log-mel, {data.bins} bands"
+        return f"{kind}, {data.frame_ms:g} ms every {data.shift_ms:g} ms{long}, {how}"
 
     def _augmentations(self) -> list[str]:
         data, options = self.data, self.options

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.fft
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from mambaverse.cli import main
 from mambaverse.config import compose, to_yaml
 from mambaverse.errors import UserError
+from mambaverse.tasks.audio.baselines import mfcc
 from mambaverse.tasks.audio.task import AudioTask
 from mambaverse.tasks.audio.wav import write_wav
 from tests.tasks.audio.conftest import tone
@@ -81,12 +83,26 @@ def test_a_worker_process_makes_the_same_batch(make_task: Make, tiny: str, draw:
 
 
 def test_fixed_frames_are_padded_with_zeros_before_they_are_normalised(make_task: Make, tiny: str) -> None:
-    task = make_task(tiny, "data.frames=40", "data.mean=-6.0", "data.std=8.0")
+    task = make_task(tiny, "data.frames=40", "data.mean=[-6.0]", "data.std=[8.0]")
     batch = task.collate([{"waveform": torch.from_numpy(tone(500, s))} for s in (0.2, 0.8)], None)
     assert batch["input"].shape == (2, 40, 32)
     torch.testing.assert_close(batch["input"][0, 18:], torch.full((22, 32), 0.75))  # as AST and Audio Mamba have it
     model: Any = task.build_model()
     assert model.frames == 40 and task.forward(model, batch).shape == (2, 4)
+
+
+def test_coefficients_are_each_normalised_and_are_the_floors_own(make_task: Make, tiny: str) -> None:
+    task = make_task(tiny, "data.bins=40", "data.coefficients=20")
+    batch = batch_of(task, len(task.train_set))
+    values = batch["input"][torch.arange(batch["input"].shape[1]) < batch["lengths"][:, None]]
+    assert values.shape[1] == 20
+    torch.testing.assert_close(values.mean(0), torch.zeros(20), atol=1e-3, rtol=0)
+    torch.testing.assert_close(values.std(0), torch.ones(20), atol=1e-3, rtol=0)
+    assert "20 MFCC of 40 bands, 25 ms every 10 ms, each coefficient by mean" in task.describe()["input"]
+    assert task.forward(task.build_model(), batch).shape == (108, 4)
+    waveform = task.train_set.sample(0, None)["waveform"]
+    theirs = scipy.fft.dct(task.front.fbank(waveform).numpy(), axis=1, norm="ortho")[:, :20]
+    np.testing.assert_allclose(mfcc(waveform, task.front.fbank), theirs, atol=1e-4)
 
 
 def test_the_model_decides_what_it_is_given(make_task: Make, tiny: str) -> None:
@@ -100,7 +116,7 @@ def test_the_model_decides_what_it_is_given(make_task: Make, tiny: str) -> None:
 @pytest.mark.parametrize("config", ["drums", "folder", "fsdd", "mandarin_tones", "speech_commands"])
 def test_the_model_of_each_shipped_config_takes_its_clips(make_task: Make, config: str) -> None:
     task = make_task(f"audio/{config}", "model.args.depth=1", setup=False)
-    task.restore({"classes": ["a", "b"], "mean": -6.0, "std": 4.0})
+    task.restore({"classes": ["a", "b"], "mean": [-6.0], "std": [4.0]})
     batch = task.collate([{"waveform": torch.from_numpy(tone(300, s, task.data.rate))} for s in (0.01, 0.5)], None)
     with torch.no_grad():
         output = task.forward(task.build_model().eval(), batch)
@@ -146,7 +162,9 @@ def test_a_clip_is_labelled_the_same_in_any_batch(make_task: Make) -> None:
         ("data.rate=10", "data.rate: expected 100 to 768000 Hz, got 10"),
         ("data.frames=0", "data.frames: expected at least 1, got 0"),
         ("data.max_seconds=0", "data.max_seconds: expected more than 0, got 0.0"),
-        ("data.std=0", "data.std: expected more than 0, got 0.0"),
+        ("data.std=[0]", "data.std: expected more than 0, got [0.0]"),
+        ("data.mean=[0,1]", "data.mean: expected one number, or one for each coefficient, got [0.0, 1.0]"),
+        ("data.coefficients=200", "data.coefficients: expected 1 to 128 (data.bins), got 200"),
         ("data.noise=-1", "data.noise: expected at least 0, got -1.0"),
         ("data.time_mask=-1", "data.time_mask: expected at least 0, got -1"),
         ("data.speed=1", "data.speed: expected a share in [0, 1), got 1.0"),
@@ -167,13 +185,13 @@ def test_a_wrong_value_is_one_line(make_task: Make, override: str, message: str)
 
 
 def test_what_the_data_decide_cannot_be_set_twice(make_task: Make, tiny: str) -> None:
-    with pytest.raises(UserError, match=r"model.args.bins cannot be set: set data.bins"):
+    with pytest.raises(UserError, match=r"model.args.bins cannot be set: set data.bins or data.coefficients"):
         make_task(tiny, "model.args={bins: 3}").build_model()
 
 
 def test_a_run_keeps_what_its_data_told_it(make_task: Make, tiny: str, tmp_path: Path) -> None:
     task = make_task(tiny)
-    assert f"mean: {task.data.mean}" in to_yaml(task.config)
+    assert task.data.mean is not None and f"mean:\n  - {task.data.mean[0]}\n" in to_yaml(task.config)
     other = make_task(tiny, setup=False)
     other.restore(json.loads(json.dumps(task.facts())))
     write_wav(tmp_path / "x.wav", tone(500), 16_000)
