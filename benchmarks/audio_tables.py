@@ -28,6 +28,7 @@ from rich.table import Table
 from mambaverse.config import compose
 from mambaverse.engine.run import train
 
+TONES, FSDD = "audio/mandarin_tones", "audio/fsdd"
 MIXERS = ("vim", "s6", "ssd", "s4d", "attention")
 SEEDS = (0, 1, 2)
 FLOOR = "MFCC 20 x 20, SVM"
@@ -44,19 +45,20 @@ class Row:
 
 
 def rows_of(table: str, arguments: argparse.Namespace) -> list[Row]:
-    tones, fsdd = "audio/mandarin_tones", "audio/fsdd"
-    if table == "tones":
-        return [Row(f"tones-fold0-seed{s}", "fold 0", tones, ("data.fold=0", f"trainer.seed={s}")) for s in SEEDS]
-    if table == "folds":
-        return [Row(f"tones-fold{f}-seed0", "five folds", tones, (f"data.fold={f}",)) for f in range(5)]
     if table == "fsdd":
         root = f"data.root={arguments.fsdd}"
-        return [Row(f"fsdd-fold{f}-seed0", "six speakers", fsdd, (root, f"data.fold={f}")) for f in range(6)]
-    rows = []
-    for mixer in arguments.mixers or MIXERS:
-        name = "tones-fold0-seed0" if mixer == "vim" else f"tones-fold0-seed0-{mixer}"  # vim is the config's own
-        rows.append(Row(name, mixer, tones, ("data.fold=0", *(() if mixer == "vim" else (f"model.mixer={mixer}",)))))
-    return rows
+        return [Row(f"fsdd-fold{f}-seed0", "six speakers", FSDD, (root, f"data.fold={f}")) for f in range(6)]
+    if table == "mixers":
+        return [tones(0, 0, mixer, mixer) for mixer in arguments.mixers or MIXERS]
+    own = str(compose(TONES).model.mixer)
+    if table == "tones":
+        return [tones(0, seed, mixer, f"fold 0, {mixer}") for mixer in arguments.mixers or (own,) for seed in SEEDS]
+    return [tones(fold, 0, mixer, f"five folds, {mixer}") for mixer in arguments.mixers or (own,) for fold in range(5)]
+
+
+def tones(fold: int, seed: int, mixer: str, group: str) -> Row:
+    overrides = (f"data.fold={fold}", f"trainer.seed={seed}", f"model.mixer={mixer}")
+    return Row(f"tones-fold{fold}-seed{seed}-{mixer}", group, TONES, overrides)
 
 
 def result(row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -72,7 +74,11 @@ def result(row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=("tones", "fsdd", "mixers", "folds"))
-    parser.add_argument("mixers", nargs="*", help="of the table mixers; default: " + ", ".join(MIXERS))
+    parser.add_argument(
+        "mixers",
+        nargs="*",
+        help="of the tables of tones; default: the config's own, or for the table mixers " + ", ".join(MIXERS),
+    )
     parser.add_argument("--fsdd", default="../shared/data/fsdd_360.zip", help="the digits")
     parser.add_argument("--output", default="runs/audio_tables", help="folder of the runs")
     parser.add_argument("--threads", type=int, default=1)
