@@ -73,10 +73,18 @@ def test_broken_plugin_is_one_line_and_status_2(site: Path, tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["running_mean", "labmixers:RunningMean"])
-def test_plugin_trains(site: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("vision/digits", "running_mean"),
+        ("vision/digits", "labmixers:RunningMean"),
+        ("dna/rrna16s", "running_mean"),
+        ("audio/mandarin_tones", "running_mean"),
+    ],
+)
+def test_plugin_trains_in_every_domain(site: Path, tmp_path: Path, config: str, name: str) -> None:
     overrides = ["trainer.epochs=1", "model.args.depth=1", f"trainer.output_dir={tmp_path}"]
     overrides += [f"model.mixer={name}", f"model.mixer_args[{name}].expand=2"]
-    done = run(site, "-m", "mambaverse.cli", "train", "vision/digits", *overrides)
+    done = run(site, "-m", "mambaverse.cli", "train", config, *overrides)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*/best.safetensors"))) == 1
