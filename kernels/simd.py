@@ -115,8 +115,10 @@ def _emit_exp2(builder: Any, z: Any) -> Any:
     return builder.fmul(value, builder.bitcast(scale, _VECTOR))
 
 
-def _emit_exp2_bounded(builder: Any, *zs: Any) -> list[Any]:
+def _emit_exp2_pair(builder: Any, bounded: bool, *zs: Any) -> list[Any]:
     # step by step for all of them: a processor then finds instructions beside each other that wait for none of them
+    if not bounded:
+        zs = tuple(_emit_clamp(builder, z, _constant(-127.0), _constant(128.0)) for z in zs)
     shifted = [builder.fadd(z, _constant(_MAGIC)) for z in zs]
     whole = [builder.fsub(s, _constant(_MAGIC)) for s in shifted]
     f = [builder.fsub(z, k) for z, k in zip(zs, whole, strict=True)]
@@ -124,8 +126,11 @@ def _emit_exp2_bounded(builder: Any, *zs: Any) -> list[Any]:
     for coefficient in _EXP2[-2::-1]:
         values = [_fma(builder, v, x, _constant(coefficient)) for v, x in zip(values, f, strict=True)]
     exponents = [builder.shl(builder.bitcast(s, _INTS), ir.Constant(_INTS, [23] * LANES)) for s in shifted]
-    pairs = zip(values, exponents, strict=True)
-    return [builder.bitcast(builder.add(builder.bitcast(v, _INTS), e), _VECTOR) for v, e in pairs]
+    if bounded:
+        pairs = zip(values, exponents, strict=True)
+        return [builder.bitcast(builder.add(builder.bitcast(v, _INTS), e), _VECTOR) for v, e in pairs]
+    scales = [builder.bitcast(builder.add(e, ir.Constant(_INTS, [127 << 23] * LANES)), _VECTOR) for e in exponents]
+    return [builder.fmul(v, scale) for v, scale in zip(values, scales, strict=True)]
 
 
 def _emit_exp(builder: Any, x: Any) -> Any:
@@ -183,8 +188,10 @@ def _of_pairs(emit: Callable[..., Any]) -> Any:
     return intrinsic(lambda typing, a, b: (pair(_VEC, _VEC), codegen))
 
 
-exp2_pair = _of_pairs(lambda builder, a, b: [_emit_exp2(builder, a), _emit_exp2(builder, b)])
-exp2_pair_bounded = _of_pairs(_emit_exp2_bounded)  # the same bits where -126 <= z <= 126, nonsense elsewhere
+exp2_pair = _of_pairs(lambda builder, a, b: _emit_exp2_pair(builder, False, a, b))
+exp2_pair_bounded = _of_pairs(
+    lambda builder, a, b: _emit_exp2_pair(builder, True, a, b)
+)  # the same bits where -126 <= z <= 126, nonsense elsewhere
 
 
 @intrinsic

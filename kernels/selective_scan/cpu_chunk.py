@@ -9,10 +9,8 @@ Forward works on rows of W = WIDTH channels, backward on W = STRIP. Arrays of st
 real A; for a complex A (2, N, W), real and imaginary parts. Arrays of steps are (steps, W). B and C are flat; step q of
 the chunk is in B[b_first + q b_step + n], or for a complex A in the pair that starts at B[b_first + q b_step + 2 n].
 
-Functions whose name ends in _bounded ask for |Δ rate| <= BOUND and then return the same bits as the others.
-
-Names with g_ are gradients: g_h that of h. The
-gradient of a complex number is dL/dRe + i dL/dIm, as in torch.
+`forward_real_bounded` asks for |Δ rate| <= BOUND and then returns the same bits as `forward_real`. Backward has no such
+form: it waits for memory rather than for arithmetic.
 """
 
 from typing import Any
@@ -63,64 +61,57 @@ forward_real = _forward_real(simd.exp2_pair)
 forward_real_bounded = _forward_real(simd.exp2_pair_bounded)
 
 
-def _backward_real(exp2_pair: Any) -> Any:
-    @_exact
-    def backward_real(
-        num, rate, h_first, dt, x, B, b_first, b_step, C, c_first, c_step, g_out, a, h,
-        out, g_x, g_dt, g_b, g_c, g_h, g_rate,
-    ):  # fmt: skip
-        """Differentiate `num` steps of STRIP channels; a (1, CHUNK, STRIP) and h (a row more) are scratch.
+@_exact
+def backward_real(
+    num, rate, h_first, dt, x, B, b_first, b_step, C, c_first, c_step, g_out, a, h,
+    out, g_x, g_dt, g_b, g_c, g_h, g_rate,
+):  # fmt: skip
+    """Differentiate `num` steps of STRIP channels; a (1, CHUNK, STRIP) and h (a row more) are scratch.
 
-        g_h comes in as the gradient of the last states and leaves as that of `h_first`; out, g_x (of x), g_dt (through
-        a, over ln 2), g_rate (of A) and, lane by lane, g_b and g_c (N, CHUNK, LANES) are added to.
-        """
-        for n in range(rate.shape[1]):
-            i = n * STRIP
-            rate_0, rate_1 = load(rate, i), load(rate, i + LANES)
-            h_0, h_1 = load(h_first, i), load(h_first, i + LANES)
-            store(h, 0, h_0)
-            store(h, LANES, h_1)
-            for q in range(num):
-                b, c = splat_at(B, b_first + q * b_step + n), splat_at(C, c_first + q * c_step + n)
-                o = q * STRIP
-                r = o + LANES
-                a_0, a_1 = exp2_pair(mul(load(dt, o), rate_0), mul(load(dt, r), rate_1))
-                h_0 = fma(a_0, h_0, mul(load(x, o), b))
-                h_1 = fma(a_1, h_1, mul(load(x, r), b))
-                store(a, o, a_0)
-                store(a, r, a_1)
-                store(h, o + STRIP, h_0)
-                store(h, r + STRIP, h_1)
-                store(out, o, fma(c, h_0, load(out, o)))
-                store(out, r, fma(c, h_1, load(out, r)))
-            g_h0, g_h1 = load(g_h, i), load(g_h, i + LANES)
-            g_rate0 = g_rate1 = splat(f32(0))  # over one chunk: a long float32 sum keeps its digits in two levels only
-            for q in range(num - 1, -1, -1):
-                b, c = splat_at(B, b_first + q * b_step + n), splat_at(C, c_first + q * c_step + n)
-                o = q * STRIP
-                r, s = o + LANES, (n * CHUNK + q) * LANES
-                g_0, g_1 = load(g_out, o), load(g_out, r)
-                store(g_c, s, fma(g_0, h_0, fma(g_1, h_1, load(g_c, s))))
-                g_0, g_1 = fma(g_0, c, g_h0), fma(g_1, c, g_h1)  # gradients of the states after step q
-                store(g_b, s, fma(g_0, load(x, o), fma(g_1, load(x, r), load(g_b, s))))
-                store(g_x, o, fma(g_0, b, load(g_x, o)))
-                store(g_x, r, fma(g_1, b, load(g_x, r)))
-                g_h0, g_h1 = mul(g_0, load(a, o)), mul(g_1, load(a, r))
-                h_0, h_1 = load(h, o), load(h, r)
-                g_0, g_1 = mul(g_h0, h_0), mul(g_h1, h_1)  # gradients of Δ A
-                store(g_dt, o, fma(g_0, rate_0, load(g_dt, o)))
-                store(g_dt, r, fma(g_1, rate_1, load(g_dt, r)))
-                g_rate0, g_rate1 = fma(g_0, load(dt, o), g_rate0), fma(g_1, load(dt, r), g_rate1)
-            store(g_h, i, g_h0)
-            store(g_h, i + LANES, g_h1)
-            store(g_rate, i, add(load(g_rate, i), g_rate0))
-            store(g_rate, i + LANES, add(load(g_rate, i + LANES), g_rate1))
-
-    return backward_real
-
-
-backward_real = _backward_real(simd.exp2_pair)
-backward_real_bounded = _backward_real(simd.exp2_pair_bounded)
+    g_h comes in as the gradient of the last states and leaves as that of `h_first`; out, g_x (of x), g_dt (through
+    a, over ln 2), g_rate (of A) and, lane by lane, g_b and g_c (N, CHUNK, LANES) are added to.
+    """
+    for n in range(rate.shape[1]):
+        i = n * STRIP
+        rate_0, rate_1 = load(rate, i), load(rate, i + LANES)
+        h_0, h_1 = load(h_first, i), load(h_first, i + LANES)
+        store(h, 0, h_0)
+        store(h, LANES, h_1)
+        for q in range(num):
+            b, c = splat_at(B, b_first + q * b_step + n), splat_at(C, c_first + q * c_step + n)
+            o = q * STRIP
+            r = o + LANES
+            a_0, a_1 = simd.exp2_pair(mul(load(dt, o), rate_0), mul(load(dt, r), rate_1))
+            h_0 = fma(a_0, h_0, mul(load(x, o), b))
+            h_1 = fma(a_1, h_1, mul(load(x, r), b))
+            store(a, o, a_0)
+            store(a, r, a_1)
+            store(h, o + STRIP, h_0)
+            store(h, r + STRIP, h_1)
+            store(out, o, fma(c, h_0, load(out, o)))
+            store(out, r, fma(c, h_1, load(out, r)))
+        g_h0, g_h1 = load(g_h, i), load(g_h, i + LANES)
+        g_rate0 = g_rate1 = splat(f32(0))  # over one chunk: a long float32 sum keeps its digits in two levels only
+        for q in range(num - 1, -1, -1):
+            b, c = splat_at(B, b_first + q * b_step + n), splat_at(C, c_first + q * c_step + n)
+            o = q * STRIP
+            r, s = o + LANES, (n * CHUNK + q) * LANES
+            g_0, g_1 = load(g_out, o), load(g_out, r)
+            store(g_c, s, fma(g_0, h_0, fma(g_1, h_1, load(g_c, s))))
+            g_0, g_1 = fma(g_0, c, g_h0), fma(g_1, c, g_h1)  # gradients of the states after step q
+            store(g_b, s, fma(g_0, load(x, o), fma(g_1, load(x, r), load(g_b, s))))
+            store(g_x, o, fma(g_0, b, load(g_x, o)))
+            store(g_x, r, fma(g_1, b, load(g_x, r)))
+            g_h0, g_h1 = mul(g_0, load(a, o)), mul(g_1, load(a, r))
+            h_0, h_1 = load(h, o), load(h, r)
+            g_0, g_1 = mul(g_h0, h_0), mul(g_h1, h_1)  # gradients of Δ A
+            store(g_dt, o, fma(g_0, rate_0, load(g_dt, o)))
+            store(g_dt, r, fma(g_1, rate_1, load(g_dt, r)))
+            g_rate0, g_rate1 = fma(g_0, load(dt, o), g_rate0), fma(g_1, load(dt, r), g_rate1)
+        store(g_h, i, g_h0)
+        store(g_h, i + LANES, g_h1)
+        store(g_rate, i, add(load(g_rate, i), g_rate0))
+        store(g_rate, i + LANES, add(load(g_rate, i + LANES), g_rate1))
 
 
 @_exact

@@ -25,7 +25,6 @@ from mambaverse.kernels.selective_scan import cpu_chunk, cpu_layout, cpu_rows, s
 from mambaverse.kernels.selective_scan.cpu_chunk import (
     backward_complex,
     backward_real,
-    backward_real_bounded,
     forward_complex,
     forward_real,
     forward_real_bounded,
@@ -151,7 +150,8 @@ def scan_forward(
             _read(delta_bias, d0, width, biases[k])
             _read(D, d0, width, skips[k])
             _read(A, d0, width, rates[k])
-            rates[k] *= LOG2_E
+            rate = rates[k]
+            rate *= LOG2_E
             fastest[k] = largest(rates[k])
             _read(initial_state, s * dim + d0, width, states[k])
         for c in range((end - first + STEPS - 1) // STEPS):
@@ -229,11 +229,9 @@ def scan_backward(
     g_C = np.zeros((parts, state_dim, CHUNK), f32)
     g_b = np.zeros((state_dim, CHUNK, LANES), f32)
     g_c = np.zeros((state_dim, CHUNK, LANES), f32)
-    peak = np.zeros(LANES, f32)
     g_rate_sum = np.zeros((2, STRIP), f32)
     rates, g_rates, g_states = np.zeros((3, most_strips, parts, state_dim, STRIP), f32)
     biases, skips, g_biases, g_skips = np.zeros((4, most_strips, 1, 1, STRIP), f32)
-    fastest = np.zeros(most_strips, f32)
     denormals = flush_denormals()
     for item in range(start, stop):
         seq_part, rest = divmod(item, groups * num_parts)
@@ -247,8 +245,8 @@ def scan_backward(
             _read(delta_bias, d0, width, biases[k])
             _read(D, d0, width, skips[k])
             _read(A, d0, width, rates[k])
-            rates[k] *= LOG2_E
-            fastest[k] = largest(rates[k])
+            rate = rates[k]
+            rate *= LOG2_E
         g_rates[:] = f32(0)
         g_biases[:] = f32(0)
         g_skips[:] = f32(0)
@@ -287,7 +285,7 @@ def scan_backward(
                             z_, z_first, z_stride = padded_z, 0, STRIP
                     prepare_backward(
                         num, u_, u_first, u_stride, d_, d_first, d_stride, dy_, dy_first, dy_stride, bias, skip,
-                        delta_softplus, du, ddelta, dz, i, step * dim, dt, slope, x, out, g_out, g_x, g_dt, peak,
+                        delta_softplus, du, ddelta, dz, i, step * dim, dt, slope, x, out, g_out, g_x, g_dt,
                     )  # fmt: skip
                     if len(z):
                         ungated(num, z_, z_first, z_stride, g_out, gate)
@@ -300,32 +298,24 @@ def scan_backward(
                             num, rate, h_first, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, g_out,
                             a, h, g_rate_sum, out, g_x, g_dt, g_B, g_C, g_states[k], g_rates[k],
                         )  # fmt: skip
-                    elif largest(peak) * fastest[k] <= BOUND:
-                        backward_real_bounded(
-                            num, rate, h_first, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, g_out,
-                            a, h, out, g_x, g_dt, g_b, g_c, g_states[k], g_rates[k],
-                        )  # fmt: skip
                     else:
                         backward_real(
                             num, rate, h_first, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, g_out,
                             a, h, out, g_x, g_dt, g_b, g_c, g_states[k], g_rates[k],
                         )  # fmt: skip
-                    if full:
-                        finish_backward(
-                            num, u_, u_first, u_stride, skip, dt, slope, g_out, g_x, g_dt, g_skips[k], g_biases[k],
-                            du, i, step * dim, ddelta, i, step * dim,
-                        )  # fmt: skip
-                        if len(z):
-                            product(num, gate, out, dz, i, step * dim)
-                    else:
-                        finish_backward(
-                            num, u_, u_first, u_stride, skip, dt, slope, g_out, g_x, g_dt, g_skips[k], g_biases[k],
-                            padded_delta, 0, STRIP, padded_dy, 0, STRIP,
-                        )  # fmt: skip
+                    du_, ddelta_, dz_, to_first, to_stride = du, ddelta, dz, i, step * dim
+                    if not full:
+                        du_, ddelta_, dz_, to_first, to_stride = padded_delta, padded_dy, padded_z, 0, STRIP
+                    finish_backward(
+                        num, u_, u_first, u_stride, skip, dt, slope, g_out, g_x, g_dt, g_skips[k], g_biases[k],
+                        du_, ddelta_, to_first, to_stride,
+                    )  # fmt: skip
+                    if len(z):
+                        product(num, gate, out, dz_, to_first, to_stride)
+                    if not full:
                         _store(padded_delta, STRIP, num, width, du, i, step * dim)
                         _store(padded_dy, STRIP, num, width, ddelta, i, step * dim)
                         if len(z):
-                            product(num, gate, out, padded_z, 0, STRIP)
                             _store(padded_z, STRIP, num, width, dz, i, step * dim)
                 if parts == 1:
                     sum_lanes(g_b, g_c, num, g_B, g_C)

@@ -101,10 +101,9 @@ def sigmoid(x, e):
 @exact
 def prepare_backward(
     num, u, u_first, u_stride, delta, d_first, d_stride, dy, dy_first, dy_stride, bias, skip, with_softplus,
-    du, ddelta, dz, to_first, to_stride, dt, slope, x, out, g_out, g_x, g_dt, peak,
+    du, ddelta, dz, to_first, to_stride, dt, slope, x, out, g_out, g_x, g_dt,
 ):  # fmt: skip
     """Fill the buffers (CHUNK, STRIP) of backward: slope is dΔ / ddelta, g_out is dy, g_x and g_dt are zeros."""
-    most = splat(f32(0))
     for q in range(num):
         for j in range(0, STRIP, LANES):
             i = q * STRIP + j
@@ -123,14 +122,12 @@ def prepare_backward(
                 step = softplus(step, e)
             else:
                 store(slope, i, splat(f32(1)))
-            most = larger(most, absolute(step))
             store(dt, i, step)
             store(x, i, mul(row, step))
             store(out, i, mul(row, load(skip, j)))
             store(g_out, i, load(dy, dy_first + q * dy_stride + j))
             store(g_x, i, splat(f32(0)))
             store(g_dt, i, splat(f32(0)))
-    store(peak, 0, most)
 
 
 @exact
@@ -152,7 +149,7 @@ def ungated(num, z, z_first, z_stride, g_out, gate):
 @exact
 def finish_backward(
     num, u, u_first, u_stride, skip, dt, slope, g_out, g_x, g_dt, g_skip, g_bias,
-    du, du_first, du_stride, ddelta, ddelta_first, ddelta_stride,
+    du, ddelta, to_first, to_stride,
 ):  # fmt: skip
     """Write du and ddelta, add to g_skip and g_bias."""
     for j in range(0, STRIP, LANES):
@@ -163,8 +160,8 @@ def finish_backward(
             sum_skip = fma(g, row, sum_skip)
             g_step = mul(fma(load(g_dt, i), splat(_LN_2), mul(g_row, row)), load(slope, i))
             sum_bias = add(sum_bias, g_step)
-            store(ddelta, ddelta_first + q * ddelta_stride + j, g_step)
-            store(du, du_first + q * du_stride + j, fma(g_row, load(dt, i), mul(g, load(skip, j))))
+            store(ddelta, to_first + q * to_stride + j, g_step)
+            store(du, to_first + q * to_stride + j, fma(g_row, load(dt, i), mul(g, load(skip, j))))
         store(g_skip, j, add(load(g_skip, j), sum_skip))
         store(g_bias, j, add(load(g_bias, j), sum_bias))
 
