@@ -51,6 +51,7 @@ def own_data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.timeout(900)  # a dozen processes, each of which imports torch
 def test_commands_run(own_data: Path) -> None:
     """In order and in one folder, so that a later command can use an earlier one's run."""
     assert COMMANDS
