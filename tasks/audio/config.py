@@ -29,9 +29,7 @@ class AudioDataConfig(SplitConfig):
     max_seconds: float = 30.0  # longer clips: a random piece in training, else the mean over all their pieces
     normalize: str = "dataset"  # by `mean` and `std`; clip: by each clip's own; band: the mean by band, too
     mean: list[float] | None = None  # of the model's input: one number, or one for each coefficient;
-    std: list[float] | None = (
-        None  # None: of the training clips. Audio Mamba and AST divide by twice the deviation
-    )
+    std: list[float] | None = None  # None: of the training clips. Audio Mamba and AST divide by twice the deviation
     cache_mb: int = 1024  # decoded clips are kept up to so much, in each loading process
     speed: float = 0.0  # play a clip faster or slower by up to this share; its pitch changes with it
     gain_db: float = 0.0  # make it louder or softer by up to so much
