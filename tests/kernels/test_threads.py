@@ -1,4 +1,4 @@
-"""Promises of parallel_for: every item once, errors arrive, from any thread and in forked children, on either threads."""
+"""Promises of parallel_for: every item once, errors arrive; from any thread, in forked children, on either threads."""
 
 import multiprocessing
 import threading
@@ -23,7 +23,7 @@ def two_threads(request, monkeypatch):
 
 
 def items_done(num_items, grain=1):
-    done = []  # append is atomic under the GIL
+    done: list[int] = []  # extend is atomic under the GIL
     threads.parallel_for(lambda start, stop: done.extend(range(start, stop)), num_items, grain=grain)
     return Counter(done)
 
@@ -35,7 +35,11 @@ def test_every_item_is_worked_on_once(num_items, grain):
 
 def test_two_threads_work():
     both = threading.Barrier(2, timeout=30)  # broken unless two calls are under way at once
-    threads.parallel_for(lambda start, stop: both.wait(), 2)
+
+    def meet(start, stop):
+        both.wait()
+
+    threads.parallel_for(meet, 2)
 
 
 @pytest.mark.parametrize("item", [0, 5])
@@ -51,7 +55,7 @@ def test_an_error_reaches_the_caller_and_harms_no_later_call(item):
 
 
 def test_many_callers_at_once():
-    results = [None] * 4
+    results: list[Counter | None] = [None] * 4
 
     def call(i):
         results[i] = items_done(50)
