@@ -30,13 +30,7 @@ class BackendError(RuntimeError):
     """A backend that was asked for cannot run here; the message says why and what can."""
 
 
-def _check_name(name: str, source: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{source}: unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
-    return name
-
-
-_default = _check_name(os.environ.get(ENVIRONMENT, "auto"), f"environment variable {ENVIRONMENT}")
+_default = os.environ.get(ENVIRONMENT, "auto")  # a wrong name is an error of the first operator that runs
 
 
 def current_backend() -> str:
@@ -56,7 +50,9 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: if `name` is not one of `BACKENDS`.
     """
-    token = _chosen.set(_check_name(name, "use_backend"))
+    if name not in BACKENDS:
+        raise ValueError(f"use_backend: unknown backend {name!r}; expected one of {', '.join(BACKENDS)}")
+    token = _chosen.set(name)
     try:
         yield
     finally:
@@ -72,6 +68,9 @@ def resolve(op: str, backend: str, tensor: Tensor, suffix: str = "") -> str:
         tensor: The operator's main input; its device and dtype decide.
         suffix: Of the module's name: "_update" for `triton_update.py`.
     """
+    if backend not in BACKENDS:
+        expected = f"expected one of {', '.join(BACKENDS)}"
+        raise BackendError(f"environment variable {ENVIRONMENT}: unknown backend {backend!r}; {expected}")
     if tensor.dtype in (torch.float64, torch.complex128):
         return "reference"
     device = tensor.device.type

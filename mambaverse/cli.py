@@ -18,19 +18,20 @@ from mambaverse.errors import UserError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit status."""
-    from mambaverse.kernels.backend import BackendError
-
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments) or 0
-    except (UserError, BackendError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return _status(2)
     except BrokenPipeError:  # `mambaverse list models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        backend = sys.modules.get("mambaverse.kernels.backend")  # not imported here: it loads torch
+        if not isinstance(error, (UserError, *([backend.BackendError] if backend else []))):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -133,6 +133,15 @@ def test_what_was_given_wrong(
     assert list(tmp_path.rglob("*.safetensors")) == []
 
 
+def test_backend_of_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mambaverse.kernels.backend._default", "cuda")  # what MAMBAVERSE_BACKEND=cuda leaves there
+    error = fails(capsys, "train", "vision/digits", *SHORT)
+    assert "MAMBAVERSE_BACKEND" in error and "'cuda'" in error and "triton" in error
+
+
 def test_checkpoint_of_another_model(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     weights = run / "best.safetensors"
     error = fails(

@@ -138,6 +138,19 @@ def _transpose_back(source, column, target, offset, num_states, stride, valid):
 
 
 @_inlined
+def _copy(source, offset, valid, target):
+    for j in range(valid):
+        target[j] = source[offset + j]
+
+
+@_inlined
+def _clear(x):
+    for n in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            x[n, j] = 0
+
+
+@_inlined
 def _load(x, offset, stride, valid, buffer, num_steps):
     for s in range(num_steps):
         row = x[offset + s * stride : offset + s * stride + valid]
@@ -226,10 +239,10 @@ def _forward(start, stop, length, dim, batch, sign, u, u_batch, u_row, A_bar, B_
         if c != loaded:
             for k, part in enumerate((A_bar, B_bar, C)):
                 _transpose(part, 2 * c * num_states, num_states, valid, system, 2 * k * _LANES)
-            d[:valid] = skip[c : c + valid]
+            _copy(skip, c, valid, d)
             loaded = c
         state = 2 * (b * dim + c) * num_states
-        h[:] = 0
+        _clear(h)
         if initial.size > 0:
             _transpose(initial, state, num_states, valid, h, 0)
         t = 0
@@ -264,13 +277,16 @@ def _backward(
         valid = min(_LANES, dim - c)
         for k, part in enumerate((A_bar, B_bar, C)):
             _transpose(part, 2 * c * num_states, num_states, valid, system, 2 * k * _LANES)
-        d[:valid] = skip[c : c + valid]
-        dd[:] = 0
-        total[:] = 0
+        _copy(skip, c, valid, d)
+        for j in range(_LANES):
+            dd[j] = 0
+        _clear(total)
         for b in range(group * batch // num_groups, (group + 1) * batch // num_groups):
             state = 2 * (b * dim + c) * num_states
-            states[:] = 0
-            w[:] = 0
+            _clear(h)
+            _clear(q)
+            _clear(m)
+            _clear(w)
             if initial.size > 0:
                 _transpose(initial, state, num_states, valid, h, 0)
             if dfinal.size > 0:
@@ -308,7 +324,10 @@ def _backward(
                 t -= num_steps
             if dinitial.size > 0:
                 _transpose_back(m, 0, dinitial, state, num_states, 2, valid)
-            total += w
+            for n in range(num_states):
+                for j in range(8 * _LANES):
+                    total[n, j] += w[n, j]
         for k in range(4):
             _transpose_back(total, 2 * k * _LANES, sums[group], 8 * c * num_states + 2 * k, num_states, 8, valid)
-        skip_sums[group, c : c + valid] = dd[:valid]
+        for j in range(valid):
+            skip_sums[group, c + j] = dd[j]

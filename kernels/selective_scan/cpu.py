@@ -56,6 +56,7 @@ def forward(
         sequences * groups * num_parts,
         *arrays,
         *(strides, length, dim, groups, state_dim, 2 if A.is_complex() else 1, delta_softplus, reverse, num_parts),
+        A.is_complex() or None,
         *(flat(y), flat(final_state), flat(chunk_states)),
         grain=grain(batch * length * dim * state_dim // max(sequences * groups * num_parts, 1)),
     )
@@ -97,7 +98,7 @@ def backward(
         seq_parts * groups * num_parts,
         *(dy_, flat(dfinal_state, dtype), *arrays, flat(chunk_states)),
         *((dy_strides, *strides), length, dim, groups, state_dim, parts, delta_softplus, reverse),
-        *(sequences, batch, num_parts, seq_parts),
+        *(sequences, batch, num_parts, seq_parts, A.is_complex() or None),
         *(flat(gradient) for gradient in (du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial_state)),
     )
     dA, dB, dC = (_joined(sum_rows(parts)).view(t.shape) for parts, t in ((dA, A), (dB, B), (dC, C)))

@@ -13,7 +13,8 @@ rows of `WIDTH` (the last block is padded with zeros), and `cpu_chunk` does the 
 
 Sequence s is batch element b, positions [first, end); reverse=True walks from end - 1 down to first, by the sign of the
 strides. Arrays are flat. An input's last dimension is contiguous, its other strides are in `strides`. Arrays of states
-are (.., D, N), complex ones in pairs (`parts` is 2).
+are (.., D, N), complex ones in pairs: `parts` is then 2 and `pairs` True, else 1 and None. numba compiles only the
+branches that a None allows, and so each kind when it is first used.
 """
 
 import numpy as np
@@ -114,7 +115,7 @@ def _sequence(s, length, cu_seqlens):
 @_kernel
 def scan_forward(
     start, stop, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens,
-    strides, length, dim, groups, state_dim, parts, delta_softplus, reverse, num_parts,
+    strides, length, dim, groups, state_dim, parts, delta_softplus, reverse, num_parts, pairs,
     y, final_state, chunk_states,
 ):  # fmt: skip
     """Scan work items start .. stop - 1; an item is one of `num_parts` parts of the blocks of a group, of one sequence.
@@ -176,7 +177,7 @@ def scan_forward(
                 prepare(
                     num, u_, u_first, u_stride, d_, d_first, d_stride, bias, skip, delta_softplus, dt, x, out, peak,
                 )  # fmt: skip
-                if parts == 2:
+                if pairs is not None:
                     forward_complex(num, rate, h, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, out)
                 elif largest(peak) * fastest[k] <= BOUND:
                     forward_real_bounded(num, rate, h, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, out)
@@ -201,7 +202,7 @@ def scan_forward(
 def scan_backward(
     start, stop, dy, dfinal_state, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens, chunk_states,
     strides, length, dim, groups, state_dim, parts, delta_softplus, reverse, sequences, batch, num_parts, seq_parts,
-    du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state,
+    pairs, du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state,
 ):  # fmt: skip
     """Differentiate work items start .. stop - 1; an item is some sequences of some blocks of channels of one group.
 
@@ -293,7 +294,7 @@ def scan_backward(
                         _read(chunk_states, (b * (length // CHUNK) + first // CHUNK + c - 1) * dim + d0, width, h_first)
                     else:
                         _read(initial_state, s * dim + d0, width, h_first)
-                    if parts == 2:
+                    if pairs is not None:
                         backward_complex(
                             num, rate, h_first, dt, x, B, b_first, step * B_t, C, c_first, step * C_t, g_out,
                             a, h, g_rate_sum, out, g_x, g_dt, g_B, g_C, g_states[k], g_rates[k],
@@ -317,7 +318,7 @@ def scan_backward(
                         _store(padded_dy, STRIP, num, width, ddelta, i, step * dim)
                         if len(z):
                             _store(padded_z, STRIP, num, width, dz, i, step * dim)
-                if parts == 1:
+                if pairs is None:
                     sum_lanes(g_b, g_c, num, g_B, g_C)
                 for q in range(num):
                     i = (((part * batch + b) * length + t + step * q) * groups + g) * state_dim * parts

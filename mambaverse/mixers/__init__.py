@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from mambaverse.errors import UserError
-from mambaverse.mixers.base import Mixer
 from mambaverse.registry import Registry, check_arguments
+
+if TYPE_CHECKING:
+    from mambaverse.mixers.base import Mixer
 
 MIXERS: Registry[type[Mixer]] = Registry("mixer", builtins="mambaverse.mixers", group="mambaverse.mixers")
 
 __all__ = ["MIXERS", "Mixer", "create_mixer", "describe_mixer", "list_mixers", "register_mixer"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the base class on first use: it loads torch, which listing names can do without."""
+    if name != "Mixer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mambaverse.mixers.base import Mixer
+
+    return Mixer
 
 
 def register_mixer(name: str, *, overwrite: bool = False) -> Callable[[type[Mixer]], type[Mixer]]:
