@@ -41,6 +41,7 @@ class ModelConfig:
     mixer: Any = None  # a mixer's name, "package.module:Class", or a list of them, one a layer, repeated; None: its own
     mixer_args: dict[str, dict[str, Any]] = field(default_factory=dict)  # keyed by mixer: {ssd: {d_state: 64}}
     directions: int | None = None  # 1 leaves a causal mixer of a bidirectional backbone causal; None or 2 wraps it
+    members: int = 1  # so many models, which learn by themselves from the same batches; their mean probability counts
     checkpoint: str | None = None  # a weights file to start from
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of the model's factory
 
@@ -52,6 +53,8 @@ class ModelConfig:
             raise ConfigError(f"model.mixer: expected a list of names, got {self.mixer!r}")
         if self.directions not in (None, 1, 2):
             raise ConfigError(f"model.directions: expected 1 or 2, got {self.directions}")
+        if self.members < 1:
+            raise ConfigError(f"model.members: expected 1 or more, got {self.members}")
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 
 from mambaverse.config import ConfigError, TaskConfig
 from mambaverse.engine.task import Batch, SampleSet, Task
+from mambaverse.ensemble import Ensemble
 from mambaverse.models import create_model
 
 TOP = 5  # the accuracy of so many guesses is reported too, where there are more classes
@@ -57,7 +58,7 @@ class Classifier(Task):
         return {"num_classes": len(self.classes)}
 
     def build_model(self) -> nn.Module:
-        """Return the model that the config names, for the data's classes."""
+        """Return the model that the config names, for the data's classes; with model.members an `Ensemble` of them."""
         model = self.config.model
         for key in model.args:
             if key in self.decided:
@@ -69,14 +70,24 @@ class Classifier(Task):
             **model.args,  # model.args.patch_size=null takes out what a config has set
         }
         overrides = {key: value for key, value in chosen.items() if value is not None}
-        return create_model(model.name, **(overrides | self.model_arguments()))
+        overrides |= self.model_arguments()
+        members = [create_model(model.name, **overrides) for _ in range(model.members)]
+        return Ensemble(members) if len(members) > 1 else members[0]
 
     def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy and the logits; labels are smoothed while training."""
+        """Return the cross-entropy and the logits.
+
+        While training labels are smoothed, and a model may return several scores for a sample, (B, ..., classes), as an
+        `Ensemble` does: their mean cross-entropy is taken.
+        """
         assert isinstance(self.config.task, ClassifierConfig)
         logits, targets = self.forward(model, batch), batch["target"]
         smooth = model.training and targets.ndim == 1  # mixed targets are smoothed by the mixing
         smoothing = self.config.task.label_smoothing if smooth else 0.0
+        if logits.ndim > 2:
+            logits = logits.flatten(1, -2)
+            targets = targets.repeat_interleave(logits.shape[1], dim=0)
+            logits = logits.flatten(0, 1)
         return {"loss": F.cross_entropy(logits.float(), targets, label_smoothing=smoothing), "output": logits}
 
     def metrics(self) -> MetricCollection:

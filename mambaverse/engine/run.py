@@ -34,6 +34,7 @@ from mambaverse.engine.process import launch
 from mambaverse.engine.state import seed_generators
 from mambaverse.engine.trainer import Trainer
 from mambaverse.engine.watch import NotFiniteError
+from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError
 
 # Keys of a config that a resumed run may change: its numbers do not depend on them.
@@ -98,7 +99,8 @@ def train(
         folder = _choose_folder(config, name, accelerator) if resume is None else _reopen(resume, config)
         state = None if resume is None else folder.state.load()
         if state is None and config.model.checkpoint is not None:
-            task.load_checkpoint(model, Path(config.model.checkpoint))
+            for member in members_of(model):
+                task.load_checkpoint(member, Path(config.model.checkpoint))
         if state is not None:
             with tempfile.TemporaryDirectory() as scratch:
                 folder.check_split(task, Path(scratch))

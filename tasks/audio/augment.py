@@ -82,7 +82,7 @@ def change_tempo(x: Tensor, lengths: Tensor, factors: Tensor) -> tuple[Tensor, T
     """
     new = (lengths / factors).round().long().clamp(min=1)
     at = torch.arange(int(new.max())) * ((lengths - 1) / (new - 1).clamp(min=1))[:, None]  # ends meet ends
-    return _interpolate(x, torch.minimum(at, (lengths - 1)[:, None].float()), 1), new
+    return interpolate(x, torch.minimum(at, (lengths - 1)[:, None].float()), 1), new
 
 
 def warp_frequencies(x: Tensor, factors: Tensor, centres: Tensor) -> Tensor:
@@ -96,10 +96,10 @@ def warp_frequencies(x: Tensor, factors: Tensor, centres: Tensor) -> Tensor:
     mels = 1127 * torch.log1p(centres / 700)
     wanted = 1127 * torch.log1p(centres / factors[:, None] / 700)  # (B, F): what was there before
     at = (wanted - mels[0]) / (mels[1] - mels[0])
-    return _interpolate(x, at.clamp(0, len(centres) - 1), 2)
+    return interpolate(x, at.clamp(0, len(centres) - 1), 2)
 
 
-def _interpolate(x: Tensor, at: Tensor, axis: int) -> Tensor:
+def interpolate(x: Tensor, at: Tensor, axis: int) -> Tensor:
     """Return x (B, T, F) at the places `at` (B, N) of an axis, 1 or 2, between neighbours linearly."""
     low = at.long().clamp(max=x.shape[axis] - 1)
     high = (low + 1).clamp(max=x.shape[axis] - 1)

@@ -19,7 +19,9 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mambaverse.backbones.isotropic import Isotropic
+from mambaverse.ensemble import joined
 from mambaverse.errors import UserError, suggest
+from mambaverse.tasks.audio.wide import TimeScores
 
 FO_BI = {"vim": {"merge": "add", "shared": True}}
 DIRECTION_TYPES: dict[str, dict[str, Any]] = {  # the paper's names: convolution, then scan, Forward only or Both ways
@@ -83,6 +85,9 @@ class AuM(Isotropic):
         norm: "rms" or "layer".
         mlp_ratio: Width of an MLP in each block, in units of D; 0: none, as in AuM.
         layer_scale: First value of a learnt factor on the branches; None: no factor.
+        wide: Times at which a linear classifier looks at the spectrogram, which learns beside the deep one, and with
+            which its probabilities are averaged (see wide.py); 0: none.
+        wide_decay: Strength of the penalty on its weights, per clip.
         drop_rate: Dropout before the head.
         pos_drop_rate: Dropout of the tokens before the first block.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
@@ -112,6 +117,8 @@ class AuM(Isotropic):
         norm: str = "rms",
         mlp_ratio: float = 0.0,
         layer_scale: float | None = None,
+        wide: int = 0,
+        wide_decay: float = 0.3,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -143,10 +150,13 @@ class AuM(Isotropic):
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.wide: TimeScores | None = None
+        if wide and num_classes:
+            self.wide = TimeScores(bins, wide, num_classes, wide_decay, **dd)
         self._init_stem_and_head()
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Classify spectrograms: logits (B, num_classes).
+        """Classify spectrograms: logits (B, num_classes), in training with `wide` (B, 2, num_classes).
 
         Args:
             x: Normalised log-mel energies (B, T, F); 0 is their mean.
@@ -160,7 +170,8 @@ class AuM(Isotropic):
             if self.pos_embed.prefix:
                 inside = inside & (torch.arange(tokens.shape[1], device=x.device) != self._cls_index(counts)[:, None])
             pooled = (tokens * inside[..., None]).sum(1) / counts[:, None]
-        return self.head(self.head_drop(pooled.to(tokens.dtype)))
+        scores = self.head(self.head_drop(pooled.to(tokens.dtype)))
+        return scores if self.wide is None else joined([scores, self.wide(x, lengths)], self.training)
 
     def forward_features(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the normalised tokens (B, L, D) in the order in which they are read, and how many patches a clip has.
@@ -195,7 +206,8 @@ class AuM(Isotropic):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that weight decay would harm."""
-        return {"cls_token", "pos_embed.pos_embed"} | super().no_weight_decay()
+        own = {"cls_token", "pos_embed.pos_embed", *([] if self.wide is None else ["wide.weight"])}
+        return own | super().no_weight_decay()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns by which timm groups parameters into layers (layer-wise learning rates)."""

@@ -26,9 +26,10 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mambaverse.backbones.isotropic import Isotropic
+from mambaverse.ensemble import joined
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.stems import ConvStem, Embedding, KmerStem
-from mambaverse.tasks.dna.tokens import COMPLEMENT
+from mambaverse.tasks.dna.tokens import COMPLEMENT, A
 from mambaverse.tasks.dna.wide import PlaceScores
 
 POOLS = ("mean", "last", "cls", "place")
@@ -52,7 +53,9 @@ class DnaClassifier(Isotropic):
         stem_kernel: Width of the convolution in bases, odd; or k, or several k.
         stem_stride: Bases a token.
         stem_dim: Channels within the stem (see stems.py).
-        wide: Largest k of the k-mers whose weights at each place are added to the scores (see wide.py); 0: none.
+        wide: Largest k of a linear classifier of the k-mers at each place, which learns beside the deep one, and with
+            which its probabilities are averaged (see wide.py); 0: none.
+        wide_decay: Strength of the penalty on its weights, per sequence.
         position: Add a learnt vector for each place; as `wide` and pool="place", for sequences of one length where
             places count.
         max_length: Longest sequence in bases that there are places for.
@@ -63,6 +66,8 @@ class DnaClassifier(Isotropic):
         mlp_ratio: Width of an MLP in each block, in units of D; 0: none, as in Caduceus.
         layer_scale: First value of a learnt factor on the branches; None: no factor.
         drop_rate: Dropout before the head.
+        mutate_rate: Share of the bases of which the deep model sees another one, or the same, drawn at random, while
+            training; unlike `data.mutate` each member of an ensemble has its own draws, and `wide` sees none of them.
         embed_drop_rate: Dropout of the tokens before the first block.
         drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
         device: Of the parameters.
@@ -85,6 +90,7 @@ class DnaClassifier(Isotropic):
         stem_stride: int = 1,
         stem_dim: int | None = None,
         wide: int = 0,
+        wide_decay: float = 0.01,
         position: bool = False,
         max_length: int | None = None,
         mixer: str | Sequence[str] = "vim",
@@ -94,6 +100,7 @@ class DnaClassifier(Isotropic):
         mlp_ratio: float = 0.0,
         layer_scale: float | None = None,
         drop_rate: float = 0.0,
+        mutate_rate: float = 0.0,
         embed_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         device: torch.device | str | None = None,
@@ -119,7 +126,7 @@ class DnaClassifier(Isotropic):
         if self.needs_spatial_shape:
             raise UserError("a mixer here needs its tokens to be a grid; DNA is a line")
         self.num_classes, self.pool, self.both_strands = num_classes, pool, both_strands
-        self.stride, self.max_length = stem_stride, max_length
+        self.stride, self.max_length, self.mutate_rate = stem_stride, max_length, mutate_rate
         self.places = -(-max_length // stem_stride) if max_length and (position or wide or pool == "place") else None
         self.embeddings: Embedding | ConvStem | KmerStem
         if stem == "embedding":
@@ -147,22 +154,23 @@ class DnaClassifier(Isotropic):
             trunc_normal_(self.score.weight, std=0.02)
         self.wide: PlaceScores | None = None
         if wide and num_classes:
-            self.wide = PlaceScores(max_length or 0, wide, num_classes, drop_rate, **dd)
+            self.wide = PlaceScores(max_length or 0, wide, num_classes, wide_decay, **dd)
         self.complement: Tensor
         self.register_buffer("complement", torch.from_numpy(COMPLEMENT.copy()).long(), persistent=False)
 
     def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """Classify ids (B, L) of any integer type: scores (B, num_classes).
+        """Classify ids (B, L) of any integer type: scores (B, classes), in training with `wide` (B, 2, classes).
 
         Args:
             ids: Bases; `[PAD]` from `lengths[b]` on.
             lengths: Of the sequences (B,), at least 1 each; None: all are L long.
         """
         ids, lengths = self._strands(ids, lengths)
-        hidden, counts = self._tokens(ids, lengths)
+        seen = mutated(ids, self.mutate_rate) if self.training and self.mutate_rate else ids
+        hidden, counts = self._tokens(seen, lengths)
         scores = self.score(self.head_drop(self._pooled(hidden, counts)))
         if self.wide is not None:
-            scores = scores + self.wide(ids)
+            scores = joined([scores, self.wide(ids)], self.training)
         return scores if not self.both_strands else scores.unflatten(0, (2, -1)).mean(0)
 
     def forward_features(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -182,20 +190,10 @@ class DnaClassifier(Isotropic):
         rest = None if lengths is None else lengths[: len(a)]
         return torch.cat([a, reverse(b, rest).flip(-1)], dim=-1)
 
-    def scores_at_places(self, ids: Tensor, lengths: Tensor | None, classes: Tensor) -> Tensor:
-        """Return what the k-mers of `wide` add to the scores of `classes` (B,), (B, L, number of k).
-
-        With `both_strands` (2 B, L, number of k): each strand's half of the mean.
-        """
-        assert self.wide is not None
-        strands = 2 if self.both_strands else 1
-        parts = self.wide.parts(self._strands(ids, lengths)[0]) / strands
-        chosen = classes.repeat(strands)[:, None, None, None].expand(*parts.shape[:3], 1)
-        return parts.gather(3, chosen)[..., 0]
-
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that weight decay would harm."""
-        return {"pos_embed", "cls_token"} | super().no_weight_decay()
+        own = {"pos_embed", "cls_token", *([] if self.wide is None else ["wide.weight"])}
+        return own | super().no_weight_decay()
 
     def _strands(self, ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         ids = ids.long()
@@ -236,6 +234,12 @@ class DnaClassifier(Isotropic):
         if lengths is None:
             return hidden[:, -1]
         return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+
+
+def mutated(ids: Tensor, rate: float) -> Tensor:
+    """Return ids with a share `rate` of the bases (N and special tokens are none) drawn anew."""
+    chosen = (torch.rand(ids.shape, device=ids.device) < rate) & (ids >= A) & (ids < A + 4)
+    return torch.where(chosen, torch.randint_like(ids, A, A + 4), ids)
 
 
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mambaverse.ensemble import Ensemble
 from mambaverse.tasks.dna.backbone import DnaClassifier, reverse
 
 
@@ -22,11 +23,16 @@ def saliency(model: nn.Module, ids: Tensor, lengths: Tensor | None = None, targe
     """Return the contributions of the bases, float32 (B, L), 0 on padding.
 
     Args:
-        model: A `DnaClassifier`, in eval mode.
+        model: A `DnaClassifier`, or an `Ensemble` of them (the mean of what they say), in eval mode.
         ids: Bases (B, L).
         lengths: Of the sequences (B,); None: all are L long.
         target: The classes (B,) whose scores are explained; None: the predicted ones.
     """
+    if isinstance(model, Ensemble):
+        if target is None:
+            with torch.no_grad():
+                target = model(ids, lengths=lengths).argmax(-1)
+        return torch.stack([saliency(member, ids, lengths, target) for member in model.members]).mean(0)
     assert isinstance(model, DnaClassifier)
     kept: list[Tensor] = []
 
@@ -34,19 +40,20 @@ def saliency(model: nn.Module, ids: Tensor, lengths: Tensor | None = None, targe
         kept.append(output.detach().requires_grad_())
         return kept[-1]
 
-    handle = model.embeddings.word_embeddings.register_forward_hook(keep)
+    looked_at = [model.embeddings.word_embeddings, *([] if model.wide is None else [model.wide.terms])]
+    handles = [module.register_forward_hook(keep) for module in looked_at]
     try:
         with torch.enable_grad():
             scores = model(ids, lengths=lengths)
             chosen = scores.argmax(-1) if target is None else target
-            (gradient,) = torch.autograd.grad(scores.gather(1, chosen[:, None]).sum(), kept)
+            gradients = torch.autograd.grad(scores.gather(1, chosen[:, None]).sum(), kept)
     finally:
-        handle.remove()
-    at = (gradient * kept[0].detach()).sum(-1).float()  # (B, L), or (B, L, number of k)
-    shares = _shared_out(at.view(*at.shape[:2], -1), model.embeddings.spans)
+        for handle in handles:
+            handle.remove()
+    said = [(g * x.detach()).sum(-1).float() for g, x in zip(gradients, kept, strict=True)]  # (B, L[, number of k])
+    shares = _shared_out(said[0].view(*said[0].shape[:2], -1), model.embeddings.spans)
     if model.wide is not None:
-        with torch.no_grad():
-            shares = shares + _shared_out(model.scores_at_places(ids, lengths, chosen), model.wide.spans)
+        shares = shares + _shared_out(said[1], model.wide.spans)
     if model.both_strands:
         one, other = shares.unflatten(0, (2, -1))
         shares = one + reverse(other, lengths)

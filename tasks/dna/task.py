@@ -15,6 +15,7 @@ from mambaverse.config import ConfigError, RunConfig
 from mambaverse.datasets import get_dataset
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
+from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError, suggest, warn
 from mambaverse.splits import write_split
 from mambaverse.tasks.dna.backbone import reverse
@@ -163,7 +164,7 @@ class DnaTask(Classifier):
         samples = self.reported_set
         assert isinstance(samples, DnaSamples)
         drawn = [read_sheet(folder / "predictions.png", samples, outputs, targets, self.classes)]
-        if hasattr(getattr(model, "embeddings", None), "word_embeddings"):
+        if all(hasattr(getattr(m, "embeddings", None), "word_embeddings") for m in members_of(model)):
             drawn.append(saliency_sheet(folder / "saliency.png", self, model, samples, outputs, targets))
         return drawn
 

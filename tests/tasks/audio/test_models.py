@@ -86,6 +86,22 @@ def test_a_clip_gives_the_same_alone_and_in_a_padded_batch(mixer: Any, pool: str
     assert together.abs().mean() > 0.1
 
 
+def test_wide_looks_at_evenly_spaced_times_of_each_clip() -> None:
+    model = small(wide=5, wide_decay=0.0)
+    torch.nn.init.normal_(model.wide.weight)
+    torch.nn.init.normal_(model.wide.bias)
+    x, lengths = torch.randn(2, 17, 16), torch.tensor([17, 9])
+    expected = [
+        torch.einsum("pf,pfc->c", x[b, : size : (size - 1) // 4], model.wide.weight) + model.wide.bias
+        for b, size in enumerate(lengths.tolist())
+    ]
+    torch.testing.assert_close(model.wide(x, lengths), torch.stack(expected), atol=1e-5, rtol=1e-4)
+    alone = torch.cat([model(x[b : b + 1, :size]) for b, size in enumerate(lengths.tolist())])
+    torch.testing.assert_close(model(x, lengths), alone, atol=1e-5, rtol=1e-4)
+    assert model.train()(x, lengths).shape == (2, 2, 3)  # the deep scores and these, each to learn by itself
+    assert small(wide=5)(x[:, :1]).isfinite().all()
+
+
 @pytest.mark.parametrize("cls_position", ["first", "middle", "last", "none"])
 @pytest.mark.parametrize("patch_size", [4, [16, 2], [4, 8]], ids=str)
 def test_padding_changes_nothing_for_any_patch_and_cls_position(cls_position: str, patch_size: Any) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 import mambaverse
+from mambaverse.ensemble import Ensemble, joined
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.backbone import DnaClassifier, reverse
+from mambaverse.tasks.dna.backbone import DnaClassifier, mutated, reverse
 from mambaverse.tasks.dna.saliency import saliency
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD, A, N
 
@@ -202,8 +203,10 @@ def test_wide_adds_the_weights_of_kmers_at_their_places() -> None:
     expected = weight[0, 0] + weight[0, 4 + 1] + weight[1, 1] + weight[3, 3] + weight[3, 4 + 15] + weight[4, 3]
     torch.testing.assert_close(model.wide(ids)[0], expected)
     deep = small(max_length=20)
-    deep.load_state_dict({name: value for name, value in model.state_dict().items() if name != "wide.weight"})
-    torch.testing.assert_close(model(ids), deep(ids) + expected)
+    deep.load_state_dict({name: value for name, value in model.state_dict().items() if not name.startswith("wide.")})
+    both = deep(ids).softmax(-1), expected[None].softmax(-1)
+    torch.testing.assert_close(model(ids).softmax(-1), (both[0] + both[1]) / 2)
+    torch.testing.assert_close(model.train()(ids), torch.stack([deep(ids), expected[None]], dim=1))
 
 
 def test_wide_knows_nothing_of_padding_and_reads_both_strands() -> None:
@@ -217,15 +220,36 @@ def test_wide_knows_nothing_of_padding_and_reads_both_strands() -> None:
         model(torch.cat([ids, ids], dim=1))
 
 
-@pytest.mark.parametrize("name", ["caduceus_ph_d32_n2", "caduceus_ps_d32_n2"])
-def test_saliency_has_what_wide_says(name: str) -> None:
-    model, ids = widened(name), batch()
+def test_saliency_has_what_wide_says() -> None:
+    model, ids, rows = widened(), batch(), torch.arange(4)
+    torch.nn.init.zeros_(model.score.weight)  # the deep scores are 0, whatever the bases
     classes = torch.tensor([0, 1, 2, 0])
-    without = small(name, max_length=20)
-    without.load_state_dict({key: value for key, value in model.state_dict().items() if key != "wide.weight"})
-    added = saliency(model, ids, target=classes) - saliency(without, ids, target=classes)
-    scores = model(ids) - without(ids)
-    torch.testing.assert_close(added.sum(1), scores[torch.arange(4), classes], atol=1e-4, rtol=1e-4)
+    said = model.wide(ids).detach().requires_grad_()
+    joined([torch.zeros(4, 3), said], training=False)[rows, classes].sum().backward()
+    expected = (said * said.grad).sum(1).detach()
+    torch.testing.assert_close(saliency(model, ids, target=classes).sum(1), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["caduceus_ph_d32_n2", "caduceus_ps_d32_n2"])
+def test_saliency_of_an_ensemble_is_the_mean_of_its_members(name: str) -> None:
+    members, ids = [widened(name), widened(name)], batch()
+    model = Ensemble(members).eval()
+    classes = model(ids).argmax(1)
+    expected = sum(saliency(member, ids, target=classes) for member in members) / 2
+    torch.testing.assert_close(saliency(model, ids), expected)
+
+
+def test_mutations_are_bases_and_leave_everything_else() -> None:
+    torch.manual_seed(0)
+    ids = torch.full((100, 100), A)
+    ids[:, :3] = torch.tensor([N, PAD, A + 3])
+    changed = mutated(ids, 0.2)
+    assert torch.equal(changed[:, :2], ids[:, :2])
+    assert set(changed[:, 2:].unique().tolist()) == {A, A + 1, A + 2, A + 3}
+    assert abs((changed != ids)[:, 2:].float().mean() - 0.2 * 3 / 4) < 0.01
+    noisy = small(mutate_rate=1.0)
+    torch.testing.assert_close(noisy(ids[:2]), noisy(ids[:2]))  # in training alone
+    assert not torch.equal(noisy.train()(ids[:2]), noisy(ids[:2]))
 
 
 @pytest.mark.parametrize(
