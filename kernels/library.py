@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 LIBRARY = torch.library.Library("mambaverse", "FRAGMENT")  # owns every registration; must live as long as the process
 
@@ -37,3 +38,20 @@ def define_gradient(name: str, setup_context: Callable[..., None], backward: Cal
         backward: `backward(ctx, *grads)` calls `mambaverse::<name>_backward` and returns one gradient an input.
     """
     torch.library.register_autograd(f"mambaverse::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def define_flops(name: str, count: Callable[..., int]) -> None:
+    """Tell `torch.utils.flop_counter` what `mambaverse::name` costs.
+
+    What is counted is the recurrence as it is written down, whatever a backend computes twice or in another order: a
+    multiplication, an addition and an exponential are one each, so a multiply-add two, as in torch's own formulas.
+
+    Args:
+        name: A name that `define_op` registered.
+        count: Takes the operator's own arguments.
+    """
+
+    def formula(*arguments: Any, out_val: Any = None, **named: Any) -> int:
+        return count(*arguments, **named)
+
+    register_flop_formula(getattr(torch.ops.mambaverse, name), get_raw=True)(formula)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mambaverse.kernels import backend as backends
 from mambaverse.kernels.checks import num_sequences
-from mambaverse.kernels.library import define_gradient, define_op
+from mambaverse.kernels.library import define_flops, define_gradient, define_op
 
 _ARGUMENTS = (
     "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? cu_seqlens, bool silu, bool reverse, "
@@ -55,6 +55,16 @@ def _gradient(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None) -> tuple
     return *used, None, None, None, None  # cu_seqlens, silu, reverse, backend
 
 
+def _flops(x: Tensor, weight: Tensor, *others: Any) -> int:
+    """A multiply-add a tap, the bias, SiLU."""
+    return x.numel() * (2 * weight.shape[1] + 5)
+
+
+def _backward_flops(dy: Tensor | None, dfinal_state: Tensor | None, x: Tensor, weight: Tensor, *others: Any) -> int:
+    """The output before SiLU again, then dx and dweight: a multiply-add a tap each."""
+    return x.numel() * (6 * weight.shape[1] + 10)
+
+
 define_op("causal_conv1d", f"({_ARGUMENTS}) -> (Tensor y, Tensor final_state)", _forward, _forward_fake)
 define_op(
     "causal_conv1d_backward",
@@ -64,6 +74,8 @@ define_op(
     _backward_fake,
 )
 define_gradient("causal_conv1d", _setup_context, _gradient)
+define_flops("causal_conv1d", _flops)
+define_flops("causal_conv1d_backward", _backward_flops)
 
 
 def step(x_t: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:

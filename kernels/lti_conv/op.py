@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels import backend as backends
-from mambaverse.kernels.library import define_gradient, define_op
+from mambaverse.kernels.library import define_flops, define_gradient, define_op
 from mambaverse.kernels.lti_conv.reference import state_dtype
 
 _ARGUMENTS = (
@@ -51,6 +51,16 @@ def _gradient(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None) -> tuple
     return *used, None, None  # reverse, backend
 
 
+def _flops(u: Tensor, A_bar: Tensor, *others: Any) -> int:
+    """Of a complex state: A h (6), + B u (4), y + Re(C h) (4); and D u."""
+    return u.numel() * (14 * A_bar.shape[1] + 2)
+
+
+def _backward_flops(dy: Tensor | None, dfinal_state: Tensor | None, u: Tensor, A_bar: Tensor, *others: Any) -> int:
+    """Of a complex state: h and dh/dA (18), dy h and dy dh/dA (8), the way back: g, dB, du and conj(A) g (18)."""
+    return u.numel() * (44 * A_bar.shape[1] + 4)
+
+
 define_op("lti_conv", f"({_ARGUMENTS}) -> (Tensor y, Tensor final_state)", _forward, _forward_fake)
 define_op(
     "lti_conv_backward",
@@ -60,6 +70,8 @@ define_op(
     _backward_fake,
 )
 define_gradient("lti_conv", _setup_context, _gradient)
+define_flops("lti_conv", _flops)
+define_flops("lti_conv_backward", _backward_flops)
 
 lti_conv_forward = torch.ops.mambaverse.lti_conv.default
 lti_conv_backward = torch.ops.mambaverse.lti_conv_backward.default

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels import backend as backends
-from mambaverse.kernels.library import define_gradient, define_op
+from mambaverse.kernels.library import define_flops, define_gradient, define_op
 
 
 def _forward(
@@ -81,6 +81,16 @@ def _gradient(ctx: Any, dy: Tensor | None, dnew_residual: Tensor | None) -> tupl
     return dx, dweight, None if bias is None else dbias, dt if ctx.has_residual else None, None, None, None
 
 
+def _flops(x: Tensor, *others: Any) -> int:
+    """The residual, the sum of squares, the scale, weight and bias."""
+    return 6 * x.numel()
+
+
+def _backward_flops(dy: Tensor, *others: Any) -> int:
+    """The normalised values again, two sums over a row, dx, dweight and dbias."""
+    return 14 * dy.numel()
+
+
 define_op(
     "norm",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, float eps, bool center, str backend) -> "
@@ -96,6 +106,8 @@ define_op(
     _backward_fake,
 )
 define_gradient("norm", _setup_context, _gradient)
+define_flops("norm", _flops)
+define_flops("norm_backward", _backward_flops)
 
 
 def _gated_forward(x: Tensor, *others: Any) -> Tensor:
@@ -134,6 +146,8 @@ define_op(
     _gated_backward_fake,
 )
 define_gradient("gated_rms_norm", _gated_setup_context, _gated_gradient)
+define_flops("gated_rms_norm", lambda x, *others: 9 * x.numel())  # the gate, four, instead of residual and bias
+define_flops("gated_rms_norm_backward", lambda dy, *others: 22 * dy.numel())
 
 norm_forward = torch.ops.mambaverse.norm.default
 norm_backward = torch.ops.mambaverse.norm_backward.default

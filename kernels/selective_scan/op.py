@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mambaverse.kernels import backend as backends
 from mambaverse.kernels.checks import num_sequences, sequence_bounds
-from mambaverse.kernels.library import define_gradient, define_op
+from mambaverse.kernels.library import define_flops, define_gradient, define_op
 from mambaverse.kernels.selective_scan.shapes import num_chunk_states, state_dtype
 
 _INPUTS = (
@@ -77,6 +77,18 @@ def _gradient(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: None)
     return *used, None, None, None, None, None  # cu_seqlens, delta_softplus, reverse, backend, save
 
 
+def _flops(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> int:
+    """Of a state: Δ A, its exponential, Δu B, a h + x, y + C h; of a channel: softplus, Δ u, D u and the gate."""
+    return u.numel() * (A.shape[1] * (22 if A.is_complex() else 7) + 10)
+
+
+def _backward_flops(
+    dy: Tensor | None, dfinal_state: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, *_: Any
+) -> int:
+    """Of a state: a and h again (5), then g = a g + C dy (3) and dC, dB, d(Δu), d(ΔA) (2 each), dΔ, dA (2 each)."""
+    return u.numel() * (A.shape[1] * (64 if A.is_complex() else 20) + 30)
+
+
 define_op(
     "selective_scan",
     f"({_INPUTS}, bool delta_softplus, bool reverse, str backend, bool save) -> (Tensor, Tensor, Tensor)",
@@ -91,6 +103,8 @@ define_op(
     _backward_fake,
 )
 define_gradient("selective_scan", _setup_context, _gradient)
+define_flops("selective_scan", _flops)
+define_flops("selective_scan_backward", _backward_flops)
 
 selective_scan_forward = torch.ops.mambaverse.selective_scan.default
 selective_scan_backward = torch.ops.mambaverse.selective_scan_backward.default

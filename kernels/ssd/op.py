@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mambaverse.kernels import backend as backends
 from mambaverse.kernels.checks import num_sequences, sequence_bounds
-from mambaverse.kernels.library import define_gradient, define_op
+from mambaverse.kernels.library import define_flops, define_gradient, define_op
 from mambaverse.kernels.ssd.layout import boundary_states, state_dtype
 
 _INPUTS = (
@@ -65,6 +65,18 @@ def _gradient(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: None)
     return *used, *[None] * 8  # cu_seqlens, the six flags, save
 
 
+def _flops(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *others: Any) -> int:
+    """Of a state of a channel: a h + x B and y + C h."""
+    return x.numel() * (5 * B.shape[3] + 10)
+
+
+def _backward_flops(
+    dy: Tensor | None, dfinal_state: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *_: Any
+) -> int:
+    """Of a state of a channel: h again (3), then g = a g + C dy (3) and dC, dB, dx, da (2 each)."""
+    return x.numel() * (14 * B.shape[3] + 30)
+
+
 define_op("ssd", f"({_INPUTS}, {_FLAGS}, bool save) -> (Tensor, Tensor, Tensor)", _forward, _forward_fake)
 define_op(
     "ssd_backward",
@@ -74,6 +86,8 @@ define_op(
     _backward_fake,
 )
 define_gradient("ssd", _setup_context, _gradient)
+define_flops("ssd", _flops)
+define_flops("ssd_backward", _backward_flops)
 
 ssd_forward = torch.ops.mambaverse.ssd.default
 ssd_backward = torch.ops.mambaverse.ssd_backward.default
