@@ -28,6 +28,7 @@ class DnaDataConfig(SplitConfig):
     shift: int = 0  # bases, at most, that a training sequence is moved by; N is moved in
     mutate: float = 0.0  # share of bases replaced by random ones while training
     mask: float = 0.0  # share of bases replaced by N while training
+    fresh: float = 0.0  # share of one class (fly_splice: decoys) that is cut out anew, each time, while training
     max_windows: int = 64  # of a record longer than `window` in predict: so many, evenly spread, are averaged at most
 
     def __post_init__(self) -> None:
@@ -36,7 +37,7 @@ class DnaDataConfig(SplitConfig):
         for key, least in (("window", 1), ("min_count", 1), ("shift", 0), ("max_windows", 1), ("window_seed", 0)):
             if (value := getattr(self, key)) is not None and value < least:
                 raise ConfigError(f"data.{key}: expected at least {least}, got {value}")
-        for key in ("reverse_complement", "mutate", "mask"):
+        for key in ("reverse_complement", "mutate", "mask", "fresh"):
             if not 0 <= (value := getattr(self, key)) <= 1:
                 raise ConfigError(f"data.{key}: expected a number between 0 and 1, got {value}")
         if self.strands not in ("one", "both"):

@@ -50,6 +50,28 @@ class Sequences:
 
 
 @dataclass(frozen=True)
+class Background:
+    """Where more sequences of one class can be cut out.
+
+    Attributes:
+        label: The class.
+        data: Bases, uint8 (L,).
+        starts: Places in `data` at which such sequences begin, int64 (K,).
+        length: Of one in bases.
+    """
+
+    label: int
+    data: np.ndarray
+    starts: np.ndarray
+    length: int
+
+    def draw(self, generator: Generator) -> np.ndarray:
+        """Return one of them, uint8 (length,)."""
+        start = int(self.starts[int(torch.randint(len(self.starts), (), generator=generator))])
+        return self.data[start : start + self.length]
+
+
+@dataclass(frozen=True)
 class Augment:
     """How a training sequence varies (see `DnaDataConfig`)."""
 
@@ -81,15 +103,31 @@ class Augment:
 
 
 class DnaSamples:
-    """Sequences with their labels as samples: uint8 "ids" (at most `window` of them) and "target"."""
+    """Sequences with their labels as samples: uint8 "ids" (at most `window` of them) and "target".
+
+    Args:
+        sequences: What there is.
+        window: Bases of a sequence that are shown at most.
+        window_seed: Of the window that is shown in evaluation.
+        augment: How a training sequence varies.
+        background: In training, sequences of its class are drawn out of it,
+        fresh: so large a share of them.
+    """
 
     def __init__(
-        self, sequences: Sequences, window: int | None = None, window_seed: int = 0, augment: Augment | None = None
+        self,
+        sequences: Sequences,
+        window: int | None = None,
+        window_seed: int = 0,
+        augment: Augment | None = None,
+        background: Background | None = None,
+        fresh: float = 0.0,
     ) -> None:
         self.sequences, self.window, self.augment = sequences, window, augment or Augment(random_windows=False)
         self._starts = [window_start(sequences[i], window, window_seed) if window else 0 for i in range(len(sequences))]
         self._bounds, self._data = sequences.bounds, sequences.data  # looked up for every sample
         self._targets = sequences.labels.tolist()
+        self.background, self.fresh = background if fresh else None, fresh
         self._varies = self.augment != Augment(random_windows=self.augment.random_windows)
 
     def __len__(self) -> int:
@@ -108,6 +146,13 @@ class DnaSamples:
                 start += int(place * (stop - start - window + 1))
             stop = start + window
         ids = self._data[start:stop]
+        if (
+            generator is not None
+            and self.background is not None
+            and self._targets[index] == self.background.label
+            and float(torch.rand((), generator=generator)) < self.fresh
+        ):
+            ids = self.background.draw(generator)
         if generator is not None and self._varies:
             ids = self.augment(ids, strand, shift, generator)
         return {"ids": ids, "target": self._targets[index]}

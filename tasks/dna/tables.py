@@ -12,7 +12,7 @@ from mambaverse.errors import UserError, suggest, warn
 from mambaverse.splits import SplitRow, split_items
 from mambaverse.tasks.dna.config import DnaDataConfig
 from mambaverse.tasks.dna.files import Record
-from mambaverse.tasks.dna.sequences import Sequences
+from mambaverse.tasks.dna.sequences import Background, Sequences
 
 SETS = {  # what a split column, or a folder, may call the sets
     "train": "train", "training": "train", "dev": "eval", "val": "eval", "valid": "eval", "validation": "eval",
@@ -74,6 +74,7 @@ class DnaSplits:
     note: str = ""
     drawn: bool = False  # whether the split was drawn here, and is to be written down
     skipped: list[str] = field(default_factory=list)
+    background: Background | None = None  # where more training sequences of one class can be cut out
 
     def rows(self) -> Iterable[SplitRow]:
         """Yield one line a sequence for the split file."""

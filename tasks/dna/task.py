@@ -60,8 +60,11 @@ class DnaTask(Classifier):
         if data.shift >= self.shortest:
             raise ConfigError(f"data.shift: {data.shift} is too much for sequences of {self.shortest} bases")
         augment = Augment(data.reverse_complement, data.shift, data.mutate, data.mask, data.random_windows)
+        if data.fresh and splits.background is None:
+            raise ConfigError(f"data.fresh={data.fresh:g}: {data.name} has no source of more sequences; set it to 0")
         make = partial(DnaSamples, window=data.window, window_seed=data.window_seed)
-        self.train_set, self.eval_set = make(splits.train, augment=augment), make(splits.eval)
+        more: dict[str, Any] = {"background": splits.background, "fresh": data.fresh}
+        self.train_set, self.eval_set = make(splits.train, augment=augment, **more), make(splits.eval)
         self.test_set = None if splits.test is None else make(splits.test)
         self.classes, self._splits = list(splits.classes), splits
 
@@ -150,6 +153,7 @@ class DnaTask(Classifier):
             f"shift {data.shift}": data.shift,
             f"mutate {data.mutate:g}": data.mutate,
             f"mask {data.mask:g}": data.mask,
+            f"{data.fresh:.0%} of one class cut anew": data.fresh,
             f"mixup {self.options.mixup:g}": self.options.mixup,
             f"label smoothing {self.options.label_smoothing:g}": self.options.label_smoothing,
         }

@@ -12,6 +12,7 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 
 from mambaverse.datasets import get_dataset
 from mambaverse.errors import UserError
@@ -482,3 +483,29 @@ def test_beta_lactamases_are_built_from_an_index_of_bwa(tmp_path: Path) -> None:
     write(folder / "sequence_dna_bwadb.ann", "1 1 1\n0 x\ny z\n")
     with pytest.raises(UserError, match=r"not an \.ann file of BWA"):
         data.build(raw, tmp_path)
+
+
+def test_fresh_decoys_have_a_gt_or_an_ag_and_are_no_site(make_task: Make, shared_data: Shared) -> None:
+    root = shared_data("fly_splice_train.csv.gz").parent
+    task = make_task("dna/fly_splice", f"data.root={root}", "data.fresh=0.8")
+    samples, decoy = task.train_set, task.classes.index("decoy")
+    known = letters_of(task)
+    sites = {known[i] for i in range(len(known)) if samples.sample(i, None)["target"] != decoy}
+    generator = torch.Generator().manual_seed(0)
+    fresh = 0
+    for i in range(600):
+        sample = samples.sample(i, generator)
+        seen = decode(sample["ids"])
+        if sample["target"] != decoy:
+            assert seen == known[i]
+            continue
+        assert len(seen) == 80 and (seen[40:42] == "GT" or seen[38:40] == "AG") and seen not in sites
+        fresh += seen != known[i]
+    decoys = sum(samples.sample(i, None)["target"] == decoy for i in range(600))
+    assert 0.7 < fresh / decoys < 0.9
+    assert decode(task.eval_set.sample(0, generator)["ids"]) == letters_of(task, "eval_set")[0]
+
+
+def test_fresh_sequences_need_a_source(make_task: Make, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "x.csv", rows())
+    assert "data.fresh=0.5: fasta has no source" in fails(make_task, "dna/fasta", f"data.root={path}", "data.fresh=0.5")
