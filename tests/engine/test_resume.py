@@ -49,10 +49,14 @@ def test_stopped_by_a_signal_and_resumed(
 
 
 def test_the_second_ctrl_c_stops_at_once() -> None:
-    with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-        assert stop.signal == signal.SIGINT
-        signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
+    try:
+        with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+            assert stop.signal == signal.SIGINT
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_stopped_run_says_how_to_go_on(
