@@ -188,7 +188,7 @@ class DnaTask(Classifier):
         if label is not None and label not in self.classes:
             known = suggest(label, self.classes)
             raise UserError(f"{record.where}: label {label!r} is none of the run's{known}; take the column out")
-        if self.config.model.args.get("position") and not self.shortest <= len(ids) <= self.longest:
+        if self._places_count() and not self.shortest <= len(ids) <= self.longest:
             expected = f"{self.shortest}" + (f" to {self.longest}" if self.shortest < self.longest else "")
             raise UserError(f"{record.where}: {len(ids):,} bases; places count in this model: expected {expected}")
         parts = tiles(ids, self.longest, self.data.max_windows)
@@ -199,6 +199,10 @@ class DnaTask(Classifier):
                 f"scores of {len(parts)} windows is given, as for other long records (data.max_windows: at most)"
             )
         return {"ids": parts}
+
+    def _places_count(self) -> bool:
+        arguments = self.config.model.args
+        return bool(arguments.get("position") or arguments.get("wide") or arguments.get("pool") == "place")
 
     def _scores(self, model: nn.Module, ids: Tensor, lengths: Tensor | None) -> Tensor:
         scores = model(ids, lengths=lengths)

@@ -349,8 +349,9 @@ def test_records_are_read_as_the_predictions_go_on(make_task: Make, tmp_path: Pa
     assert [name for name, _ in inputs][-1] == "late"
 
 
-def test_models_in_which_places_count_refuse_other_lengths(make_task: Make, tmp_path: Path) -> None:
-    task = make_task("dna/fly_splice", "data.root=x", setup=False)
+@pytest.mark.parametrize("argument", ["position=true", "wide=2", "pool=place"])
+def test_models_in_which_places_count_refuse_other_lengths(make_task: Make, tmp_path: Path, argument: str) -> None:
+    task = make_task("dna/fasta", "data.root=x", f"model.args.{argument}", setup=False)
     task.restore({"classes": ["a", "b"], "longest": 80, "shortest": 80})
     ((_, load),) = task.load_inputs([str(write(tmp_path / "x.fa", f">x\n{letters(60)}\n"))])
     with pytest.raises(UserError, match="record 'x': 60 bases; places count in this model: expected 80"):
