@@ -6,11 +6,15 @@ fraction of the cost per call, which small models would feel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 LIBRARY = torch.library.Library("mambaverse", "FRAGMENT")  # owns every registration; must live as long as the process
 
@@ -54,4 +58,40 @@ def define_flops(name: str, count: Callable[..., int]) -> None:
     def formula(*arguments: Any, out_val: Any = None, **named: Any) -> int:
         return count(*arguments, **named)
 
-    register_flop_formula(getattr(torch.ops.mambaverse, name), get_raw=True)(formula)
+    if _COUNTER in sys.modules:
+        _register(name, formula)
+    else:
+        _FORMULAS[name] = formula
+
+
+_COUNTER = "torch.utils.flop_counter"
+_FORMULAS: dict[str, Callable[..., int]] = {}  # that wait for the counter's import
+
+
+def _register(name: str, formula: Callable[..., int]) -> None:
+    sys.modules[_COUNTER].register_flop_formula(getattr(torch.ops.mambaverse, name), get_raw=True)(formula)
+
+
+class _WhenCounterIsImported(MetaPathFinder):
+    """Registers the formulas after the counter's first import. It loads Triton, which an operator alone must not."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != _COUNTER:
+            return None
+        sys.meta_path.remove(self)  # what follows is the import as it would be without this
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                for waiting, formula in _FORMULAS.items():
+                    _register(waiting, formula)
+                _FORMULAS.clear()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if _COUNTER not in sys.modules:
+    sys.meta_path.insert(0, _WhenCounterIsImported())
