@@ -1,6 +1,7 @@
 """The README's code runs: every Python block as it stands, every command (training ones for one epoch)."""
 
 import math
+import os
 import random
 import re
 import shlex
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import sys
 import wave
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,10 @@ import pytest
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
-COMMANDS = [
-    line.partition("  #")[0].strip()
+COMMANDS = [  # block by block
+    [line.partition("  #")[0].strip() for line in code.splitlines() if line.startswith("mambaverse ")]
     for language, code in BLOCKS
     if language == "bash"
-    for line in code.splitlines()
-    if line.startswith("mambaverse ")
 ]
 
 
@@ -53,17 +53,23 @@ def own_data(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(900)  # a dozen processes, each of which imports torch
 def test_commands_run(own_data: Path) -> None:
-    """In order and in one folder, so that a later command can use an earlier one's run."""
-    assert COMMANDS
-    tmp_path = own_data
-    for command in COMMANDS:
-        arguments = shlex.split(command)[1:]
-        if arguments[0] == "train":
-            arguments.append("trainer.epochs=1")
-        done = subprocess.run(
-            [sys.executable, "-m", "mambaverse.cli", *arguments], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    """Each block in order, so that a later command can use an earlier one's run; two blocks at a time."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def run(block: list[str]) -> list[str]:
+        for command in block:
+            arguments = shlex.split(command)[1:]
+            if arguments[0] == "train":
+                arguments.append("trainer.epochs=1")
+            program = [sys.executable, "-m", "mambaverse.cli", *arguments]
+            done = subprocess.run(program, cwd=own_data, capture_output=True, text=True, env=environment)
+            if done.returncode != 0:
+                return [f"{command}\n{done.stderr}"]
+        return []
+
+    assert sum(map(len, COMMANDS)) > 10
+    with ThreadPoolExecutor(2) as two:
+        assert [error for errors in two.map(run, sorted(COMMANDS, key=len, reverse=True)) for error in errors] == []
 
 
 def test_links_lead_somewhere() -> None:
