@@ -19,7 +19,7 @@ from random import Random
 import numpy as np
 
 from mambaverse.config import DataConfig
-from mambaverse.datasets import get_dataset, register_dataset
+from mambaverse.datasets import MissingDataError, get_dataset, register_dataset
 from mambaverse.tasks.dna.config import DnaDataConfig
 from mambaverse.tasks.dna.datasets._augustus import Augustus
 from mambaverse.tasks.dna.genes import HALF, Gene, splice_sites
@@ -41,7 +41,10 @@ class FlySplice(Augustus):
         splits: DnaSplits = super().open(config)
         if not config.fresh:
             return splits
-        windows: DnaSplits = get_dataset("fly_windows", "dna").open(config)
+        try:
+            windows: DnaSplits = get_dataset("fly_windows", "dna").open(config)
+        except MissingDataError as error:
+            raise MissingDataError(f"data.fresh={config.fresh:g} (0 needs none of this): {error}") from None
         background = decoys(windows.train, splits.classes.index("decoy"))
         return replace(splits, background=background)
 

@@ -509,3 +509,12 @@ def test_fresh_decoys_have_a_gt_or_an_ag_and_are_no_site(make_task: Make, shared
 def test_fresh_sequences_need_a_source(make_task: Make, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "x.csv", rows())
     assert "data.fresh=0.5: fasta has no source" in fails(make_task, "dna/fasta", f"data.root={path}", "data.fresh=0.5")
+
+
+def test_fresh_decoys_without_their_windows(make_task: Make, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        lines = [(letters(80, i), ("acceptor", "decoy", "donor")[i % 3]) for i in range(6)]
+        write_csv(tmp_path / f"fly_splice_{part}.csv", lines)
+    message = fails(make_task, "dna/fly_splice", f"data.root={tmp_path}", "data.fresh=0.8")
+    assert message.startswith("data.fresh=0.8 (0 needs none of this): data set dna/fly_windows is not here")
+    make_task("dna/fly_splice", f"data.root={tmp_path}", "data.fresh=0")
