@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 LIBRARY = torch.library.Library("mambaverse", "FRAGMENT")  # owns every registration; must live as long as the process
+_COUNTER = "torch.utils.flop_counter"
+_FORMULAS: dict[str, Callable[..., int]] = {}  # that wait for the counter's import
 
 
 def define_op(name: str, schema: str, forward: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -62,10 +64,6 @@ def define_flops(name: str, count: Callable[..., int]) -> None:
         _register(name, formula)
     else:
         _FORMULAS[name] = formula
-
-
-_COUNTER = "torch.utils.flop_counter"
-_FORMULAS: dict[str, Callable[..., int]] = {}  # that wait for the counter's import
 
 
 def _register(name: str, formula: Callable[..., int]) -> None:

@@ -55,6 +55,35 @@ def joined(scores: Sequence[Tensor], training: bool) -> Tensor:
     return shares.logsumexp(0) - math.log(len(scores))
 
 
+class LinearScores(nn.Module):
+    """What linear classifiers that learn beside a deep model share: weight and bias, zeros at first, and a penalty.
+
+    Args:
+        shape: Of the features.
+        num_classes: Scores.
+        decay: Of the penalty decay/2 Σ weight², per sample.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num_classes: int,
+        decay: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(*shape, num_classes, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(num_classes, device=device, dtype=dtype))
+        self.decay = decay
+
+    def penalised(self) -> Tensor:
+        """Return the weight (*shape, num_classes), in training with the penalty's gradient."""
+        return shrunk(self.weight, self.decay) if self.training and self.decay else self.weight
+
+
 class Ensemble(nn.Module):
     """Models with the same inputs and classes.
 

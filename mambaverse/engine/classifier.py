@@ -85,9 +85,8 @@ class Classifier(Task):
         smooth = model.training and targets.ndim == 1  # mixed targets are smoothed by the mixing
         smoothing = self.config.task.label_smoothing if smooth else 0.0
         if logits.ndim > 2:
-            logits = logits.flatten(1, -2)
-            targets = targets.repeat_interleave(logits.shape[1], dim=0)
-            logits = logits.flatten(0, 1)
+            logits = logits.flatten(0, -2)
+            targets = targets.repeat_interleave(len(logits) // len(targets), dim=0)
         return {"loss": F.cross_entropy(logits.float(), targets, label_smoothing=smoothing), "output": logits}
 
     def metrics(self) -> MetricCollection:

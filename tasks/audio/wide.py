@@ -9,13 +9,13 @@ few hundred clips it errs less than a deep model does, and on others.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mambaverse.ensemble import shrunk
+from mambaverse.ensemble import LinearScores
 from mambaverse.tasks.audio.augment import interpolate
 
 
-class TimeScores(nn.Module):
+class TimeScores(LinearScores):
     """Scores of spectrograms of any length.
 
     Args:
@@ -36,10 +36,7 @@ class TimeScores(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(times, bins, num_classes, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(num_classes, device=device, dtype=dtype))
-        self.decay = decay
+        super().__init__((times, bins), num_classes, decay, device, dtype)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return (B, num_classes) of x (B, T, F), of which each clip has `lengths` (B,) frames; None: T."""
@@ -47,5 +44,4 @@ class TimeScores(nn.Module):
             lengths = torch.full((len(x),), x.shape[1])
         last = (lengths - 1).to(x.device, torch.float32)
         at = torch.linspace(0, 1, self.weight.shape[0], device=x.device) * last[:, None]
-        weight = shrunk(self.weight, self.decay) if self.training and self.decay else self.weight
-        return torch.einsum("bpf,pfc->bc", interpolate(x, at, 1), weight) + self.bias
+        return torch.einsum("bpf,pfc->bc", interpolate(x, at, 1), self.penalised()) + self.bias

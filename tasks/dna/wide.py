@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaverse.ensemble import shrunk
+from mambaverse.ensemble import LinearScores
 from mambaverse.tasks.dna.stems import kmer_rows
 
 
-class PlaceScores(nn.Module):
+class PlaceScores(LinearScores):
     """Scores of the k-mers that begin at each place, k from 1 to `longest`, added up.
 
     A k-mer that touches an N, or reaches over the end, scores nothing.
@@ -42,18 +42,14 @@ class PlaceScores(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.spans = tuple(range(1, longest + 1))
-        rows = sum(4**k for k in self.spans)
-        self.weight = nn.Parameter(torch.zeros(places, rows, num_classes, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(num_classes, device=device, dtype=dtype))
-        self.decay = decay
+        spans = tuple(range(1, longest + 1))
+        super().__init__((places, sum(4**k for k in spans)), num_classes, decay, device, dtype)
+        self.spans = spans
         self.terms = nn.Identity()  # for hooks: what each k-mer says (B, L, number of k, num_classes)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return (B, num_classes) of ids (B, L)."""
         rows = kmer_rows(ids, self.spans)
-        weight = shrunk(self.weight, self.decay) if self.training and self.decay else self.weight
-        table = F.pad(weight, (0, 0, 0, 1))  # at each place a row of zeros, for where there is no k-mer
+        table = F.pad(self.penalised(), (0, 0, 0, 1))  # at each place a row of zeros, for where there is no k-mer
         first = torch.arange(rows.shape[1], device=ids.device)[:, None] * table.shape[1]
         return self.terms(F.embedding(rows + first, table.flatten(0, 1))).sum((1, 2)) + self.bias

@@ -220,13 +220,16 @@ def test_wide_knows_nothing_of_padding_and_reads_both_strands() -> None:
         model(torch.cat([ids, ids], dim=1))
 
 
-def test_saliency_has_what_wide_says() -> None:
-    model, ids, rows = widened(), batch(), torch.arange(4)
+@pytest.mark.parametrize("name", ["caduceus_ph_d32_n2", "caduceus_ps_d32_n2"])
+def test_saliency_has_what_wide_says(name: str) -> None:
+    model, ids, rows = widened(name), batch(), torch.arange(4)
     torch.nn.init.zeros_(model.score.weight)  # the deep scores are 0, whatever the bases
     classes = torch.tensor([0, 1, 2, 0])
-    said = model.wide(ids).detach().requires_grad_()
-    joined([torch.zeros(4, 3), said], training=False)[rows, classes].sum().backward()
-    expected = (said * said.grad).sum(1).detach()
+    strands = [ids, other_strand(ids)] if model.both_strands else [ids]
+    said = torch.stack([model.wide(strand) for strand in strands]).detach().requires_grad_()
+    scores = joined([torch.zeros_like(said).flatten(0, 1), said.flatten(0, 1)], training=False)
+    (gradient,) = torch.autograd.grad(scores.unflatten(0, (len(strands), -1)).mean(0)[rows, classes].sum(), said)
+    expected = (said * gradient).sum((0, 2)).detach()
     torch.testing.assert_close(saliency(model, ids, target=classes).sum(1), expected, atol=1e-5, rtol=1e-4)
 
 
