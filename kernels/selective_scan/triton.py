@@ -5,8 +5,9 @@ Same equations, arguments and results as `reference`, for a real A. Why it is do
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,14 +17,18 @@ from torch import Tensor
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.checks import num_sequences
 from mambaverse.kernels.selective_scan.shapes import TRITON_CHUNK, num_chunk_states
-from mambaverse.kernels.selective_scan.triton_backward import gradient, reduce_BC
+from mambaverse.kernels.selective_scan.triton_backward import gradient, reduce_BC, reduce_params
 from mambaverse.kernels.selective_scan.triton_forward import combine, pack, scan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-CHANNELS = 8 if INTERPRETED else 32  # a program's: one a thread
+WARP = 8 if INTERPRETED else 32  # threads
+MOST_WARPS = 1 if INTERPRETED else 4  # of a program: 64 channels of 16 bits are a line of the cache
 STEPS = 4 if INTERPRETED else 16  # a tile's
 BACKWARD_STEPS = 4 if INTERPRETED else 8  # of backward's, which keeps four times as much of a step
 TOGETHER = 2  # states that backward walks through a tile together
+# Registers of a thread of `scan`, where there are more than 8 warps a multiprocessor and where there are not. Told
+# nothing, the compiler takes about 100, and the kernel waits for each exponential.
+REGISTERS, MANY_REGISTERS = 128, 255
 TAIL = 2 if INTERPRETED else 4  # steps of a tile at the end of a sequence
 UNROLL = 8  # states whose steps the compiler may interleave
 MAX_STATES = 256
@@ -32,8 +37,8 @@ _PAIRS = {torch.bfloat16: 16, torch.float16: -16}  # how B and C of these are pa
 SCAN, SUMMARY, GRADIENT = 0, 1, 2  # the modes of `scan`
 # The length is split until there are so many programs a multiprocessor, if that takes at least so many segments. Every
 # segment costs its exponentials twice, so forward is left whole where two programs a multiprocessor are there already.
-PROGRAMS_PER_SM = 8
-FORWARD_LEAST, BACKWARD_LEAST = 4, 2
+WARPS_PER_SM = 16
+FORWARD_LEAST, BACKWARD_LEAST = 4, 4
 
 
 def forward(
@@ -88,7 +93,8 @@ def backward(
     du, ddelta = _outputs(u, u.dtype, cu_seqlens), _outputs(u, delta.dtype, cu_seqlens)
     dz = None if z is None else _outputs(u, z.dtype, cu_seqlens)
     dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (B, C))
-    params = torch.empty(p.sequences * p.segments, p.state_dim + 2, p.dim, dtype=torch.float32, device=u.device)
+    dA = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+    dD, dbias = (None if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (D, delta_bias))
     dh0 = None
     if initial_state is not None:
         dh0 = torch.empty(p.sequences, p.dim, p.state_dim, dtype=torch.float32, device=u.device)
@@ -98,15 +104,14 @@ def backward(
             flags = tensors.flags | {"REVERSE": reverse, "SOFTPLUS": delta_softplus}
             dfinal = None if dfinal_state is None else dfinal_state.contiguous()
             starts = _segment_starts(p, tensors, flags, GRADIENT, dy, dfinal) if p.segments > 1 else None
-            outputs = du, ddelta, dz, dB, dC, params, dh0
-            _gradient(p, tensors, flags, dy, dfinal, u, chunk_states, starts, outputs)
+            _gradient(
+                p, tensors, flags, dy, dfinal, u, chunk_states, starts, (du, ddelta, dz, dB, dC, dA, dD, dbias, dh0)
+            )
     else:
-        dB, dC = dB.zero_(), dC.zero_()
-    total = params.sum(0)  # (N + 2, D): of A, of D, of delta_bias
-    return (
-        *(du, ddelta, total[: p.state_dim].T, dB, dC, None if D is None else total[p.state_dim], dz),
-        *(None if delta_bias is None else total[p.state_dim + 1], dh0),
-    )
+        for t in (dB, dC, dA, dD, dbias):
+            if t is not None:
+                t.zero_()
+    return du, ddelta, dA, dB, dC, dD, dz, dbias, dh0
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,6 @@ class _Plan:
     state_dim: int
     sequences: int
     own_BC: bool  # noqa: N815  every channel is a group: nothing to share, nothing to sum
-    blocks: int  # of channels, in all groups
     segments: int
     segment: int  # steps, a multiple of the chunk
 
@@ -130,17 +134,44 @@ class _Plan:
         return self.dim if self.own_BC else self.dim // self.groups
 
     @property
-    def programs(self) -> int:
-        """Number of programs of `grid`."""
-        return self.blocks * self.sequences * self.segments
+    def share(self) -> int:
+        """Threads that share a channel."""
+        return 2 if self.state_dim % 2 == 0 else 1
+
+    @property
+    def unroll(self) -> int:
+        """States of a thread that take their steps together."""
+        return _divisor(self.state_dim // self.share, UNROLL)
+
+    @property
+    def warps(self) -> int:
+        """Number of warps that a group's channels take: no warp has channels of two groups."""
+        return -(-self.group_dim * self.share // WARP)
+
+    @property
+    def program(self) -> int:
+        """Number of warps of a program."""
+        return math.gcd(self.warps, MOST_WARPS)
 
     @property
     def grid(self) -> tuple[int, int]:
         """Grid of the kernels that walk sequences."""
-        return self.blocks * self.sequences, self.segments
+        return self.dim // self.group_dim * self.warps // self.program * self.sequences, self.segments
+
+    @property
+    def threads(self) -> int:
+        """Number of threads of all programs."""
+        return self.grid[0] * self.grid[1] * self.program * WARP
+
+    @property
+    def resting(self) -> int:
+        """Number of states of all programs, which rest in memory between tiles; 0 where they stay in registers."""
+        held = self.state_dim == self.share * self.unroll
+        return 0 if held else self.threads * self.state_dim // self.share
 
 
 def _plan(u: Tensor, A: Tensor, B: Tensor, cu_seqlens: Tensor | None, least: int) -> _Plan:
+    """Cut the work; split the length if that takes at least `least` segments."""
     if A.is_complex() or B.is_complex():
         raise BackendError(
             "selective_scan: backend 'triton' has no kernel for a complex A; use_backend(\"reference\") runs anywhere, "
@@ -155,16 +186,15 @@ def _plan(u: Tensor, A: Tensor, B: Tensor, cu_seqlens: Tensor | None, least: int
     groups = B.shape[2] if B.ndim == 4 else 1
     sequences = num_sequences("selective_scan", cu_seqlens, batch)
     own_BC = groups == dim
-    group_dim = dim if own_BC else dim // groups
-    blocks = (1 if own_BC else groups) * -(-group_dim // CHANNELS)
-    segments, segment = 1, max(length, 1)
-    if cu_seqlens is None and sequences and dim:
-        wanted = PROGRAMS_PER_SM * _num_multiprocessors(u.device) // (blocks * sequences)
-        if wanted >= least:
-            segment = TRITON_CHUNK * max(2, -(-length // (wanted * TRITON_CHUNK)))
-            segments = max(1, -(-length // segment))
-            segment = segment if segments > 1 else max(length, 1)
-    return _Plan(batch, length, dim, groups, A.shape[1], sequences, own_BC, blocks, segments, segment)
+    whole = _Plan(batch, length, dim, groups, A.shape[1], sequences, own_BC, 1, max(length, 1))
+    if cu_seqlens is not None or not sequences or not dim:
+        return whole
+    wanted = WARPS_PER_SM * _num_multiprocessors(u.device) // (whole.threads // WARP)
+    if wanted < least:
+        return whole
+    segment = TRITON_CHUNK * max(2, -(-length // (wanted * TRITON_CHUNK)))
+    segments = -(-length // segment)
+    return replace(whole, segments=segments, segment=segment) if segments > 1 else whole
 
 
 @lru_cache
@@ -218,8 +248,9 @@ class _Tensors:
             "HAS_D": D is not None, "HAS_Z": z is not None, "HAS_BIAS": bias is not None, "HAS_H0": h0 is not None,
             "PACKED": cu_seqlens is not None, "OWN_BC": p.own_BC, "BC_STEP": p.groups * p.state_dim,
             "dim": p.dim, "sd_l": delta_strides[1], "sz_l": z_strides[1],
-            "EVEN": p.group_dim % CHANNELS == 0, "PAIR": pair, "CHUNK": TRITON_CHUNK,
-            "TAIL": TAIL, "BD": CHANNELS, "FAST": not INTERPRETED, "num_warps": 1,
+            "N": p.state_dim, "PAIR": pair, "CHUNK": TRITON_CHUNK, "SHARE": p.share, "UNROLL": p.unroll,
+            "EVEN": p.group_dim * p.share % WARP == 0, "TAIL": TAIL, "BD": p.program * WARP, "WARP": WARP,
+            "FAST": not INTERPRETED, "num_warps": p.program,
         }  # fmt: skip
         arguments = (delta, u if z is None else z, B, C, BC, A2, *(u if t is None else t for t in (D, bias, h0)))
         return _Tensors((*arguments, u if cu_seqlens is None else cu_seqlens), strides, flags)
@@ -230,13 +261,14 @@ def _scan(
     starts: Tensor | None, save: bool = False,
 ) -> None:  # fmt: skip
     """Launch `scan` in a mode; `outputs` are y, final, states, ends and sums, as far as the mode writes them."""
-    carry = torch.empty(p.programs * p.state_dim * CHANNELS, dtype=torch.float32, device=u.device)
+    carry = torch.empty(p.resting, dtype=torch.float32, device=u.device)
     y, final, states, ends, sums = (carry if t is None else t for t in outputs)
+    crowded = p.threads > 8 * WARP * _num_multiprocessors(u.device)
     scan[p.grid](
         *(u, *tensors.arguments, y, final, states, carry, carry if starts is None else starts, ends, sums),
-        *(u.stride(0), u.stride(2), *tensors.strides, p.length, p.group_dim, p.state_dim, p.segment),
+        *(u.stride(0), u.stride(2), *tensors.strides, p.length, p.group_dim, p.segment),
         su_l=u.stride(1), MODE=mode, SPLIT=p.segments > 1, SAVE=save, T=STEPS,
-        UNROLL=_divisor(p.state_dim, UNROLL), **flags,
+        maxnreg=REGISTERS if crowded else MANY_REGISTERS, **flags,
     )  # fmt: skip
 
 
@@ -260,14 +292,15 @@ def _gradient(
     p: _Plan, tensors: _Tensors, flags: dict[str, Any], dy: Tensor, dfinal: Tensor | None, u: Tensor, states: Tensor,
     starts: Tensor | None, outputs: tuple[Tensor | None, ...],
 ) -> None:  # fmt: skip
-    """Launch `gradient`, and add up what it leaves for dB and dC."""
-    du, ddelta, dz, dB, dC, params, dh0 = outputs
-    assert du is not None and dB is not None and dC is not None
+    """Launch `gradient`, and add up what its programs leave."""
+    du, ddelta, dz, dB, dC, dA, dD, dbias, dh0 = outputs
+    assert du is not None and dB is not None and dC is not None and dA is not None
     tiles = TRITON_CHUNK // BACKWARD_STEPS + BACKWARD_STEPS // TAIL
-    inside, carry = (
-        torch.empty(k * p.programs * p.state_dim * CHANNELS, dtype=torch.float32, device=u.device) for k in (tiles, 1)
-    )
-    slices = 0 if p.own_BC else p.blocks // p.groups
+    before_tiles = tiles * p.threads * p.state_dim // p.share
+    rows = p.sequences * p.segments
+    params = torch.empty(rows, p.state_dim + 2, p.dim, dtype=torch.float32, device=u.device)
+    inside, carry = (torch.empty(k, dtype=torch.float32, device=u.device) for k in (before_tiles, p.resting))
+    slices = 0 if p.own_BC else p.warps
     make = torch.zeros if flags["PACKED"] else torch.empty
     slice_size = 2 * p.batch * p.groups * p.state_dim * p.length
     dBC = make(slices * slice_size, dtype=torch.float32, device=u.device)
@@ -276,15 +309,20 @@ def _gradient(
         *(dy, dy if dfinal is None else dfinal, u, *tensors.arguments, states, inside, carry),
         *(carry if t is None else t for t in (starts, du, ddelta, dz, dB, dC, dBC, params, dh0)),
         *(dy.stride(0), dy.stride(2), u.stride(0), u.stride(2), *tensors.strides),
-        *(p.batch, p.length, p.group_dim, p.state_dim, p.segment), sy_l=dy.stride(1), su_l=u.stride(1),
+        *(p.batch, p.length, p.group_dim, p.segment), sy_l=dy.stride(1), su_l=u.stride(1),
         HAS_FINAL=dfinal is not None, SPLIT=p.segments > 1, EXACT=exact, T=BACKWARD_STEPS,
-        UNROLL=_divisor(p.state_dim, UNROLL), NU=_divisor(p.state_dim, TOGETHER), **flags,
+        NU=_divisor(p.unroll, TOGETHER), **flags,
+    )  # fmt: skip
+    reduce_params[(-(-p.dim // 64), p.state_dim + 2)](
+        *(params, dA, params if dD is None else dD, params if dbias is None else dbias, rows, p.dim, p.state_dim),
+        HAS_D=dD is not None, HAS_BIAS=dbias is not None, ROWS=min(32, _power_of_2(rows)), BD=64,
     )  # fmt: skip
     if not p.own_BC and p.batch * p.length:
-        steps, states_each = 32, min(16, _power_of_2(p.state_dim))
-        reduce_BC[(p.batch * p.groups, -(-p.length // steps))](
-            *(dBC, dB, dC, slice_size, p.length, p.state_dim, p.groups, slices), NB=states_each, LB=steps
-        )
+        steps, states_each = 32, min(4, _power_of_2(p.state_dim))
+        reduce_BC[(p.batch * p.groups, -(-p.length // steps), -(-p.state_dim // states_each))](
+            *(dBC, dB, dC, slice_size, p.length, p.state_dim, p.groups, slices),
+            NB=states_each, LB=steps, TOGETHER=8, num_warps=2,
+        )  # fmt: skip
 
 
 def _divisor(n: int, limit: int) -> int:

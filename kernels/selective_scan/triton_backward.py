@@ -5,10 +5,10 @@
     du[t] = Δ[t] Σ_n g[t] B[t] + D gy[t]
     dΔ[t] = u[t] Σ_n g[t] B[t] + Σ_n g[t] m[t] A     dA = Σ_t g[t] m[t] Δ[t]     dh[0] = a[1] g[1]
 
-Each program walks a sequence (or segment) from its end with 32 channels, chunk by chunk. The states of a chunk are
-computed again from the one that forward kept; those before its tiles rest in `inside`. Within a tile of T steps and for
-one state at a time, all of the above stays in registers. The sums over the 32 channels go to `dBC`, one slice for every
-block of channels, and `reduce_BC` adds up the slices in a fixed order.
+Each program walks a sequence (or segment) from its end with a block of channels, chunk by chunk. The states of a chunk
+are computed again from the one that forward kept; those before its tiles rest in `inside`. Within a tile of T steps and
+for a few states at a time, all of the above stays in registers. The sums over a warp's channels go to `dBC`, one slice
+for every warp of a group, and `reduce_BC` adds up the slices in a fixed order.
 """
 
 
@@ -28,13 +28,18 @@ from mambaverse.kernels.selective_scan.triton_common import (
     load_input,
     load_pairs,
     load_rows,
+    pair_sums,
     place_of_sum,
     quarter_sums,
     sequence_of,
     sigmoid,
+    spread,
     step_size,
     store,
+    store_pair,
     store_rows,
+    thread_of,
+    touch,
     unpack,
     widen,
 )
@@ -57,159 +62,250 @@ def _states_of(
 
 
 @triton.jit
-def _gradient_tile(
-    p_dy, p_u, p_delta, p_z, p_du, p_ddelta, p_dz, p_B, p_C, p_BC, p_A2, p_before, p_g, p_dA, p_dB, p_dC, p_dBC,
-    B_step, C_step, sB_n, sC_n, N, L, left, m_d, b_D, b_bias,
-    dy_step: tl.constexpr, u_step: tl.constexpr, delta_step: tl.constexpr, z_step: tl.constexpr,
-    out_step: tl.constexpr, dBC_step: tl.constexpr, dim: tl.constexpr,
-    SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
-    FULL: tl.constexpr, EVEN: tl.constexpr, T: tl.constexpr, BD: tl.constexpr, NU: tl.constexpr, EXACT: tl.constexpr,
-    FAST: tl.constexpr,
+def _some_states(
+    A, hs, gs, dA, dt, x, gy, y, gx, gd, p_B, p_C, p_BC, p_dB, p_dC, p_dBC, p_sum, m_sum,
+    B_step, C_step, sB_n, sC_n, L, lane, left, m_d,
+    out_step: tl.constexpr, dBC_step: tl.constexpr, N: tl.constexpr, HAS_Z: tl.constexpr, OWN_BC: tl.constexpr,
+    BC_STEP: tl.constexpr, PAIR: tl.constexpr, FULL: tl.constexpr, T: tl.constexpr, BD: tl.constexpr,
+    SHARE: tl.constexpr, NU: tl.constexpr, EXACT: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Take the gradients of the states (N, BD) in `p_g` back over a tile; return what it adds to dD and d delta_bias.
+    """Take NU states through a tile and back; return their gradients before it, dA, and y, gx and gd with their parts.
 
-    NU states go together, to fill the latency of each other's recurrence; NU T rows are what `quarter_sums` sums.
+    They go together, to fill the latency of each other's recurrence; NU T rows are what `quarter_sums` sums.
     """
-    b_dy = load_rows(p_dy, dy_step, left, T, FULL, FAST)
-    b_u = load_rows(p_u, u_step, left, T, FULL, FAST)
-    b_delta = load_rows(p_delta, delta_step, left, T, FULL, FAST)
+    zero = tl.zeros([BD], tl.float32)
+    a, words = (), ()  # by step, then by state: states take their steps together
+    for i in tl.static_range(T):
+        a = a + decays(dt[i], A, NU)
+        row = i if FULL else tl.minimum(i, left - 1)
+        if not OWN_BC:
+            words = words + load_pairs(p_BC + row * BC_STEP, NU, PAIR, FAST)
+    m, bs, cs, dC, new_y = (), (), (), (), ()
+    for i in tl.static_range(T):
+        row = i if FULL else tl.minimum(i, left - 1)
+        after = ()
+        y_i = y[i]
+        for k in tl.static_range(NU):
+            if OWN_BC:
+                b = widen(load_input(p_B + row * B_step + k * sB_n, FAST), p_B, FAST)
+                c = widen(load_input(p_C + row * C_step + k * sC_n, FAST), p_C, FAST)
+            else:
+                b, c = unpack(words[i * NU + k], PAIR, FAST)
+            m_i = a[i * NU + k] * hs[k]
+            h = x[i] * b + m_i
+            if HAS_Z:
+                y_i += c * h
+            m, bs, cs, dC, after = m + (m_i,), bs + (b,), cs + (c,), dC + (gy[i] * h,), after + (h,)
+        hs, new_y = after, new_y + (y_i,)
+    sums_C = (zero, zero, zero, zero)
+    sums_B = (zero, zero, zero, zero)
+    if FAST and not OWN_BC:
+        for j in tl.static_range(0, NU * T, 4):
+            sums_C = quarter_sums(sums_C, (dC[j], dC[j + 1], dC[j + 2], dC[j + 3]), lane, j // 4, EXACT)
+    dB, new_gx, new_gd = (), (), ()  # these grow from the last step to the first
+    for i in tl.static_range(T - 1, -1, -1):
+        now, new_dA, dB_i = (), (), ()
+        gx_i, gd_i = gx[i], gd[i]
+        for k in tl.static_range(NU):
+            gyc = gy[i] * cs[i * NU + k]
+            if i == T - 1:
+                g = gs[k] + gyc
+            else:
+                g = a[(i + 1) * NU + k] * gs[k] + gyc  # one operation on the way from step to step
+            gz = g * m[i * NU + k]
+            gx_i += g * bs[i * NU + k]
+            gd_i += gz * A[k]
+            new_dA, dB_i = new_dA + (dA[k] + gz * dt[i],), dB_i + (g * x[i],)
+            now = now + (g,)
+        gs, dA, dB = now, new_dA, dB_i + dB
+        new_gx, new_gd = (gx_i,) + new_gx, (gd_i,) + new_gd
+    before = ()
+    for k in tl.static_range(NU):
+        before = before + (a[k] * gs[k],)
+    if OWN_BC:
+        for k in tl.static_range(NU):
+            for i in tl.static_range(T):
+                o_n = i * out_step * N + k
+                store(p_dB + o_n, dB[i * NU + k], m_d & (i < left), True, FAST)
+                store(p_dC + o_n, dC[i * NU + k], m_d & (i < left), True, FAST)
+    elif FAST:
+        for j in tl.static_range(0, NU * T, 4):
+            sums_B = quarter_sums(sums_B, (dB[j], dB[j + 1], dB[j + 2], dB[j + 3]), lane, j // 4, EXACT)
+        total_B, total_C = finish_sums(sums_B, sums_C, lane, SHARE)
+        if SHARE == 1:
+            store(p_sum, total_B, m_sum, True, FAST)
+        else:
+            store_pair(p_sum, total_B, total_C, m_sum)
+    else:
+        halves = tl.arange(0, SHARE) * (N // SHARE) * L * 2
+        for k in tl.static_range(NU):
+            for i in tl.static_range(T):
+                p_i = p_dBC + k * L * 2 + i * dBC_step + halves
+                b = tl.sum(tl.reshape(tl.where(m_d, dB[i * NU + k], 0.0), [SHARE, BD // SHARE]), 1)
+                c = tl.sum(tl.reshape(tl.where(m_d, dC[i * NU + k], 0.0), [SHARE, BD // SHARE]), 1)
+                store(p_i, b, i < left, True, FAST)
+                store(p_i + 1, c, i < left, True, FAST)
+    return before, dA, new_y, new_gx, new_gd
+
+
+@triton.jit
+def _gradient_tile(
+    gs, dA, A, p_dy, p_u, p_delta, p_z, p_du, p_ddelta, p_dz, p_B, p_C, p_BC, p_A2, p_before, p_g, p_dA,
+    p_dB, p_dC, p_dBC, B_step, C_step, sB_n, sC_n, L, which, lane, left, m_d, b_D, b_bias,
+    dy_step: tl.constexpr, u_step: tl.constexpr, delta_step: tl.constexpr, z_step: tl.constexpr,
+    out_step: tl.constexpr, dBC_step: tl.constexpr, dim: tl.constexpr, N: tl.constexpr,
+    SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
+    FULL: tl.constexpr, EVEN: tl.constexpr, T: tl.constexpr, BD: tl.constexpr, NU: tl.constexpr,
+    SHARE: tl.constexpr, HELD: tl.constexpr, EXACT: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Take the gradients of the states back over a tile; return them, dA, and what it adds to dD and d delta_bias.
+
+    If HELD, `gs`, `dA` and `A` are those of all states of a thread; else they are read from `p_g` and `p_dA`, and
+    written there. The states before the tile (N / SHARE, BD) come from `p_before`.
+    """
+    OWN: tl.constexpr = N // SHARE
+    b_dy = load_rows(p_dy, dy_step, which, left, T, SHARE, FULL, FAST)
+    b_u = load_rows(p_u, u_step, which, left, T, SHARE, FULL, FAST)
+    b_delta = load_rows(p_delta, delta_step, which, left, T, SHARE, FULL, FAST)
     b_z = b_u
     if HAS_Z:
-        b_z = load_rows(p_z, z_step, left, T, FULL, FAST)
-    A, hs, gs, dA = _states_of(p_A2, p_before, p_g, p_dA, 0, dim, BD, NU, FAST)
-    dt, x, gy, y, gx, gd = (), (), (), (), (), ()
+        b_z = load_rows(p_z, z_step, which, left, T, SHARE, FULL, FAST)
+    own_dt, own_x, own_gy, y, gx, gd = (), (), (), (), (), ()
     zero = tl.zeros([BD], tl.float32)
-    for i in tl.static_range(T):
-        dt_i = step_size(widen(b_delta[i], p_delta, FAST), b_bias, SOFTPLUS, FAST)
-        gy_i, u_i = widen(b_dy[i], p_dy, FAST), widen(b_u[i], p_u, FAST)
+    for j in tl.static_range(T // SHARE):
+        here = SHARE * j + which < left
+        dt_i = step_size(widen(b_delta[j], p_delta, FAST), b_bias, SOFTPLUS, FAST)
+        gy_i, u_i = widen(b_dy[j], p_dy, FAST), widen(b_u[j], p_u, FAST)
         if HAS_Z:
-            z_i = widen(b_z[i], p_z, FAST)
+            z_i = widen(b_z[j], p_z, FAST)
             gy_i = gy_i * z_i * sigmoid(z_i, FAST)
         if not (FULL and EVEN):  # a step or channel that is not there changes no sum
-            m_row = m_d if FULL else m_d & (i < left)
+            m_row = m_d if FULL else m_d & here
             gy_i, u_i = tl.where(m_row, gy_i, 0.0), tl.where(m_row, u_i, 0.0)
         if not FULL:
-            dt_i = tl.where(i < left, dt_i, 0.0)
-        dt, gy, x = dt + (dt_i,), gy + (gy_i,), x + (dt_i * u_i,)
-        y, gx, gd = y + (b_D * u_i,), gx + (zero,), gd + (zero,)
+            dt_i = tl.where(here, dt_i, 0.0)
+        own_dt, own_gy, own_x = own_dt + (dt_i,), own_gy + (gy_i,), own_x + (dt_i * u_i,)
+    dt, x = spread(own_dt, lane, T, SHARE, BD, FAST), spread(own_x, lane, T, SHARE, BD, FAST)
+    gy = spread(own_gy, lane, T, SHARE, BD, FAST)
+    for _ in tl.static_range(T):
+        y, gx, gd = y + (zero,), gx + (zero,), gd + (zero,)
     p_sum, m_sum = p_dBC, m_d
     if FAST:
-        lane = lane_of(tl.arange(0, BD))
-        o_row, o_which = place_of_sum(lane)
-        p_sum = p_dBC + (o_row % NU) * L * 2 + (o_row // NU) * dBC_step + o_which
+        o_row, o_which = place_of_sum(lane, SHARE)
+        p_sum = p_dBC + (o_row % NU + which * OWN) * L * 2 + (o_row // NU) * dBC_step + o_which
         m_sum = o_row < NU * T if FULL else o_row < NU * tl.minimum(T, left)
 
-    for n_0 in range(0, N, NU):
-        next_A, next_h, next_g, next_dA = _states_of(
-            p_A2, p_before, p_g, p_dA, tl.minimum(n_0 + NU, N - NU), dim, BD, NU, FAST
-        )
-        q_BC, q_B, q_C = p_BC + n_0, p_B + n_0 * sB_n, p_C + n_0 * sC_n
-        a, words = (), ()  # by step, then by state: states take their steps together
-        for i in tl.static_range(T):
-            a = a + decays(dt[i], A, NU)
-            row = i if FULL else tl.minimum(i, left - 1)
-            if not OWN_BC:
-                words = words + load_pairs(q_BC + row * BC_STEP, NU, PAIR, FAST)
-        m, bs, cs, dC, new_y = (), (), (), (), ()
-        for i in tl.static_range(T):
-            row = i if FULL else tl.minimum(i, left - 1)
-            after = ()
-            y_i = y[i]
+    if HELD:
+        all_g, all_dA = (), ()
+        for n_0 in tl.static_range(0, OWN, NU):
+            some_A, hs, some_g, some_dA = (), (), (), ()
             for k in tl.static_range(NU):
-                if OWN_BC:
-                    b = widen(load_input(q_B + row * B_step + k * sB_n, FAST), p_B, FAST)
-                    c = widen(load_input(q_C + row * C_step + k * sC_n, FAST), p_C, FAST)
-                else:
-                    b, c = unpack(words[i * NU + k], PAIR, FAST)
-                m_i = a[i * NU + k] * hs[k]
-                h = x[i] * b + m_i
-                if HAS_Z:
-                    y_i += c * h
-                m, bs, cs, dC, after = m + (m_i,), bs + (b,), cs + (c,), dC + (gy[i] * h,), after + (h,)
-            hs, new_y = after, new_y + (y_i,)
-        sums_C = (zero, zero, zero, zero)
-        sums_B = (zero, zero, zero, zero)
-        if FAST and not OWN_BC:
-            for j in tl.static_range(0, NU * T, 4):
-                sums_C = quarter_sums(sums_C, (dC[j], dC[j + 1], dC[j + 2], dC[j + 3]), lane, j // 4, EXACT)
-        dB, new_gx, new_gd = (), (), ()  # these grow from the last step to the first
-        for i in tl.static_range(T - 1, -1, -1):
-            before, new_dA, dB_i = (), (), ()
-            gx_i, gd_i = gx[i], gd[i]
+                hs = hs + (load(p_before + (n_0 + k) * BD, FAST),)
+                some_A, some_g, some_dA = some_A + (A[n_0 + k],), some_g + (gs[n_0 + k],), some_dA + (dA[n_0 + k],)
+            some_g, some_dA, y, gx, gd = _some_states(
+                some_A, hs, some_g, some_dA, dt, x, gy, y, gx, gd, p_B + n_0 * sB_n, p_C + n_0 * sC_n, p_BC + n_0,
+                p_dB + n_0, p_dC + n_0, p_dBC + n_0 * L * 2, p_sum + n_0 * L * 2, m_sum,
+                B_step, C_step, sB_n, sC_n, L, lane, left, m_d, out_step, dBC_step, N, HAS_Z, OWN_BC, BC_STEP, PAIR,
+                FULL, T, BD, SHARE, NU, EXACT, FAST,
+            )  # fmt: skip
+            all_g, all_dA = all_g + some_g, all_dA + some_dA
+        gs, dA = all_g, all_dA
+    else:
+        block_A, hs, block_g, block_dA = _states_of(p_A2, p_before, p_g, p_dA, 0, dim, BD, NU, FAST)
+        for n_0 in range(0, OWN, NU):
+            next_A, next_h, next_g, next_dA = _states_of(
+                p_A2, p_before, p_g, p_dA, tl.minimum(n_0 + NU, OWN - NU), dim, BD, NU, FAST
+            )
+            block_g, block_dA, y, gx, gd = _some_states(
+                block_A, hs, block_g, block_dA, dt, x, gy, y, gx, gd, p_B + n_0 * sB_n, p_C + n_0 * sC_n, p_BC + n_0,
+                p_dB + n_0, p_dC + n_0, p_dBC + n_0 * L * 2, p_sum + n_0 * L * 2, m_sum,
+                B_step, C_step, sB_n, sC_n, L, lane, left, m_d, out_step, dBC_step, N, HAS_Z, OWN_BC, BC_STEP, PAIR,
+                FULL, T, BD, SHARE, NU, EXACT, FAST,
+            )  # fmt: skip
             for k in tl.static_range(NU):
-                g = gy[i] * cs[i * NU + k] + gs[k]
-                gz = g * m[i * NU + k]
-                gx_i += g * bs[i * NU + k]
-                gd_i += gz * A[k]
-                new_dA, dB_i = new_dA + (dA[k] + gz * dt[i],), dB_i + (g * x[i],)
-                before = before + (a[i * NU + k] * g,)
-            gs, dA, dB = before, new_dA, dB_i + dB
-            new_gx, new_gd = (gx_i,) + new_gx, (gd_i,) + new_gd
-        if FAST and not OWN_BC:
-            for j in tl.static_range(0, NU * T, 4):
-                sums_B = quarter_sums(sums_B, (dB[j], dB[j + 1], dB[j + 2], dB[j + 3]), lane, j // 4, EXACT)
-        y, gx, gd, new_g, new_dA = new_y, new_gx, new_gd, gs, dA
-        for k in tl.static_range(NU):
-            store(p_g + n_0 * BD + k * BD, new_g[k], None, False, FAST)
-            store(p_dA + n_0 * dim + k * dim, new_dA[k], m_d, not EVEN, FAST)
-        if OWN_BC:
-            for k in tl.static_range(NU):
-                for i in tl.static_range(T):
-                    o_n = i * out_step * N + n_0 + k
-                    store(p_dB + o_n, dB[i * NU + k], m_d & (i < left), True, FAST)
-                    store(p_dC + o_n, dC[i * NU + k], m_d & (i < left), True, FAST)
-        elif FAST:
-            total = finish_sums(sums_B, sums_C, lane)
-            store(p_sum + n_0 * L * 2, total, m_sum, True, FAST)
-        else:
-            for k in tl.static_range(NU):
-                for i in tl.static_range(T):
-                    p_i = p_dBC + (n_0 + k) * L * 2 + i * dBC_step
-                    store(p_i, tl.sum(tl.where(m_d, dB[i * NU + k], 0.0)), i < left, True, FAST)
-                    store(p_i + 1, tl.sum(tl.where(m_d, dC[i * NU + k], 0.0)), i < left, True, FAST)
-        A, hs, gs, dA = next_A, next_h, next_g, next_dA
+                store(p_g + (n_0 + k) * BD, block_g[k], None, False, FAST)
+                store(p_dA + (n_0 + k) * dim, block_dA[k], m_d, not EVEN, FAST)
+            block_A, hs, block_g, block_dA = next_A, next_h, next_g, next_dA
 
-    b_dy = load_rows(p_dy, dy_step, left, T, FULL, FAST)  # once more, from the cache: registers are scarcer
-    b_u = load_rows(p_u, u_step, left, T, FULL, FAST)
-    b_delta = load_rows(p_delta, delta_step, left, T, FULL, FAST)
+    b_dy = load_rows(
+        p_dy, dy_step, which, left, T, SHARE, FULL, FAST
+    )  # once more, from the cache: registers are scarce
+    b_u = load_rows(p_u, u_step, which, left, T, SHARE, FULL, FAST)
+    b_delta = load_rows(p_delta, delta_step, which, left, T, SHARE, FULL, FAST)
     if HAS_Z:
-        b_z = load_rows(p_z, z_step, left, T, FULL, FAST)
+        b_z = load_rows(p_z, z_step, which, left, T, SHARE, FULL, FAST)
+    y, gx, gd = (
+        pair_sums(y, which, T, SHARE, BD, FAST),
+        pair_sums(gx, which, T, SHARE, BD, FAST),
+        pair_sums(gd, which, T, SHARE, BD, FAST),
+    )
     dD, dbias = zero, zero
     du, ddelta, dz = (), (), ()
-    for i in tl.static_range(T):
-        u_i = widen(b_u[i], p_u, FAST)
-        du = du + (gx[i] * dt[i] + gy[i] * b_D,)
-        ddelta_i = gx[i] * u_i + gd[i] * LN2
+    for j in tl.static_range(T // SHARE):
+        here = SHARE * j + which < left
+        u_i = widen(b_u[j], p_u, FAST)
+        du = du + (gx[j] * own_dt[j] + own_gy[j] * b_D,)
+        ddelta_i = gx[j] * u_i + gd[j] * LN2
         if SOFTPLUS:
-            ddelta_i = ddelta_i * sigmoid(widen(b_delta[i], p_delta, FAST) + b_bias, FAST)
+            ddelta_i = ddelta_i * sigmoid(widen(b_delta[j], p_delta, FAST) + b_bias, FAST)
         ddelta = ddelta + (ddelta_i,)
         if HAS_Z:
-            z_i = widen(b_z[i], p_z, FAST)
+            z_i = widen(b_z[j], p_z, FAST)
             s = sigmoid(z_i, FAST)
-            dz = dz + (widen(b_dy[i], p_dy, FAST) * y[i] * s * (1.0 + z_i * (1.0 - s)),)
-        dD += gy[i] * (u_i if FULL else tl.where(i < left, u_i, 0.0))
-        dbias += ddelta_i if FULL else tl.where(i < left, ddelta_i, 0.0)
-    store_rows(p_du, du, out_step, left, m_d, T, FULL, EVEN, FAST)
-    store_rows(p_ddelta, ddelta, out_step, left, m_d, T, FULL, EVEN, FAST)
+            y_i = y[j] + b_D * u_i
+            dz = dz + (widen(b_dy[j], p_dy, FAST) * y_i * s * (1.0 + z_i * (1.0 - s)),)
+        dD += own_gy[j] * (u_i if FULL else tl.where(here, u_i, 0.0))
+        dbias += ddelta_i if FULL else tl.where(here, ddelta_i, 0.0)
+    store_rows(p_du, du, out_step, which, left, m_d, T, SHARE, FULL, EVEN, FAST)
+    store_rows(p_ddelta, ddelta, out_step, which, left, m_d, T, SHARE, FULL, EVEN, FAST)
     if HAS_Z:
-        store_rows(p_dz, dz, out_step, left, m_d, T, FULL, EVEN, FAST)
-    return dD, dbias
+        store_rows(p_dz, dz, out_step, which, left, m_d, T, SHARE, FULL, EVEN, FAST)
+    return gs, dA, dD, dbias
 
 
 @triton.jit
 def _again(
-    p_u, p_delta, p_z, p_dy, p_B, p_C, p_BC, p_A2, p_before, p_after, B_step, C_step, sB_n, sC_n, N, m_d, b_D, b_bias,
-    u_step: tl.constexpr, delta_step: tl.constexpr, out_step: tl.constexpr, dim: tl.constexpr,
+    hs, A, p_u, p_delta, p_z, p_dy, p_B, p_C, p_BC, p_A2, p_before, p_after, B_step, C_step, sB_n, sC_n,
+    which, lane, m_d, b_D, b_bias,
+    u_step: tl.constexpr, delta_step: tl.constexpr, out_step: tl.constexpr, dim: tl.constexpr, N: tl.constexpr,
     SOFTPLUS: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr, EVEN: tl.constexpr,
-    T: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, FAST: tl.constexpr,
+    T: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SHARE: tl.constexpr, HELD: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
-    """Compute the states after a tile again."""
-    b_u, b_delta, b_z = load_tile(p_u, p_delta, p_z, T, u_step, delta_step, 0, SUMMARY, False, T, True, FAST)
-    scan_tile(
-        b_u, b_delta, b_z, p_u, p_delta, p_z, p_dy, p_B, p_C, p_BC, p_A2, p_before, p_after, p_before,
-        B_step, C_step, sB_n, sC_n, N, T, m_d, m_d, b_D, b_bias, out_step, dim,
-        SUMMARY, SOFTPLUS, False, False, OWN_BC, BC_STEP, PAIR, True, EVEN, T, BD, UNROLL, FAST,
+    """Compute the states after a tile again, and leave them in `p_after`."""
+    b_u, b_delta, b_z = load_tile(
+        p_u, p_delta, p_z, which, T, u_step, delta_step, 0, SUMMARY, False, T, SHARE, True, FAST
+    )
+    hs, _ = scan_tile(
+        hs, A, b_u, b_delta, b_z, p_u, p_delta, p_z, p_dy, p_B, p_C, p_BC, p_A2, p_before, p_after, p_before,
+        B_step, C_step, sB_n, sC_n, which, lane, T, m_d, m_d, b_D, b_bias, out_step, dim, N,
+        SUMMARY, SOFTPLUS, False, False, OWN_BC, BC_STEP, PAIR, True, EVEN, T, BD, UNROLL, SHARE, HELD, FAST,
     )  # fmt: skip
+    if HELD:
+        for n in tl.static_range(N // SHARE):
+            store(p_after + n * BD, hs[n], None, False, FAST)
+    return hs
+
+
+@triton.jit
+def _touch_chunk(
+    p_u, p_delta, p_z, p_dy, p_BC, p_state, t, count,
+    u_step: tl.constexpr, delta_step: tl.constexpr, z_step: tl.constexpr, dy_step: tl.constexpr, dim: tl.constexpr,
+    HAS_Z: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, N: tl.constexpr, BD: tl.constexpr,
+    WARP: tl.constexpr, CHUNK: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """`touch` the rows of the chunk at t, a row a thread, and the states before it."""
+    place = tl.arange(0, BD) % WARP
+    seen = touch(p_state + tl.minimum(place, N - 1) * dim, FAST)
+    for first in tl.static_range(0, CHUNK, WARP):
+        row = tl.maximum(tl.minimum(t + first + place, count - 1), 0).to(tl.int64)
+        seen ^= touch(p_u + row * u_step, FAST) ^ touch(p_delta + row * delta_step, FAST)
+        seen ^= touch(p_dy + row * dy_step, FAST)
+        if HAS_Z:
+            seen ^= touch(p_z + row * z_step, FAST)
+        if not OWN_BC:
+            seen ^= touch(p_BC + row * BC_STEP, FAST)
+    return seen
 
 
 @triton.jit(do_not_specialize=["batch", "L", "segment", "sB_l", "sC_l"])
@@ -218,28 +314,40 @@ def gradient(
     du, ddelta, dz, dB, dC, dBC, dparams, dh0,
     sy_b, sy_d, su_b, su_d, sd_b, sd_d, sz_b, sz_d,
     sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
-    batch, L, group_dim, N, segment,
+    batch, L, group_dim, segment, N: tl.constexpr,
     sy_l: tl.constexpr, su_l: tl.constexpr, sd_l: tl.constexpr, sz_l: tl.constexpr, dim: tl.constexpr,
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr, HAS_FINAL: tl.constexpr,
     PACKED: tl.constexpr, SPLIT: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
     EVEN: tl.constexpr, CHUNK: tl.constexpr, T: tl.constexpr, TAIL: tl.constexpr, BD: tl.constexpr,
-    UNROLL: tl.constexpr, NU: tl.constexpr, EXACT: tl.constexpr, FAST: tl.constexpr,
+    WARP: tl.constexpr, UNROLL: tl.constexpr, NU: tl.constexpr, SHARE: tl.constexpr, EXACT: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """The gradients of everything.
 
     Grid: (blocks of channels of all groups, times sequences; segments). Memory of a program: `inside`
-    (CHUNK / T + T / TAIL, N, BD) and `carry` (N, BD). `dparams` (sequences, segments, N + 2, D) gets dA, dD and
-    d delta_bias; `dBC` (blocks of a group, B, G, N, L, 2) dB and dC, or `dB` and `dC` (B, L, D, N) if OWN_BC. If SPLIT,
-    `starts` (sequences, segments, N, D) has the gradients of the states after the segments.
+    (CHUNK / T + T / TAIL, N / SHARE, BD) and, where a thread has more states than UNROLL, `carry` (N / SHARE, BD).
+    `dparams` (sequences, segments, N + 2, D) gets dA, dD and d delta_bias; `dBC` (warps of a group, B, G, N, L, 2) dB
+    and dC, or `dB` and `dC` (B, L, D, N) if OWN_BC. If SPLIT, `starts` (sequences, segments, N, D) has the gradients of
+    the states after the segments.
     """
-    blocks = tl.cdiv(group_dim, BD)
+    CHANNELS: tl.constexpr = BD // SHARE
+    OWN: tl.constexpr = N // SHARE  # states of a thread
+    HELD: tl.constexpr = OWN == UNROLL  # their gradients and dA in registers, all the way
+    TILES: tl.constexpr = CHUNK // T + T // TAIL
+    blocks = tl.cdiv(group_dim, CHANNELS)
     i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     i_d, i_s = i_p % (blocks * (dim // group_dim)), i_p // (blocks * (dim // group_dim))
     i_g = i_d // blocks
-    within = (i_d % blocks) * BD + tl.arange(0, BD)
+    place = tl.arange(0, BD)
+    lane = place
+    if FAST:
+        lane = lane_of(place)
+    which, channel = thread_of(place, SHARE, WARP)
+    within = (i_d % blocks) * CHANNELS + channel
     m_d = within < group_dim
     o_d = i_g * group_dim + tl.minimum(within, group_dim - 1)
+    o_n = which * OWN
 
     start, length = sequence_of(cu, i_s, L, PACKED)
     i_b = i_s * 0 if PACKED else i_s
@@ -260,73 +368,114 @@ def gradient(
     p_delta = delta + i_b * sd_b + first * sd_l + o_d * sd_d
     p_z = z + i_b * sz_b + first * sz_l + o_d * sz_d
     o_out = (i_b * L + first) * dim + o_d
-    p_BC = BC + (i_b * L + first) * BC_STEP + i_g * N + tl.zeros([BD], tl.int64)
-    p_B = B + i_b * sB_b + first * sB_l + o_d * sB_g
-    p_C = C + i_b * sC_b + first * sC_l + o_d * sC_g
-    p_dBC = dBC + 2 * ((((i_d % blocks) * batch + i_b) * (dim // group_dim) + i_g) * N * long_L + first)
+    p_BC = BC + (i_b * L + first) * BC_STEP + i_g * N + o_n.to(tl.int64)
+    p_B = B + i_b * sB_b + first * sB_l + o_d * sB_g + o_n * sB_n
+    p_C = C + i_b * sC_b + first * sC_l + o_d * sC_g + o_n * sC_n
+    p_A2 = A2 + o_d + o_n * dim
+    slice_of_warp = (i_d % blocks) * (BD // WARP)
+    if FAST:
+        slice_of_warp += place // WARP
+    p_dBC = dBC + 2 * (((slice_of_warp * batch + i_b) * (dim // group_dim) + i_g) * N * long_L + first)
     b_bias = widen(load_input(bias + o_d, FAST), bias, FAST) if HAS_BIAS else tl.zeros([BD], tl.float32)
     b_D = widen(load_input(D + o_d, FAST), D, FAST) if HAS_D else tl.zeros([BD], tl.float32)
 
     program = i_c * tl.num_programs(0) + i_p
-    p_inside = inside + program * (CHUNK // T + T // TAIL) * N * BD + tl.arange(0, BD)
-    p_g = carry + program * N * BD + tl.arange(0, BD)
-    o_segment = (i_s * num_segments + i_c) * N * dim + o_d
-    p_dA = dparams + (i_s * num_segments + i_c) * (N + 2) * dim + o_d
+    p_inside = inside + program * TILES * OWN * BD + place
+    p_g = carry + program * OWN * BD + place
+    o_segment = ((i_s * num_segments + i_c) * N + o_n) * dim + o_d
+    p_params = dparams + (i_s * num_segments + i_c) * (N + 2) * dim + o_d
+    p_dA = p_params + o_n * dim
     zero = tl.zeros([BD], tl.float32)
-    for n in range(N):
-        g = zero
-        if SPLIT:
-            g = load(starts + o_segment + n * dim, FAST)
-        elif HAS_FINAL:
-            g = load(dfinal + (i_s * dim + o_d) * N + n, FAST)
-        store(p_g + n * BD, g, None, False, FAST)
-        store(p_dA + n * dim, zero, m_d, True, FAST)
+    gs, dA, A = (), (), ()
+    if HELD:
+        for n in tl.static_range(OWN):
+            g = zero
+            if SPLIT:
+                g = load(starts + o_segment + n * dim, FAST)
+            elif HAS_FINAL:
+                g = load(dfinal + (i_s * dim + o_d) * N + o_n + n, FAST)
+            gs, dA, A = gs + (g,), dA + (zero,), A + (load_input(p_A2 + n * dim, FAST),)
+    else:
+        for n in range(OWN):
+            g = zero
+            if SPLIT:
+                g = load(starts + o_segment + n * dim, FAST)
+            elif HAS_FINAL:
+                g = load(dfinal + (i_s * dim + o_d) * N + o_n + n, FAST)
+            store(p_g + n * BD, g, None, False, FAST)
+            store(p_dA + n * dim, zero, m_d, True, FAST)
 
     b_dD, b_dbias = zero, zero
     row_of_chunk = i_b * (L // CHUNK) + start // CHUNK - 1
     chunks = tl.cdiv(count, CHUNK)
+    o_0 = i_g * group_dim + tl.minimum(within // (WARP // SHARE) * (WARP // SHARE), group_dim - 1)  # the warp's first
+    q_u = u + i_b * su_b + first * su_l + o_0 * su_d
+    q_delta = delta + i_b * sd_b + first * sd_l + o_0 * sd_d
+    q_z = z + i_b * sz_b + first * sz_l + o_0 * sz_d
+    q_dy = dy + i_b * sy_b + first * sy_l + o_0 * sy_d
+    seen = tl.zeros([BD], tl.int32)
     for k in range(chunks):
         t_chunk = (chunks - 1 - k) * CHUNK
         now = low + t_chunk
-        for n in range(N):
-            h = zero
-            if now > 0:
-                h = load(states + ((row_of_chunk + now // CHUNK) * N + n) * dim + o_d, FAST)
-            elif HAS_H0:
-                h = widen(load_input(h0 + i_s * sh_s + o_d * sh_d + n * sh_n, FAST), h0, FAST)
-            store(p_inside + n * BD, h, None, False, FAST)
+        q_kept, q_next = p_A2, A2 + tl.zeros([BD], tl.int64)  # something that can be read, where there is no state
+        if now > 0:
+            q_kept = states + ((row_of_chunk + now // CHUNK) * N + o_n) * dim + o_d
+        if now > CHUNK:
+            q_next = states + (row_of_chunk + now // CHUNK - 1) * N * dim + o_0
+        hs = ()
+        if HELD:
+            for n in tl.static_range(OWN):
+                hs = hs + (load(q_kept + n * dim, FAST),)
+            before = ()
+            for n in tl.static_range(OWN):
+                h = zero
+                if HAS_H0:
+                    h = widen(load_input(h0 + i_s * sh_s + o_d * sh_d + (o_n + n) * sh_n, FAST), h0, FAST)
+                before = before + (tl.where(now > 0, hs[n], h),)
+                store(p_inside + n * BD, before[n], None, False, FAST)
+            hs = before
+        else:
+            for n in range(OWN):
+                h = zero
+                if HAS_H0:
+                    h = widen(load_input(h0 + i_s * sh_s + o_d * sh_d + (o_n + n) * sh_n, FAST), h0, FAST)
+                h = tl.where(now > 0, load(q_kept + n * dim, FAST), h)
+                store(p_inside + n * BD, h, None, False, FAST)
+        seen ^= _touch_chunk(
+            q_u, q_delta, q_z, q_dy, p_BC, q_next, tl.maximum(t_chunk - CHUNK, 0), count,
+            u_step, delta_step, z_step, dy_step, dim, HAS_Z, OWN_BC, sign * BC_STEP, N, BD, WARP, CHUNK, FAST,
+        )  # fmt: skip
         steps = tl.minimum(count - t_chunk, CHUNK)
         whole = steps // T  # tiles of T steps, then tiles of TAIL steps
         ends = tl.cdiv(steps - whole * T, TAIL)
         for r in range(whole - (1 if ends == 0 else 0)):
             t = (t_chunk + r * T).to(tl.int64)
-            _again(
-                p_u + t * u_step, p_delta + t * delta_step, p_z, p_dy, p_B + t * B_step, p_C + t * C_step,
-                p_BC + t * sign * BC_STEP, A2 + o_d, p_inside + r * N * BD, p_inside + (r + 1) * N * BD,
-                B_step, C_step, sB_n, sC_n, N, m_d, b_D, b_bias, u_step, delta_step, out_step, dim,
-                SOFTPLUS, OWN_BC, sign * BC_STEP, PAIR, EVEN, T, BD, UNROLL, FAST,
+            hs = _again(
+                hs, A, p_u + t * u_step, p_delta + t * delta_step, p_z, p_dy, p_B + t * B_step, p_C + t * C_step,
+                p_BC + t * sign * BC_STEP, p_A2, p_inside + r * OWN * BD, p_inside + (r + 1) * OWN * BD,
+                B_step, C_step, sB_n, sC_n, which, lane, m_d, b_D, b_bias, u_step, delta_step, out_step, dim, N,
+                SOFTPLUS, OWN_BC, sign * BC_STEP, PAIR, EVEN, T, BD, UNROLL, SHARE, HELD, FAST,
             )  # fmt: skip
         for k_end in range(ends - 1):
             r = whole + k_end
             t = (t_chunk + whole * T + k_end * TAIL).to(tl.int64)
-            _again(
-                p_u + t * u_step, p_delta + t * delta_step, p_z, p_dy, p_B + t * B_step, p_C + t * C_step,
-                p_BC + t * sign * BC_STEP, A2 + o_d, p_inside + r * N * BD, p_inside + (r + 1) * N * BD,
-                B_step, C_step, sB_n, sC_n, N, m_d, b_D, b_bias, u_step, delta_step, out_step, dim,
-                SOFTPLUS, OWN_BC, sign * BC_STEP, PAIR, EVEN, TAIL, BD, UNROLL, FAST,
+            hs = _again(
+                hs, A, p_u + t * u_step, p_delta + t * delta_step, p_z, p_dy, p_B + t * B_step, p_C + t * C_step,
+                p_BC + t * sign * BC_STEP, p_A2, p_inside + r * OWN * BD, p_inside + (r + 1) * OWN * BD,
+                B_step, C_step, sB_n, sC_n, which, lane, m_d, b_D, b_bias, u_step, delta_step, out_step, dim, N,
+                SOFTPLUS, OWN_BC, sign * BC_STEP, PAIR, EVEN, TAIL, BD, UNROLL, SHARE, HELD, FAST,
             )  # fmt: skip
         for k_end in range(ends):
             r = whole + ends - 1 - k_end
             t = (t_chunk + whole * T + (ends - 1 - k_end) * TAIL).to(tl.int64)
             o_t = o_out + t * out_step
-            dD_t, dbias_t = _gradient_tile(
-                p_dy + t * dy_step, p_u + t * u_step, p_delta + t * delta_step, p_z + t * z_step,
-                du + o_t, ddelta + o_t, dz + o_t,
-                p_B + t * B_step, p_C + t * C_step, p_BC + t * sign * BC_STEP, A2 + o_d, p_inside + r * N * BD, p_g,
-                p_dA, dB + o_t * N, dC + o_t * N, p_dBC + t * 2 * sign,
-                B_step, C_step, sB_n, sC_n, N, long_L, (count - t).to(tl.int32), m_d, b_D, b_bias,
-                dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim,
-                SOFTPLUS, HAS_Z, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL, BD, NU, EXACT, FAST,
+            gs, dA, dD_t, dbias_t = _gradient_tile(
+                gs, dA, A, p_dy + t * dy_step, p_u + t * u_step, p_delta + t * delta_step, p_z + t * z_step,
+                du + o_t, ddelta + o_t, dz + o_t, p_B + t * B_step, p_C + t * C_step, p_BC + t * sign * BC_STEP, p_A2,
+                p_inside + r * OWN * BD, p_g, p_dA, dB + o_t * N + o_n, dC + o_t * N + o_n, p_dBC + t * 2 * sign,
+                B_step, C_step, sB_n, sC_n, long_L, which, lane, (count - t).to(tl.int32), m_d, b_D, b_bias,
+                dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N,
+                SOFTPLUS, HAS_Z, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL, BD, NU, SHARE, HELD, EXACT, FAST,
             )  # fmt: skip
             b_dD += dD_t
             b_dbias += dbias_t
@@ -334,42 +483,83 @@ def gradient(
             r = whole - 1 - k_tile
             t = (t_chunk + r * T).to(tl.int64)
             o_t = o_out + t * out_step
-            dD_t, dbias_t = _gradient_tile(
-                p_dy + t * dy_step, p_u + t * u_step, p_delta + t * delta_step, p_z + t * z_step,
-                du + o_t, ddelta + o_t, dz + o_t,
-                p_B + t * B_step, p_C + t * C_step, p_BC + t * sign * BC_STEP, A2 + o_d, p_inside + r * N * BD, p_g,
-                p_dA, dB + o_t * N, dC + o_t * N, p_dBC + t * 2 * sign,
-                B_step, C_step, sB_n, sC_n, N, long_L, T, m_d, b_D, b_bias,
-                dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim,
-                SOFTPLUS, HAS_Z, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD, NU, EXACT, FAST,
+            gs, dA, dD_t, dbias_t = _gradient_tile(
+                gs, dA, A, p_dy + t * dy_step, p_u + t * u_step, p_delta + t * delta_step, p_z + t * z_step,
+                du + o_t, ddelta + o_t, dz + o_t, p_B + t * B_step, p_C + t * C_step, p_BC + t * sign * BC_STEP, p_A2,
+                p_inside + r * OWN * BD, p_g, p_dA, dB + o_t * N + o_n, dC + o_t * N + o_n, p_dBC + t * 2 * sign,
+                B_step, C_step, sB_n, sC_n, long_L, which, lane, T, m_d, b_D, b_bias,
+                dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N,
+                SOFTPLUS, HAS_Z, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD, NU, SHARE, HELD, EXACT, FAST,
             )  # fmt: skip
             b_dD += dD_t
             b_dbias += dbias_t
 
-    store(p_dA + N * dim, b_dD, m_d, True, FAST)
-    store(p_dA + (N + 1) * dim, b_dbias, m_d, True, FAST)
-    if HAS_H0 and i_c == 0:
-        for n in range(N):
-            store(dh0 + (i_s * dim + o_d) * N + n, load(p_g + n * BD, FAST), m_d, True, FAST)
+    store(p_inside, seen.to(tl.float32, bitcast=True), None, False, FAST)  # read by nobody; see `touch`
+    if SHARE > 1:
+        both = pair_sums((b_dD, b_dbias), which, 2, SHARE, BD, FAST)  # dD in the first half of the warp
+        store(p_params + (N + which) * dim, both[0], m_d, True, FAST)
+    else:
+        store(p_params + N * dim, b_dD, m_d, True, FAST)
+        store(p_params + (N + 1) * dim, b_dbias, m_d, True, FAST)
+    p_dh0 = dh0 + (i_s * dim + o_d) * N + o_n
+    if HELD:
+        for n in tl.static_range(OWN):
+            store(p_dA + n * dim, dA[n], m_d, True, FAST)
+        if HAS_H0 and i_c == 0:
+            for n in tl.static_range(OWN):
+                store(p_dh0 + n, gs[n], m_d, True, FAST)
+    elif HAS_H0 and i_c == 0:
+        for n in range(OWN):
+            store(p_dh0 + n, load(p_g + n * BD, FAST), m_d, True, FAST)
 
 
 @triton.jit
 def reduce_BC(  # noqa: N802
-    dBC, dB, dC, slice_size, L, N, G, num_slices, NB: tl.constexpr, LB: tl.constexpr,
+    dBC, dB, dC, slice_size, L, N, G, num_slices, NB: tl.constexpr, LB: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """Add up the slices of dBC (slices, B, G, N, L, 2) into dB and dC (B, L, G, N). Grid: (B G, blocks of L)."""
+    """Add up the slices of dBC (slices, B, G, N, L, 2) into dB and dC (B, L, G, N).
+
+    Grid: (B G, blocks of L, blocks of N). TOGETHER slices are on their way at once.
+    """
     i_bg = tl.program_id(0).to(tl.int64)
     o_l = tl.program_id(1).to(tl.int64) * LB + tl.arange(0, LB)
     o_pair = tl.program_id(1).to(tl.int64) * LB * 2 + tl.arange(0, 2 * LB)
-    for first in range(0, N, NB):
-        n = first + tl.arange(0, NB)
-        mask = (n < N)[:, None] & (o_pair < 2 * L)[None, :]
-        p = dBC + (i_bg * N + n)[:, None] * L * 2 + o_pair[None, :]
-        total = tl.zeros([NB, 2 * LB], tl.float32)
-        for s in range(num_slices):
-            total += tl.load(p + s * slice_size, mask=mask, other=0.0)
-        b, c = tl.split(tl.reshape(total, [NB, LB, 2]))
-        o_out = (((i_bg // G) * L + o_l) * G + i_bg % G)[None, :] * N + n[:, None]
-        m_out = (n < N)[:, None] & (o_l < L)[None, :]
-        tl.store(dB + o_out, b.to(dB.dtype.element_ty), mask=m_out)
-        tl.store(dC + o_out, c.to(dC.dtype.element_ty), mask=m_out)
+    n = tl.program_id(2) * NB + tl.arange(0, NB)
+    mask = (n < N)[:, None] & (o_pair < 2 * L)[None, :]
+    p = dBC + (i_bg * N + n)[:, None] * L * 2 + o_pair[None, :]
+    total = tl.zeros([NB, 2 * LB], tl.float32)
+    for s in range(0, num_slices, TOGETHER):
+        parts = ()
+        for k in tl.static_range(TOGETHER):
+            parts = parts + (tl.load(p + (s + k) * slice_size, mask=mask & (s + k < num_slices), other=0.0),)
+        for k in tl.static_range(TOGETHER):
+            total += parts[k]
+    b, c = tl.split(tl.reshape(total, [NB, LB, 2]))
+    o_out = (((i_bg // G) * L + o_l) * G + i_bg % G)[None, :] * N + n[:, None]
+    m_out = (n < N)[:, None] & (o_l < L)[None, :]
+    tl.store(dB + o_out, b.to(dB.dtype.element_ty), mask=m_out)
+    tl.store(dC + o_out, c.to(dC.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def reduce_params(
+    dparams, dA, dD, dbias, num_rows, dim, N,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Add up dparams (rows, N + 2, D) into dA (D, N), dD and d delta_bias (D,). Grid: (blocks of D, N + 2)."""
+    o_d = tl.program_id(0) * BD + tl.arange(0, BD)
+    n = tl.program_id(1)
+    m_d = o_d < dim
+    total = tl.zeros([ROWS, BD], tl.float32)
+    for first in range(0, num_rows, ROWS):
+        row = (first + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+        mask = (row < num_rows) & m_d[None, :]
+        total += tl.load(dparams + (row * (N + 2) + n) * dim + o_d[None, :], mask=mask, other=0.0)
+    value = tl.sum(total, 0)
+    if n < N:
+        tl.store(dA + o_d.to(tl.int64) * N + n, value.to(dA.dtype.element_ty), mask=m_d)
+    elif n == N:
+        if HAS_D:
+            tl.store(dD + o_d, value.to(dD.dtype.element_ty), mask=m_d)
+    elif HAS_BIAS:
+        tl.store(dbias + o_d, value.to(dbias.dtype.element_ty), mask=m_d)

@@ -1,6 +1,7 @@
 """What the Triton kernels of the selective scan share: rows of a tile in registers, elementwise functions, sums.
 
-A program is one warp: 32 channels, one per thread, times T steps. A "row" is what the channels hold at one step; a
+A program is a few warps that know nothing of each other. A warp has 32 channels, one per thread, or 16 with two threads
+each (SHARE), of which each has half of the states, times T steps. A "row" is what the channels hold at one step; a
 tile's rows are a tuple of T tensors (BD,), so that sums over the states and recurrences over the steps stay inside a
 thread, and nothing but the sum over channels (`finish_sums`) crosses threads.
 
@@ -210,19 +211,106 @@ def store(p, value, mask, MASKED: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def load_rows(p, step, count, T: tl.constexpr, FULL: tl.constexpr, FAST: tl.constexpr):
-    """Load T rows, `step` apart from the pointers `p` on; unless FULL, rows from `count` on repeat the last one."""
+def load_rows(
+    p, step, which, count, T: tl.constexpr, SHARE: tl.constexpr, FULL: tl.constexpr, FAST: tl.constexpr
+):  # fmt: skip
+    """Load T rows, `step` apart from the pointers `p` on; unless FULL, rows from `count` on repeat the last one.
+
+    With SHARE threads a channel, a thread loads every SHARE-th row, from its number `which` on.
+    """
     rows = ()
-    for i in tl.static_range(T):
-        rows = rows + (load_input(p + (i if FULL else tl.minimum(i, count - 1)) * step, FAST),)
+    q = p + which * step if SHARE > 1 else p
+    for i in tl.static_range(0, T, SHARE):
+        if FULL:
+            rows = rows + (load_input(q + i * step, FAST),)
+        else:
+            rows = rows + (load_input(p + tl.minimum(i + which, count - 1) * step, FAST),)
     return rows
 
 
 @triton.jit
-def store_rows(p, rows, step, count, m_d, T: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr, FAST: tl.constexpr):
+def store_rows(
+    p, rows, step, which, count, m_d,
+    T: tl.constexpr, SHARE: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
     """Store the first `count` of T rows, `step` apart from the pointers `p` on. EVEN: all channels are there."""
-    for i in tl.static_range(T):
-        store(p + i * step, rows[i], m_d if FULL else m_d & (i < count), not (FULL and EVEN), FAST)
+    q = p + which * step if SHARE > 1 else p
+    for i in tl.static_range(0, T, SHARE):
+        mask = m_d if FULL else m_d & (i + which < count)
+        store(q + i * step, rows[i // SHARE], mask, not (FULL and EVEN), FAST)
+
+
+@triton.jit
+def spread(rows, lane, T: tl.constexpr, SHARE: tl.constexpr, BD: tl.constexpr, FAST: tl.constexpr):
+    """Give all T rows to both threads of a channel, of which each has every other one."""
+    if SHARE == 1:
+        return rows
+    else:
+        both = ()
+        for i in tl.static_range(T // 2):
+            both = both + _of_halves(rows[i], lane, BD, FAST)
+        return both
+
+
+@triton.jit
+def _of_halves(x, lane, BD: tl.constexpr, FAST: tl.constexpr):
+    """Return for every channel what its thread in the first half of the warp holds, and what the other one holds."""
+    if FAST:
+        return _from_lane(x, lane & 15), _from_lane(x, lane | 16)
+    else:
+        a, b = tl.split(tl.trans(tl.reshape(x, [2, BD // 2])))
+        return _in_halves(a, a, BD), _in_halves(b, b, BD)
+
+
+@triton.jit
+def _in_halves(a, b, BD: tl.constexpr):
+    return tl.reshape(tl.trans(tl.join(a, b)), [BD])
+
+
+@triton.jit
+def _from_lane(x, lane):
+    return tl.inline_asm_elementwise(
+        "shfl.sync.idx.b32 $0, $1, $2, 31, -1;", "=r,r,r", [x, lane], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def pair_sums(rows, which, T: tl.constexpr, SHARE: tl.constexpr, BD: tl.constexpr, FAST: tl.constexpr):
+    """Add up T rows over the two threads of a channel: each thread ends with the rows that `load_rows` gives it."""
+    if SHARE == 1:
+        return rows
+    else:
+        sums = ()
+        for i in tl.static_range(0, T, 2):
+            if FAST:
+                sums = sums + (_exchange(rows[i], rows[i + 1], which != 0, 16),)
+            else:
+                a, b = tl.sum(tl.reshape(rows[i], [2, BD // 2]), 0), tl.sum(tl.reshape(rows[i + 1], [2, BD // 2]), 0)
+                sums = sums + (_in_halves(a, b, BD),)
+        return sums
+
+
+@triton.jit
+def touch(p, FAST: tl.constexpr):
+    """Load a byte of each of the pointers `p`, so that their lines are in the cache when they are needed.
+
+    The result must be used, or nothing is loaded. (prefetch.global does nothing that could be measured, and loads into
+    registers are put off by the compiler until shortly before their use.)
+    """
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "{ .reg .b16 t; ld.global.nc.u8 t, [$1]; cvt.u32.u16 $0, t; }",
+            "=r,l", [p.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        return (p.to(tl.int64) * 0).to(tl.int32)
+
+
+@triton.jit
+def thread_of(place, SHARE: tl.constexpr, WARP: tl.constexpr):
+    """Which of the SHARE threads of its channel a thread is, and its channel: a warp has WARP / SHARE of them."""
+    CHANNELS: tl.constexpr = WARP // SHARE
+    return place % WARP // CHANNELS, place // WARP * CHANNELS + place % CHANNELS
 
 
 @triton.jit
@@ -285,18 +373,40 @@ def quarter_sums(sums, rows, lane, PLACE: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
-def finish_sums(xs, ys, lane):
-    """Add up two results of `quarter_sums` over the warp, so that each thread ends with one sum: see `place_of_sum`."""
+def finish_sums(xs, ys, lane, SHARE: tl.constexpr):
+    """Add up two results of `quarter_sums` over the threads that have the same states: see `place_of_sum`.
+
+    With SHARE 1 that is the warp, and each thread ends with one sum, of xs or of ys; with SHARE 2 it is half the warp,
+    and each thread ends with one of both.
+    """
     bit2, bit3, bit4 = (lane & 4) != 0, (lane & 8) != 0, (lane & 16) != 0
-    x0, x1 = _exchange(xs[0], xs[2], bit4, 16), _exchange(xs[1], xs[3], bit4, 16)
-    y0, y1 = _exchange(ys[0], ys[2], bit4, 16), _exchange(ys[1], ys[3], bit4, 16)
-    return _exchange(_exchange(x0, x1, bit3, 8), _exchange(y0, y1, bit3, 8), bit2, 4)
+    if SHARE == 1:
+        x0, x1 = _exchange(xs[0], xs[2], bit4, 16), _exchange(xs[1], xs[3], bit4, 16)
+        y0, y1 = _exchange(ys[0], ys[2], bit4, 16), _exchange(ys[1], ys[3], bit4, 16)
+        total = _exchange(_exchange(x0, x1, bit3, 8), _exchange(y0, y1, bit3, 8), bit2, 4)
+        return total, total
+    else:
+        x0, x1 = _exchange(xs[0], xs[2], bit3, 8), _exchange(xs[1], xs[3], bit3, 8)
+        y0, y1 = _exchange(ys[0], ys[2], bit3, 8), _exchange(ys[1], ys[3], bit3, 8)
+        return _exchange(x0, x1, bit2, 4), _exchange(y0, y1, bit2, 4)
 
 
 @triton.jit
-def place_of_sum(lane):
-    """Of the sum that `finish_sums` leaves in a thread: its row, and 0 for xs or 1 for ys."""
-    return 4 * (lane & 3) + ((lane & 16) >> 3) + ((lane & 8) >> 3), (lane & 4) >> 2
+def place_of_sum(lane, SHARE: tl.constexpr):
+    """Of the sums that `finish_sums` leaves in a thread: their row, and with SHARE 1 whether it is of xs (0) or ys."""
+    if SHARE == 1:
+        return 4 * (lane & 3) + ((lane & 16) >> 3) + ((lane & 8) >> 3), (lane & 4) >> 2
+    else:
+        return 4 * (lane & 3) + ((lane & 8) >> 2) + ((lane & 4) >> 2), lane & 0
+
+
+@triton.jit
+def store_pair(p, x, y, mask):
+    """Store two float32 side by side where `mask` holds. On a GPU only."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred q; setp.ne.b32 q, $4, 0; @q st.global.v2.f32 [$1], {$2, $3}; mov.b32 $0, 0; }", "=r,l,r,r,r",
+        [p.to(tl.int64), x, y, mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit

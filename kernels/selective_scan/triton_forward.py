@@ -20,15 +20,19 @@ import triton.language as tl
 from mambaverse.kernels.selective_scan.triton_common import (
     LOG2E,
     decays,
+    lane_of,
     load,
     load_input,
     load_pairs,
     load_rows,
+    pair_sums,
     sequence_of,
     sigmoid,
+    spread,
     step_size,
     store,
     store_rows,
+    thread_of,
     unpack,
     widen,
 )
@@ -68,106 +72,135 @@ def pack(
 
 @triton.jit
 def load_tile(
-    p_u, p_delta, p_z, left, u_step, delta_step, z_step,
-    MODE: tl.constexpr, HAS_Z: tl.constexpr, T: tl.constexpr, FULL: tl.constexpr, FAST: tl.constexpr,
+    p_u, p_delta, p_z, which, left, u_step, delta_step, z_step,
+    MODE: tl.constexpr, HAS_Z: tl.constexpr, T: tl.constexpr, SHARE: tl.constexpr, FULL: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """Load the rows of u, delta and, where `scan_tile` needs it, z."""
-    b_u = load_rows(p_u, u_step, left, T, FULL, FAST)
-    b_delta = load_rows(p_delta, delta_step, left, T, FULL, FAST)
+    b_u = load_rows(p_u, u_step, which, left, T, SHARE, FULL, FAST)
+    b_delta = load_rows(p_delta, delta_step, which, left, T, SHARE, FULL, FAST)
     b_z = b_u
     if HAS_Z and MODE != SUMMARY:
-        b_z = load_rows(p_z, z_step, left, T, FULL, FAST)
+        b_z = load_rows(p_z, z_step, which, left, T, SHARE, FULL, FAST)
     return b_u, b_delta, b_z
 
 
 @triton.jit
+def _advance(
+    hs, A, dt, x, out, p_B, p_C, p_BC, B_step, C_step, sB_n, sC_n, left,
+    MODE: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr, FULL: tl.constexpr,
+    T: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Take UNROLL states through T steps; return them and, in SCAN, `out` with what they add to it.
+
+    All of the states take a step together, and their decays are a step ahead: a warp that takes one state through a
+    step after the other spends its time waiting for the exponential.
+    """
+    outs = ()
+    a = decays(dt[0], A, UNROLL)
+    for i in tl.static_range(T):
+        next_a = a
+        if i + 1 < T:
+            next_a = decays(dt[i + 1], A, UNROLL)
+        row = i if FULL else tl.minimum(i, left - 1)
+        if not OWN_BC:
+            words = load_pairs(p_BC + row * BC_STEP, UNROLL, PAIR, FAST)
+        after = ()
+        if MODE == SCAN:
+            even, odd = out[i], tl.zeros([BD], tl.float32)
+        for k in tl.static_range(UNROLL):
+            if OWN_BC:
+                b = widen(load_input(p_B + row * B_step + k * sB_n, FAST), p_B, FAST)
+                c = widen(load_input(p_C + row * C_step + k * sC_n, FAST), p_C, FAST)
+            else:
+                b, c = unpack(words[k], PAIR, FAST)
+            if MODE == GRADIENT:
+                h = a[k] * (hs[k] + x[i] * c)
+            else:
+                h = x[i] * b + a[k] * hs[k]
+            if MODE == SCAN:
+                if k % 2 == 0:
+                    even = even + c * h
+                else:
+                    odd = odd + c * h
+            after = after + (h,)
+        if MODE == SCAN:
+            outs = outs + (even + odd,)
+        hs, a = after, next_a
+    return hs, outs
+
+
+@triton.jit
 def scan_tile(
-    b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_before, p_after, p_state,
-    B_step, C_step, sB_n, sC_n, N, left, m_d, m_save, b_D, b_bias,
-    y_step: tl.constexpr, dim: tl.constexpr,
+    hs, A, b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_before, p_after, p_state,
+    B_step, C_step, sB_n, sC_n, which, lane, left, m_d, m_save, b_D, b_bias,
+    y_step: tl.constexpr, dim: tl.constexpr, N: tl.constexpr,
     MODE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, SAVE: tl.constexpr, OWN_BC: tl.constexpr,
     BC_STEP: tl.constexpr, PAIR: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr, T: tl.constexpr,
-    BD: tl.constexpr, UNROLL: tl.constexpr, FAST: tl.constexpr,
+    BD: tl.constexpr, UNROLL: tl.constexpr, SHARE: tl.constexpr, HELD: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Advance every state by T steps, or by the `left` steps that there are; return the sum of Δ.
+    """Advance every state by T steps, or by the `left` steps that there are; return the states and the sum of Δ.
 
-    The rows are those of `load_tile`, the pointers beside them say what they point to. The states (N, BD) come from
-    `p_before` and go to `p_after`.
+    The rows are those of `load_tile`, the pointers beside them say what they point to. If HELD, `hs` are all states of
+    a thread and `A` theirs; else the states (N / SHARE, BD) come from `p_before` and go to `p_after`.
     """
-    dt, x, out = (), (), ()
+    dt, x, skip = (), (), ()
     total = tl.zeros([BD], tl.float32)
-    for i in tl.static_range(T):
-        dt_i = step_size(widen(b_delta[i], p_delta, FAST), b_bias, SOFTPLUS, FAST)
+    for j in tl.static_range(T // SHARE):
+        dt_i = step_size(widen(b_delta[j], p_delta, FAST), b_bias, SOFTPLUS, FAST)
+        here = SHARE * j + which < left
         if not FULL:
-            dt_i = tl.where(i < left, dt_i, 0.0)  # a step that is not there changes no state
-        u_i = widen(b_u[i], p_u, FAST)
+            dt_i = tl.where(here, dt_i, 0.0)  # a step that is not there changes no state
+        u_i = widen(b_u[j], p_u, FAST)
         if MODE == SCAN:
-            out = out + (b_D * u_i,)
+            skip = skip + (b_D * u_i,)
         if MODE == GRADIENT:
             if HAS_Z:
-                z_i = widen(b_z[i], p_z, FAST)
+                z_i = widen(b_z[j], p_z, FAST)
                 u_i = u_i * z_i * sigmoid(z_i, FAST)
-            x = x + (u_i if FULL else tl.where(i < left, u_i, 0.0),)
+            x = x + (u_i if FULL else tl.where(here, u_i, 0.0),)
         else:
-            x = x + (dt_i * u_i if FULL else tl.where(i < left, dt_i * u_i, 0.0),)
+            x = x + (dt_i * u_i if FULL else tl.where(here, dt_i * u_i, 0.0),)
         dt = dt + (dt_i,)
         total += dt_i
-    for n_0 in range(0, N, UNROLL):
-        A, hs = (), ()
-        q_A, q_before, q_after, q_state = p_A2 + n_0 * dim, p_before + n_0 * BD, p_after + n_0 * BD, p_state + n_0 * dim
-        q_BC, q_B, q_C = p_BC + n_0, p_B + n_0 * sB_n, p_C + n_0 * sC_n
-        for k in tl.static_range(UNROLL):
-            A = A + (load_input(q_A + k * dim, FAST),)
-            hs = hs + (load(q_before + k * BD, FAST),)
+    dt, x = spread(dt, lane, T, SHARE, BD, FAST), spread(x, lane, T, SHARE, BD, FAST)
+    out = ()
+    if MODE == SCAN:
+        for _ in tl.static_range(T):
+            out = out + (tl.zeros([BD], tl.float32),)
+    if HELD:
         if SAVE:
             for k in tl.static_range(UNROLL):
-                store(q_state + k * dim, hs[k], m_save, True, FAST)
-        # All of the states take a step together, and their decays are a step ahead: a warp that takes one state through
-        # a step after the other spends its time waiting for the exponential.
-        outs = ()
-        a = decays(dt[0], A, UNROLL)
-        for i in tl.static_range(T):
-            next_a = a
-            if i + 1 < T:
-                next_a = decays(dt[i + 1], A, UNROLL)
-            row = i if FULL else tl.minimum(i, left - 1)
-            if not OWN_BC:
-                words = load_pairs(q_BC + row * BC_STEP, UNROLL, PAIR, FAST)
-            after = ()
-            if MODE == SCAN:
-                even, odd = out[i], tl.zeros([BD], tl.float32)
+                store(p_state + k * dim, hs[k], m_save, True, FAST)
+        hs, out = _advance(
+            hs, A, dt, x, out, p_B, p_C, p_BC, B_step, C_step, sB_n, sC_n, left,
+            MODE, OWN_BC, BC_STEP, PAIR, FULL, T, BD, UNROLL, FAST,
+        )  # fmt: skip
+    else:
+        for n_0 in range(0, N // SHARE, UNROLL):
+            block_A, block = (), ()
             for k in tl.static_range(UNROLL):
-                if OWN_BC:
-                    b = widen(load_input(q_B + row * B_step + k * sB_n, FAST), p_B, FAST)
-                    c = widen(load_input(q_C + row * C_step + k * sC_n, FAST), p_C, FAST)
-                else:
-                    b, c = unpack(words[k], PAIR, FAST)
-                if MODE == GRADIENT:
-                    h = a[k] * (hs[k] + x[i] * c)
-                else:
-                    h = x[i] * b + a[k] * hs[k]
-                if MODE == SCAN:
-                    if k % 2 == 0:
-                        even = even + c * h
-                    else:
-                        odd = odd + c * h
-                after = after + (h,)
-            if MODE == SCAN:
-                outs = outs + (even + odd,)
-            hs, a = after, next_a
-        if MODE == SCAN:
-            out = outs
-        for k in tl.static_range(UNROLL):
-            store(q_after + k * BD, hs[k], None, False, FAST)
+                block_A = block_A + (load_input(p_A2 + (n_0 + k) * dim, FAST),)
+                block = block + (load(p_before + (n_0 + k) * BD, FAST),)
+            if SAVE:
+                for k in tl.static_range(UNROLL):
+                    store(p_state + (n_0 + k) * dim, block[k], m_save, True, FAST)
+            block, out = _advance(
+                block, block_A, dt, x, out, p_B + n_0 * sB_n, p_C + n_0 * sC_n, p_BC + n_0,
+                B_step, C_step, sB_n, sC_n, left, MODE, OWN_BC, BC_STEP, PAIR, FULL, T, BD, UNROLL, FAST,
+            )  # fmt: skip
+            for k in tl.static_range(UNROLL):
+                store(p_after + (n_0 + k) * BD, block[k], None, False, FAST)
     if MODE == SCAN:
-        if HAS_Z:
-            gated = ()
-            for i in tl.static_range(T):
-                z_i = widen(b_z[i], p_z, FAST)
-                gated = gated + (out[i] * z_i * sigmoid(z_i, FAST),)
-            out = gated
-        store_rows(p_y, out, y_step, left, m_d, T, FULL, EVEN, FAST)
-    return total
+        sums, out = pair_sums(out, which, T, SHARE, BD, FAST), ()
+        for j in tl.static_range(T // SHARE):
+            y_i = sums[j] + skip[j]
+            if HAS_Z:
+                z_i = widen(b_z[j], p_z, FAST)
+                y_i = y_i * z_i * sigmoid(z_i, FAST)
+            out = out + (y_i,)
+        store_rows(p_y, out, y_step, which, left, m_d, T, SHARE, FULL, EVEN, FAST)
+    return hs, total
 
 
 @triton.jit(do_not_specialize=["L", "segment", "sB_l", "sC_l"])
@@ -175,27 +208,37 @@ def scan(
     u, delta, z, B, C, BC, A2, D, bias, h0, cu, y, final, states, carry, starts, ends, sums,
     su_b, su_d, sd_b, sd_d, sz_b, sz_d,
     sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
-    L, group_dim, N, segment, su_l: tl.constexpr, sd_l: tl.constexpr, sz_l: tl.constexpr, dim: tl.constexpr,
-    MODE: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
+    L, group_dim, segment, N: tl.constexpr, su_l: tl.constexpr, sd_l: tl.constexpr, sz_l: tl.constexpr,
+    dim: tl.constexpr, MODE: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr, PACKED: tl.constexpr,
     SPLIT: tl.constexpr, SAVE: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
     EVEN: tl.constexpr, CHUNK: tl.constexpr, T: tl.constexpr, TAIL: tl.constexpr,
-    BD: tl.constexpr, UNROLL: tl.constexpr, FAST: tl.constexpr,
+    BD: tl.constexpr, WARP: tl.constexpr, UNROLL: tl.constexpr, SHARE: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Scan (SCAN), or find what a segment does to a state (SUMMARY) or to the gradient of a state (GRADIENT).
 
     Grid: (blocks of channels of all groups, times sequences; segments). SCAN writes y, the final state and, if SAVE,
     the state before every chunk but the first; if SPLIT it reads the states before the segments from `starts`
     (sequences, segments, N, D). The other two write what a start of zero ends as to `ends` (shape of `starts`) and ΣΔ
-    to `sums` (sequences, segments, D). GRADIENT walks the other way, and takes dy for u.
+    to `sums` (sequences, segments, D). GRADIENT walks the other way, and takes dy for u. SHARE threads, one or two,
+    share a channel: each has N / SHARE of its states and every SHARE-th step of what is done once a step.
     """
-    blocks = tl.cdiv(group_dim, BD)
+    CHANNELS: tl.constexpr = BD // SHARE
+    OWN: tl.constexpr = N // SHARE  # states of a thread
+    HELD: tl.constexpr = OWN == UNROLL  # in registers, all the way
+    blocks = tl.cdiv(group_dim, CHANNELS)
     i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     i_d, i_s = i_p % (blocks * (dim // group_dim)), i_p // (blocks * (dim // group_dim))
     i_g = i_d // blocks
-    inside = (i_d % blocks) * BD + tl.arange(0, BD)
+    place = tl.arange(0, BD)
+    lane = place
+    if FAST and SHARE > 1:
+        lane = lane_of(place)
+    which, channel = thread_of(place, SHARE, WARP)
+    inside = (i_d % blocks) * CHANNELS + channel
     m_d = inside < group_dim
     o_d = i_g * group_dim + tl.minimum(inside, group_dim - 1)  # the last channel again where there is none
+    o_n = which * OWN
 
     start, length = sequence_of(cu, i_s, L, PACKED)
     i_b = i_s * 0 if PACKED else i_s
@@ -214,71 +257,101 @@ def scan(
     p_delta = delta + i_b * sd_b + first * sd_l + o_d * sd_d
     p_z = z + i_b * sz_b + first * sz_l + o_d * sz_d
     p_y = y + (i_b * L + first) * dim + o_d
-    p_BC = BC + (i_b * L + first) * BC_STEP + i_g * N + tl.zeros([BD], tl.int64)
-    p_B = B + i_b * sB_b + first * sB_l + o_d * sB_g
-    p_C = C + i_b * sC_b + first * sC_l + o_d * sC_g
+    p_BC = BC + (i_b * L + first) * BC_STEP + i_g * N + o_n.to(tl.int64)
+    p_B = B + i_b * sB_b + first * sB_l + o_d * sB_g + o_n * sB_n
+    p_C = C + i_b * sC_b + first * sC_l + o_d * sC_g + o_n * sC_n
+    p_A2 = A2 + o_d + o_n * dim
     b_bias = widen(load_input(bias + o_d, FAST), bias, FAST) if HAS_BIAS else tl.zeros([BD], tl.float32)
     b_D = widen(load_input(D + o_d, FAST), D, FAST) if HAS_D else tl.zeros([BD], tl.float32)
 
     program = i_c * tl.num_programs(0) + i_p
-    p_carry = carry + program * N * BD + tl.arange(0, BD)
-    o_segment = (i_s * num_segments + i_c) * N * dim + o_d
-    for n in range(N):
-        h = tl.zeros([BD], tl.float32)
-        if MODE == SCAN:
-            if SPLIT:
-                h = load(starts + o_segment + n * dim, FAST)
-            elif HAS_H0:
-                h = widen(load_input(h0 + i_s * sh_s + o_d * sh_d + n * sh_n, FAST), h0, FAST)
-        store(p_carry + n * BD, h, None, False, FAST)
+    p_carry = carry + program * OWN * BD + place
+    o_segment = ((i_s * num_segments + i_c) * N + o_n) * dim + o_d
+    o_h0 = i_s * sh_s + o_d * sh_d + o_n * sh_n
+    hs, A = (), ()
+    if HELD:
+        for n in tl.static_range(OWN):
+            h = tl.zeros([BD], tl.float32)
+            if MODE == SCAN:
+                if SPLIT:
+                    h = load(starts + o_segment + n * dim, FAST)
+                elif HAS_H0:
+                    h = widen(load_input(h0 + o_h0 + n * sh_n, FAST), h0, FAST)
+            hs, A = hs + (h,), A + (load_input(p_A2 + n * dim, FAST),)
+    else:
+        for n in range(OWN):
+            h = tl.zeros([BD], tl.float32)
+            if MODE == SCAN:
+                if SPLIT:
+                    h = load(starts + o_segment + n * dim, FAST)
+                elif HAS_H0:
+                    h = widen(load_input(h0 + o_h0 + n * sh_n, FAST), h0, FAST)
+            store(p_carry + n * BD, h, None, False, FAST)
 
     total = tl.zeros([BD], tl.float32)
     row_of_chunk = i_b * (L // CHUNK) + start // CHUNK - 1
+    p_state = states + o_n * dim + o_d
     full = count // T * T
     if full > 0:
-        b_u, b_delta, b_z = load_tile(p_u, p_delta, p_z, T, u_step, delta_step, z_step, MODE, HAS_Z, T, True, FAST)
+        b_u, b_delta, b_z = load_tile(
+            p_u, p_delta, p_z, which, T, u_step, delta_step, z_step, MODE, HAS_Z, T, SHARE, True, FAST
+        )
         for t in range(0, full, T):
             q_u, q_delta, q_z = p_u, p_delta, p_z  # the tile after this one, or this one if there is none
             if t + T < full:
                 q_u, q_delta, q_z = p_u + T * u_step, p_delta + T * delta_step, p_z + T * z_step
             next_u, next_delta, next_z = load_tile(
-                q_u, q_delta, q_z, T, u_step, delta_step, z_step, MODE, HAS_Z, T, True, FAST
+                q_u, q_delta, q_z, which, T, u_step, delta_step, z_step, MODE, HAS_Z, T, SHARE, True, FAST
             )
             now = low + t
-            total += scan_tile(
-                b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, A2 + o_d, p_carry, p_carry,
-                states + (row_of_chunk + now // CHUNK) * N * dim + o_d,
-                B_step, C_step, sB_n, sC_n, N, T, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D, b_bias,
-                y_step, dim, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD,
-                UNROLL, FAST,
+            hs, total_t = scan_tile(
+                hs, A, b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_carry, p_carry,
+                p_state + (row_of_chunk + now // CHUNK) * N * dim,
+                B_step, C_step, sB_n, sC_n, which, lane, T, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D, b_bias,
+                y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD,
+                UNROLL, SHARE, HELD, FAST,
             )  # fmt: skip
+            total += total_t
             b_u, b_delta, b_z = next_u, next_delta, next_z
             p_u, p_delta, p_z, p_y = p_u + T * u_step, p_delta + T * delta_step, p_z + T * z_step, p_y + T * y_step
             p_B, p_C, p_BC = p_B + T * B_step, p_C + T * C_step, p_BC + T * sign * BC_STEP
     for t in range(full, count, TAIL):
         now = low + t
         e_u, e_delta, e_z = load_tile(
-            p_u, p_delta, p_z, count - t, u_step, delta_step, z_step, MODE, HAS_Z, TAIL, False, FAST
+            p_u, p_delta, p_z, which, count - t, u_step, delta_step, z_step, MODE, HAS_Z, TAIL, SHARE, False, FAST
         )
-        total += scan_tile(
-            e_u, e_delta, e_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, A2 + o_d, p_carry, p_carry,
-            states + (row_of_chunk + now // CHUNK) * N * dim + o_d,
-            B_step, C_step, sB_n, sC_n, N, count - t, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D, b_bias,
-            y_step, dim, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL, BD,
-            UNROLL, FAST,
+        hs, total_t = scan_tile(
+            hs, A, e_u, e_delta, e_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_carry, p_carry,
+            p_state + (row_of_chunk + now // CHUNK) * N * dim,
+            B_step, C_step, sB_n, sC_n, which, lane, count - t, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D, b_bias,
+            y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL, BD,
+            UNROLL, SHARE, HELD, FAST,
         )  # fmt: skip
+        total += total_t
         p_u, p_delta, p_y = p_u + TAIL * u_step, p_delta + TAIL * delta_step, p_y + TAIL * y_step
         p_z, p_B, p_C = p_z + TAIL * z_step, p_B + TAIL * B_step, p_C + TAIL * C_step
         p_BC = p_BC + TAIL * sign * BC_STEP
 
     if MODE == SCAN:
         if i_c == num_segments - 1:
-            for n in range(N):
-                store(final + (i_s * dim + o_d) * N + n, load(p_carry + n * BD, FAST), m_d, True, FAST)
+            p_final = final + (i_s * dim + o_d) * N + o_n
+            if HELD:
+                for n in tl.static_range(OWN):
+                    store(p_final + n, hs[n], m_d, True, FAST)
+            else:
+                for n in range(OWN):
+                    store(p_final + n, load(p_carry + n * BD, FAST), m_d, True, FAST)
     else:
-        for n in range(N):
-            store(ends + o_segment + n * dim, load(p_carry + n * BD, FAST), m_d, True, FAST)
-        store(sums + (i_s * num_segments + i_c) * dim + o_d, total, m_d, True, FAST)
+        if HELD:
+            for n in tl.static_range(OWN):
+                store(ends + o_segment + n * dim, hs[n], m_d, True, FAST)
+        else:
+            for n in range(OWN):
+                store(ends + o_segment + n * dim, load(p_carry + n * BD, FAST), m_d, True, FAST)
+        if SHARE > 1:
+            both = pair_sums((total, total), which, 2, SHARE, BD, FAST)
+            total = both[0]
+        store(sums + (i_s * num_segments + i_c) * dim + o_d, total, m_d & (which == 0), True, FAST)
 
 
 @triton.jit
