@@ -1,7 +1,8 @@
 """Registration of an operator pair `mambaverse::<op>` and `mambaverse::<op>_backward` with torch.
 
 `torch.library.Library` is used rather than `custom_op`: the same features (fake, autograd, export, TorchScript) at a
-fraction of the cost per call, which small models would feel.
+fraction of the cost per call, which small models would feel. For the same reason the gradient is registered by hand:
+`torch.library.register_autograd` looks through the schema at every call.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 LIBRARY = torch.library.Library("mambaverse", "FRAGMENT")  # owns every registration; must live as long as the process
 _COUNTER = "torch.utils.flop_counter"
@@ -43,7 +45,32 @@ def define_gradient(name: str, setup_context: Callable[..., None], backward: Cal
         setup_context: `setup_context(ctx, inputs, output)` saves what backward needs.
         backward: `backward(ctx, *grads)` calls `mambaverse::<name>_backward` and returns one gradient an input.
     """
-    torch.library.register_autograd(f"mambaverse::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+    operator = getattr(torch.ops.mambaverse, name).default
+
+    def below(keyset: torch._C.DispatchKeySet, inputs: tuple[Any, ...]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+
+    class Gradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            *inputs_of_operator, keyset = inputs
+            output = below(keyset, tuple(inputs_of_operator))
+            setup_context(ctx, tuple(inputs_of_operator), output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            return *backward(ctx, *grads), None
+
+    Gradient.__name__ = f"GradientOf_{name}"
+
+    def differentiable(keyset: torch._C.DispatchKeySet, *inputs: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return Gradient.apply(*inputs, keyset)
+        return below(keyset, inputs)
+
+    LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
 
 
 def define_flops(name: str, count: Callable[..., int]) -> None:

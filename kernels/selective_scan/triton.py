@@ -261,7 +261,7 @@ def _scan(
     starts: Tensor | None, save: bool = False,
 ) -> None:  # fmt: skip
     """Launch `scan` in a mode; `outputs` are y, final, states, ends and sums, as far as the mode writes them."""
-    carry = torch.empty(p.resting, dtype=torch.float32, device=u.device)
+    carry = torch.empty(max(p.resting, WARP * MOST_WARPS), dtype=torch.float32, device=u.device)
     y, final, states, ends, sums = (carry if t is None else t for t in outputs)
     crowded = p.threads > 8 * WARP * _num_multiprocessors(u.device)
     scan[p.grid](

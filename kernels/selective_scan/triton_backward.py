@@ -22,28 +22,30 @@ import triton.language as tl
 from mambaverse.kernels.selective_scan.triton_common import (
     LN2,
     decays,
-    finish_sums,
-    lane_of,
     load,
     load_input,
     load_pairs,
     load_rows,
-    pair_sums,
-    place_of_sum,
-    quarter_sums,
     sequence_of,
     sigmoid,
-    spread,
     step_size,
     store,
-    store_pair,
     store_rows,
-    thread_of,
     touch,
     unpack,
     widen,
 )
 from mambaverse.kernels.selective_scan.triton_forward import SUMMARY, load_tile, scan_tile
+from mambaverse.kernels.selective_scan.triton_threads import (
+    finish_sums,
+    lane_of,
+    pair_sums,
+    place_of_sum,
+    quarter_sums,
+    spread,
+    store_pair,
+    thread_of,
+)
 
 
 @triton.jit

@@ -20,22 +20,20 @@ import triton.language as tl
 from mambaverse.kernels.selective_scan.triton_common import (
     LOG2E,
     decays,
-    lane_of,
     load,
     load_input,
     load_pairs,
     load_rows,
-    pair_sums,
     sequence_of,
     sigmoid,
-    spread,
     step_size,
     store,
     store_rows,
-    thread_of,
+    touch,
     unpack,
     widen,
 )
+from mambaverse.kernels.selective_scan.triton_threads import lane_of, pair_sums, spread, thread_of
 
 SCAN, SUMMARY, GRADIENT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # modes
 
@@ -171,7 +169,7 @@ def scan_tile(
     if HELD:
         if SAVE:
             for k in tl.static_range(UNROLL):
-                store(p_state + k * dim, hs[k], m_save, True, FAST)
+                store(p_state + k * dim, hs[k], m_save, True, FAST, False)
         hs, out = _advance(
             hs, A, dt, x, out, p_B, p_C, p_BC, B_step, C_step, sB_n, sC_n, left,
             MODE, OWN_BC, BC_STEP, PAIR, FULL, T, BD, UNROLL, FAST,
@@ -184,7 +182,7 @@ def scan_tile(
                 block = block + (load(p_before + (n_0 + k) * BD, FAST),)
             if SAVE:
                 for k in tl.static_range(UNROLL):
-                    store(p_state + (n_0 + k) * dim, block[k], m_save, True, FAST)
+                    store(p_state + (n_0 + k) * dim, block[k], m_save, True, FAST, False)
             block, out = _advance(
                 block, block_A, dt, x, out, p_B + n_0 * sB_n, p_C + n_0 * sC_n, p_BC + n_0,
                 B_step, C_step, sB_n, sC_n, left, MODE, OWN_BC, BC_STEP, PAIR, FULL, T, BD, UNROLL, FAST,
@@ -292,6 +290,7 @@ def scan(
     row_of_chunk = i_b * (L // CHUNK) + start // CHUNK - 1
     p_state = states + o_n * dim + o_d
     full = count // T * T
+    seen = tl.zeros([BD], tl.int32)
     if full > 0:
         b_u, b_delta, b_z = load_tile(
             p_u, p_delta, p_z, which, T, u_step, delta_step, z_step, MODE, HAS_Z, T, SHARE, True, FAST
@@ -303,6 +302,9 @@ def scan(
             next_u, next_delta, next_z = load_tile(
                 q_u, q_delta, q_z, which, T, u_step, delta_step, z_step, MODE, HAS_Z, T, SHARE, True, FAST
             )
+            if not OWN_BC:
+                row = tl.minimum(t + T + place % T, count - 1) - t
+                seen ^= touch(p_BC + row * (sign * BC_STEP), FAST)
             now = low + t
             hs, total_t = scan_tile(
                 hs, A, b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_carry, p_carry,
@@ -352,6 +354,8 @@ def scan(
             both = pair_sums((total, total), which, 2, SHARE, BD, FAST)
             total = both[0]
         store(sums + (i_s * num_segments + i_c) * dim + o_d, total, m_d & (which == 0), True, FAST)
+    p_unread = carry + place if HELD else p_carry
+    store(p_unread, seen.to(tl.float32, bitcast=True), None, False, FAST)  # see `touch`
 
 
 @triton.jit
