@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,17 @@ TIMED = (
     Case(128, 197, 384, 4, "vim_tiny on 224 x 224 pixels"),
 )
 
+TIMED_GPU = (
+    Case(8, 2048, 2048, 4, "a language model of width 1024, eight sequences"),
+    Case(128, 197, 384, 4, "vim_tiny on 224 x 224 pixels"),
+    Case(1, 131072, 512, 4, "one long sequence"),
+)
+
+
+def exponentials(case: Case) -> int:
+    """Return a forward's: two an output, for SiLU."""
+    return 2 * case.batch * case.length * case.dim
+
 
 def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Return x, weight, bias and initial_state of a case: x and the state in `dtype`, drawn in float64."""
@@ -60,3 +72,16 @@ def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32
 def run(inputs: dict[str, Any]) -> tuple[Tensor, ...]:
     """Call the operator with all that is optional."""
     return causal_conv1d(**inputs, activation="silu", return_final_state=True)
+
+
+PEER = "causal_conv1d"
+PEER_DIFFERS = "it takes no initial state and returns no final one"
+
+
+def peer(load: Callable[[str], Any], inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[..., Any]] | None:
+    """Return inputs and function of causal_conv1d's kernel for channels last: no states; None but for widths 2 to 4."""
+    if not 2 <= inputs["weight"].shape[1] <= 4:
+        return None
+    conv = load("causal_conv1d:causal_conv1d_fn")
+    tensors = {"x": inputs["x"].transpose(1, 2), "weight": inputs["weight"], "bias": inputs["bias"]}  # x (B, D, L)
+    return tensors, lambda **given: conv(**given, activation="silu")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +37,23 @@ TIMED = (
     Case((25216, 192), 192, "vim_tiny on 224 x 224 pixels, batch 128"),
 )
 
+TIMED_GPU = (
+    Case((16384, 1024), 1024, "a language model of width 1024: 8 x 2048 tokens"),
+    Case((128 * 197, 192), 192, "vim_tiny on 224 x 224 pixels, batch 128"),
+    Case((128 * 197, 384), 384, "vim_small on 224 x 224 pixels, batch 128"),
+)
+
+
+def exponentials(case: Case) -> int:
+    """Return a forward's: two a channel of the gated norm, for SiLU."""
+    return 2 * prod(case.shape)
+
+
+def moved_bytes(inputs: Mapping[str, Tensor], outputs: Sequence[Tensor]) -> int:
+    """Return what a forward reads and writes: both norms read x and the weight."""
+    twice = inputs["x"].nbytes + inputs["weight"].nbytes
+    return twice + sum(value.nbytes for value in [*inputs.values(), *outputs])
+
 
 def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Return x, weight, residual and z of a case: x and z in `dtype`, the others in float32, drawn in float64."""
@@ -48,3 +68,18 @@ def run(inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """Call the fused addition and norm, and the gated norm."""
     x, weight = inputs["x"], inputs["weight"]
     return *rms_norm(x, weight, residual=inputs["residual"]), gated_rms_norm(x, weight, inputs["z"])
+
+
+PEER = "mamba_ssm"
+
+
+def peer(load: Callable[[str], Any], inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[..., Any]]:
+    """Return inputs and function of mamba_ssm's two Triton norms."""
+    norm = load("mamba_ssm.ops.triton.layer_norm:rms_norm_fn")
+    gated = load("mamba_ssm.ops.triton.layernorm_gated:rmsnorm_fn")
+
+    def both(x: Tensor, weight: Tensor, residual: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        y, new_residual = norm(x, weight, None, residual=residual, eps=1e-5, prenorm=True)
+        return y, new_residual, gated(x, weight, None, z=z, eps=1e-5, norm_before_gate=False)
+
+    return inputs, both

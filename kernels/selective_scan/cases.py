@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +50,28 @@ TIMED = (
     Case("complex", "complex A", 2, 1024, 768, 16, is_complex=True),
 )
 
+TIMED_GPU = (
+    Case("lm_8x2k", "a language model of width 1024, eight sequences", 8, 2048, 2048, 16),
+    Case("lm_1x2k", "the same, one sequence: few programs", 1, 2048, 2048, 16),
+    Case("long", "one long sequence with few channels: the length is all there is in parallel", 1, 131072, 512, 16),
+    Case("vim_224", "Vim-tiny on 224 x 224 pixels", 128, 197, 384, 16),
+    Case("vim_32", "Vim-tiny on 32 x 32 pixels in patches of 4", 512, 65, 384, 16),
+    Case("vim_1248", "Vim-tiny on one picture of 1248 x 1248 pixels", 1, 6085, 384, 16),
+    Case("lm_8x8k", "a language model of width 768, longer sequences", 8, 8192, 1536, 16),
+)
+
+
+def checked_at(case: Case) -> Case:
+    """Return the case itself or, where the reference's states would fill a GPU, a shorter one of its width."""
+    if case.batch * case.length * case.dim * case.state_dim <= 2**28:
+        return case
+    return replace(case, batch=min(case.batch, 2), length=min(case.length, 300))
+
+
+def exponentials(case: Case) -> int:
+    """Return a forward's: a decay for each state (complex: and its sine and cosine), two for softplus and gate each."""
+    return case.batch * case.length * case.dim * (case.state_dim * (3 if case.is_complex else 1) + 4)
+
 
 def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """Return random inputs of a case, everything optional included, as a trained layer would see them.
@@ -92,3 +115,20 @@ def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32
 def run(inputs: dict[str, Any]) -> tuple[Tensor, ...]:
     """Call the operator with all that is optional."""
     return selective_scan(**inputs, delta_softplus=True, return_final_state=True)
+
+
+PEER = "mamba_ssm"
+PEER_DIFFERS = "it takes no initial state and returns no final one"
+
+
+def peer(load: Callable[[str], Any], inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[..., Any]] | None:
+    """Return inputs and function of mamba_ssm's CUDA kernel: length last, no initial state; None for complex A."""
+    if inputs["A"].is_complex():
+        return None
+    scan = load("mamba_ssm.ops.selective_scan_interface:selective_scan_fn")
+    tensors = {name: value for name, value in inputs.items() if name != "initial_state"}
+    for name in ("u", "delta", "z"):
+        tensors[name] = inputs[name].transpose(1, 2).contiguous()  # (B, D, L)
+    for name in ("B", "C"):
+        tensors[name] = inputs[name].movedim(1, -1).contiguous()  # (B, N, L) or (B, G, N, L)
+    return tensors, lambda **given: scan(**given, delta_softplus=True)
