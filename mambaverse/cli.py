@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mambaverse._version import __version__
 from mambaverse.errors import UserError
@@ -86,13 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("name", help="such as vision/cifar10")
     data.add_argument("--root", help="where its files are: a folder, a file, or a .deb or .whl package")
 
-    bench = command("bench", _bench, "Time an operator's backends against its reference, correctness first")
-    bench.add_argument("op", help="such as selective_scan")
-    bench.add_argument("--case", default="*", metavar="PATTERN", help="only the cases that match")
-    bench.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
-    bench.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
-    bench.add_argument("--repeat", type=int, default=10, help="timed runs of each")
-    bench.add_argument("--csv", type=Path, help="write the table to this file too")
+    bench = command(
+        "bench", _bench, "Time an operator's backends, mixers, or the scan beside attention: correctness first"
+    )
+    bench.add_argument("what", help="an operator such as selective_scan, or mixer, or scan_vs_attention")
+    bench.add_argument("names", nargs="*", metavar="NAME", help="bench mixer: which ones; default: all")
+    bench.add_argument("--case", metavar="PATTERN", help="operators: only the cases that match")
+    bench.add_argument("--sizes", metavar="BxLxD,...", help="mixer: batch, length and width, such as 8x2048x1024")
+    bench.add_argument("--lengths", metavar="L,...", help="scan_vs_attention: such as 512,1024,64k")
+    bench.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    bench.add_argument("--dtype", help="fp32, bf16 or fp16; default: bf16 on a GPU, else fp32")
+    bench.add_argument("--repeat", default="10", metavar="N", help="timed runs of each; default: 10")
+    bench.add_argument("--csv", type=Path, metavar="FILE", help="write the table to this file too")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the times, as .png, .pdf or .svg")
     return parser
 
 
@@ -198,8 +203,8 @@ def _data(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from mambaverse.bench import bench
 
-    options: dict[str, Any] = {k: getattr(arguments, k) for k in ("case", "device", "dtype", "repeat")}
-    bench(arguments.op, csv_path=arguments.csv, **options)
+    given = {k: getattr(arguments, k) for k in ("case", "device", "dtype", "repeat", "sizes", "lengths")}
+    bench(arguments.what, arguments.names, **given, csv_path=arguments.csv, plot_path=arguments.plot)
 
 
 if __name__ == "__main__":
