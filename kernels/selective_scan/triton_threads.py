@@ -1,9 +1,11 @@
-"""Threads of the Triton kernels of the selective scan, and what crosses them: rows given to both threads of a channel,
-sums over the threads of a channel, and sums over the channels of a warp.
+"""What crosses threads in the Triton kernels of the selective scan.
+
+Rows given to both threads of a channel, sums over the threads of a channel, sums over the channels of a warp.
 """
 
-# What Triton compiles has its own types.
+# What Triton compiles has its own types, and it knows no unpacking into a tuple.
 # mypy: ignore-errors
+# ruff: noqa: D103, RUF005
 
 import triton
 import triton.language as tl
