@@ -124,6 +124,7 @@ class _Plan:
     groups: int
     state_dim: int
     sequences: int
+    packed: bool
     own_BC: bool  # noqa: N815  every channel is a group: nothing to share, nothing to sum
     segments: int
     segment: int  # steps, a multiple of the chunk
@@ -142,6 +143,11 @@ class _Plan:
     def unroll(self) -> int:
         """States of a thread that take their steps together."""
         return _divisor(self.state_dim // self.share, UNROLL)
+
+    @property
+    def tail(self) -> int:
+        """Steps of the tiles at the end of a sequence; 0: all of them are whole."""
+        return TAIL if self.packed or self.length % STEPS else 0
 
     @property
     def warps(self) -> int:
@@ -186,7 +192,7 @@ def _plan(u: Tensor, A: Tensor, B: Tensor, cu_seqlens: Tensor | None, least: int
     groups = B.shape[2] if B.ndim == 4 else 1
     sequences = num_sequences("selective_scan", cu_seqlens, batch)
     own_BC = groups == dim
-    whole = _Plan(batch, length, dim, groups, A.shape[1], sequences, own_BC, 1, max(length, 1))
+    whole = _Plan(batch, length, dim, groups, A.shape[1], sequences, cu_seqlens is not None, own_BC, 1, max(length, 1))
     if cu_seqlens is not None or not sequences or not dim:
         return whole
     wanted = WARPS_PER_SM * _num_multiprocessors(u.device) // (whole.threads // WARP)
@@ -249,7 +255,7 @@ class _Tensors:
             "PACKED": cu_seqlens is not None, "OWN_BC": p.own_BC, "BC_STEP": p.groups * p.state_dim,
             "dim": p.dim, "sd_l": delta_strides[1], "sz_l": z_strides[1],
             "N": p.state_dim, "PAIR": pair, "CHUNK": TRITON_CHUNK, "SHARE": p.share, "UNROLL": p.unroll,
-            "EVEN": p.group_dim * p.share % WARP == 0, "TAIL": TAIL, "BD": p.program * WARP, "WARP": WARP,
+            "EVEN": p.group_dim * p.share % WARP == 0, "TAIL": p.tail, "BD": p.program * WARP, "WARP": WARP,
             "FAST": not INTERPRETED, "num_warps": p.program,
         }  # fmt: skip
         arguments = (delta, u if z is None else z, B, C, BC, A2, *(u if t is None else t for t in (D, bias, h0)))
@@ -295,7 +301,7 @@ def _gradient(
     """Launch `gradient`, and add up what its programs leave."""
     du, ddelta, dz, dB, dC, dA, dD, dbias, dh0 = outputs
     assert du is not None and dB is not None and dC is not None and dA is not None
-    tiles = TRITON_CHUNK // BACKWARD_STEPS + BACKWARD_STEPS // TAIL
+    tiles = TRITON_CHUNK // BACKWARD_STEPS + (BACKWARD_STEPS // TAIL if p.tail else 0)
     before_tiles = tiles * p.threads * p.state_dim // p.share
     rows = p.sequences * p.segments
     params = torch.empty(rows, p.state_dim + 2, p.dim, dtype=torch.float32, device=u.device)

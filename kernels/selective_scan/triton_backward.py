@@ -336,7 +336,7 @@ def gradient(
     CHANNELS: tl.constexpr = BD // SHARE
     OWN: tl.constexpr = N // SHARE  # states of a thread
     HELD: tl.constexpr = OWN == UNROLL  # their gradients and dA in registers, all the way
-    TILES: tl.constexpr = CHUNK // T + T // TAIL
+    TILES: tl.constexpr = CHUNK // T + (T // TAIL if TAIL > 0 else 0)
     blocks = tl.cdiv(group_dim, CHANNELS)
     i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     i_d, i_s = i_p % (blocks * (dim // group_dim)), i_p // (blocks * (dim // group_dim))
@@ -449,7 +449,9 @@ def gradient(
         )  # fmt: skip
         steps = tl.minimum(count - t_chunk, CHUNK)
         whole = steps // T  # tiles of T steps, then tiles of TAIL steps
-        ends = tl.cdiv(steps - whole * T, TAIL)
+        ends = 0
+        if TAIL > 0:  # else every length is a multiple of T
+            ends = tl.cdiv(steps - whole * T, TAIL)
         for r in range(whole - (1 if ends == 0 else 0)):
             t = (t_chunk + r * T).to(tl.int64)
             hs = _again(
@@ -458,29 +460,31 @@ def gradient(
                 B_step, C_step, sB_n, sC_n, which, lane, m_d, b_D, b_bias, u_step, delta_step, out_step, dim, N,
                 SOFTPLUS, OWN_BC, sign * BC_STEP, PAIR, EVEN, T, BD, UNROLL, SHARE, HELD, FAST,
             )  # fmt: skip
-        for k_end in range(ends - 1):
-            r = whole + k_end
-            t = (t_chunk + whole * T + k_end * TAIL).to(tl.int64)
-            hs = _again(
-                hs, A, p_u + t * u_step, p_delta + t * delta_step, p_z, p_dy, p_B + t * B_step, p_C + t * C_step,
-                p_BC + t * sign * BC_STEP, p_A2, p_inside + r * OWN * BD, p_inside + (r + 1) * OWN * BD,
-                B_step, C_step, sB_n, sC_n, which, lane, m_d, b_D, b_bias, u_step, delta_step, out_step, dim, N,
-                SOFTPLUS, OWN_BC, sign * BC_STEP, PAIR, EVEN, TAIL, BD, UNROLL, SHARE, HELD, FAST,
-            )  # fmt: skip
-        for k_end in range(ends):
-            r = whole + ends - 1 - k_end
-            t = (t_chunk + whole * T + (ends - 1 - k_end) * TAIL).to(tl.int64)
-            o_t = o_out + t * out_step
-            gs, dA, dD_t, dbias_t = _gradient_tile(
-                gs, dA, A, p_dy + t * dy_step, p_u + t * u_step, p_delta + t * delta_step, p_z + t * z_step,
-                du + o_t, ddelta + o_t, dz + o_t, p_B + t * B_step, p_C + t * C_step, p_BC + t * sign * BC_STEP, p_A2,
-                p_inside + r * OWN * BD, p_g, p_dA, dB + o_t * N + o_n, dC + o_t * N + o_n, p_dBC + t * 2 * sign,
-                B_step, C_step, sB_n, sC_n, long_L, which, lane, (count - t).to(tl.int32), m_d, b_D, b_bias,
-                dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N,
-                SOFTPLUS, HAS_Z, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL, BD, NU, SHARE, HELD, EXACT, FAST,
-            )  # fmt: skip
-            b_dD += dD_t
-            b_dbias += dbias_t
+        if TAIL > 0:
+            for k_end in range(ends - 1):
+                r = whole + k_end
+                t = (t_chunk + whole * T + k_end * TAIL).to(tl.int64)
+                hs = _again(
+                    hs, A, p_u + t * u_step, p_delta + t * delta_step, p_z, p_dy, p_B + t * B_step, p_C + t * C_step,
+                    p_BC + t * sign * BC_STEP, p_A2, p_inside + r * OWN * BD, p_inside + (r + 1) * OWN * BD,
+                    B_step, C_step, sB_n, sC_n, which, lane, m_d, b_D, b_bias, u_step, delta_step, out_step, dim, N,
+                    SOFTPLUS, OWN_BC, sign * BC_STEP, PAIR, EVEN, TAIL, BD, UNROLL, SHARE, HELD, FAST,
+                )  # fmt: skip
+            for k_end in range(ends):
+                r = whole + ends - 1 - k_end
+                t = (t_chunk + whole * T + (ends - 1 - k_end) * TAIL).to(tl.int64)
+                o_t = o_out + t * out_step
+                gs, dA, dD_t, dbias_t = _gradient_tile(
+                    gs, dA, A, p_dy + t * dy_step, p_u + t * u_step, p_delta + t * delta_step, p_z + t * z_step,
+                    du + o_t, ddelta + o_t, dz + o_t, p_B + t * B_step, p_C + t * C_step, p_BC + t * sign * BC_STEP,
+                    p_A2, p_inside + r * OWN * BD, p_g, p_dA, dB + o_t * N + o_n, dC + o_t * N + o_n,
+                    p_dBC + t * 2 * sign,
+                    B_step, C_step, sB_n, sC_n, long_L, which, lane, (count - t).to(tl.int32), m_d, b_D, b_bias,
+                    dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N,
+                    SOFTPLUS, HAS_Z, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL, BD, NU, SHARE, HELD, EXACT, FAST,
+                )  # fmt: skip
+                b_dD += dD_t
+                b_dbias += dbias_t
         for k_tile in range(whole):
             r = whole - 1 - k_tile
             t = (t_chunk + r * T).to(tl.int64)

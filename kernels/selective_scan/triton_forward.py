@@ -317,22 +317,23 @@ def scan(
             b_u, b_delta, b_z = next_u, next_delta, next_z
             p_u, p_delta, p_z, p_y = p_u + T * u_step, p_delta + T * delta_step, p_z + T * z_step, p_y + T * y_step
             p_B, p_C, p_BC = p_B + T * B_step, p_C + T * C_step, p_BC + T * sign * BC_STEP
-    for t in range(full, count, TAIL):
-        now = low + t
-        e_u, e_delta, e_z = load_tile(
-            p_u, p_delta, p_z, which, count - t, u_step, delta_step, z_step, MODE, HAS_Z, TAIL, SHARE, False, FAST
-        )
-        hs, total_t = scan_tile(
-            hs, A, e_u, e_delta, e_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_carry, p_carry,
-            p_state + (row_of_chunk + now // CHUNK) * N * dim,
-            B_step, C_step, sB_n, sC_n, which, lane, count - t, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D, b_bias,
-            y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL, BD,
-            UNROLL, SHARE, HELD, FAST,
-        )  # fmt: skip
-        total += total_t
-        p_u, p_delta, p_y = p_u + TAIL * u_step, p_delta + TAIL * delta_step, p_y + TAIL * y_step
-        p_z, p_B, p_C = p_z + TAIL * z_step, p_B + TAIL * B_step, p_C + TAIL * C_step
-        p_BC = p_BC + TAIL * sign * BC_STEP
+    if TAIL > 0:  # else every length is a multiple of T: half of the code need not be compiled
+        for t in range(full, count, TAIL):
+            now = low + t
+            e_u, e_delta, e_z = load_tile(
+                p_u, p_delta, p_z, which, count - t, u_step, delta_step, z_step, MODE, HAS_Z, TAIL, SHARE, False, FAST
+            )
+            hs, total_t = scan_tile(
+                hs, A, e_u, e_delta, e_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_carry, p_carry,
+                p_state + (row_of_chunk + now // CHUNK) * N * dim,
+                B_step, C_step, sB_n, sC_n, which, lane, count - t, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D,
+                b_bias, y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL, BD,
+                UNROLL, SHARE, HELD, FAST,
+            )  # fmt: skip
+            total += total_t
+            p_u, p_delta, p_y = p_u + TAIL * u_step, p_delta + TAIL * delta_step, p_y + TAIL * y_step
+            p_z, p_B, p_C = p_z + TAIL * z_step, p_B + TAIL * B_step, p_C + TAIL * C_step
+            p_BC = p_BC + TAIL * sign * BC_STEP
 
     if MODE == SCAN:
         if i_c == num_segments - 1:

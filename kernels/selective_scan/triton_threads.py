@@ -5,7 +5,7 @@ Rows given to both threads of a channel, sums over the threads of a channel, sum
 
 # What Triton compiles has its own types, and it knows no unpacking into a tuple.
 # mypy: ignore-errors
-# ruff: noqa: D103, RUF005
+# ruff: noqa: RUF005
 
 import triton
 import triton.language as tl
