@@ -327,8 +327,8 @@ def scan(
                 hs, A, e_u, e_delta, e_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_carry, p_carry,
                 p_state + (row_of_chunk + now // CHUNK) * N * dim,
                 B_step, C_step, sB_n, sC_n, which, lane, count - t, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D,
-                b_bias, y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL, BD,
-                UNROLL, SHARE, HELD, FAST,
+                b_bias, y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL,
+                BD, UNROLL, SHARE, HELD, FAST,
             )  # fmt: skip
             total += total_t
             p_u, p_delta, p_y = p_u + TAIL * u_step, p_delta + TAIL * delta_step, p_y + TAIL * y_step
