@@ -327,7 +327,7 @@ def _gradient(
         steps, states_each = 32, min(4, _power_of_2(p.state_dim))
         reduce_BC[(p.batch * p.groups, -(-p.length // steps), -(-p.state_dim // states_each))](
             *(dBC, dB, dC, slice_size, p.length, p.state_dim, p.groups, slices),
-            NB=states_each, LB=steps, TOGETHER=8, num_warps=2,
+            NB=states_each, LB=steps, TOGETHER=min(16, _power_of_2(slices)), num_warps=2,
         )  # fmt: skip
 
 
