@@ -47,7 +47,7 @@ def captured(step: Callable[[], Tensor], state: Tensor) -> tuple[list[Tensor], T
 def test_conv_update_is_one_step_also_in_a_graph(width, dtype):
     x, bias = normal(3, 5, 300, dtype=dtype), normal(300, dtype=dtype, seed=2)
     weight, initial = normal(300, width, dtype=dtype, seed=1), normal(3, width - 1, 300, dtype=dtype, seed=3)
-    inputs = {"weight": weight, "bias": bias, "initial_state": initial, "activation": "silu"}
+    inputs: dict[str, Any] = {"weight": weight, "bias": bias, "initial_state": initial, "activation": "silu"}
     expected, final = causal_conv1d(x, **inputs, return_final_state=True)
     state = initial.mT.contiguous().mT  # any strides, and stays where it is
     place = state.data_ptr()
