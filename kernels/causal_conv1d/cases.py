@@ -53,13 +53,15 @@ def exponentials(case: Case) -> int:
     return 2 * case.batch * case.length * case.dim
 
 
-def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def make_inputs(
+    case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Return x, weight, bias and initial_state of a case: x and the state in `dtype`, drawn in float64."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
     def normal(*shape: int, to: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(to)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device=device).to(to)
 
     return {
         "x": normal(case.batch, case.length, case.dim, to=dtype),

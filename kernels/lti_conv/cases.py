@@ -43,20 +43,24 @@ TIMED = (
 )
 
 
-def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def make_inputs(
+    case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Return u, A, B, C, dt and D of a case: S4D-Lin with u in `dtype`, drawn in float64."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     shape = (case.dim, case.num_states)
-    B, C = (torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(wide) for _ in range(2))
-    frequency = torch.pi * torch.arange(case.num_states, dtype=wide).expand(shape)
+    B, C = (torch.randn(2, *shape, generator=generator, dtype=torch.float64, device=device).to(wide) for _ in range(2))
+    frequency = torch.pi * torch.arange(case.num_states, dtype=wide, device=device).expand(shape)
     return {
-        "u": torch.randn(case.batch, case.length, case.dim, generator=generator, dtype=torch.float64).to(dtype),
+        "u": torch.randn(case.batch, case.length, case.dim, generator=generator, dtype=torch.float64, device=device).to(
+            dtype
+        ),
         "A": torch.complex(torch.full_like(frequency, -0.5), frequency),
         "B": torch.complex(*B),
         "C": torch.complex(*C),
-        "dt": (0.001 * 100 ** torch.rand(case.dim, generator=generator, dtype=torch.float64)).to(wide),
-        "D": torch.randn(case.dim, generator=generator, dtype=torch.float64).to(wide),
+        "dt": (0.001 * 100 ** torch.rand(case.dim, generator=generator, dtype=torch.float64, device=device)).to(wide),
+        "D": torch.randn(case.dim, generator=generator, dtype=torch.float64, device=device).to(wide),
     }
 
 

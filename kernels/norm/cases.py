@@ -55,12 +55,16 @@ def moved_bytes(inputs: Mapping[str, Tensor], outputs: Sequence[Tensor]) -> int:
     return twice + sum(value.nbytes for value in [*inputs.values(), *outputs])
 
 
-def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def make_inputs(
+    case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Return x, weight, residual and z of a case: x and z in `dtype`, the others in float32, drawn in float64."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    x, residual, z = (torch.randn(case.shape, generator=generator, dtype=torch.float64) for _ in range(3))
-    weight = torch.rand(case.shape[-1], generator=generator, dtype=torch.float64) + 0.5
+    x, residual, z = (
+        torch.randn(case.shape, generator=generator, dtype=torch.float64, device=device) for _ in range(3)
+    )
+    weight = torch.rand(case.shape[-1], generator=generator, dtype=torch.float64, device=device) + 0.5
     return {"x": x.to(dtype), "weight": weight.to(wide), "residual": residual.to(wide), "z": z.to(dtype)}
 
 

@@ -73,23 +73,26 @@ def exponentials(case: Case) -> int:
     return case.batch * case.length * case.dim * (case.state_dim * (3 if case.is_complex else 1) + 4)
 
 
-def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+def make_inputs(
+    case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """Return random inputs of a case, everything optional included, as a trained layer would see them.
 
     Args:
         case: The shape.
         seed: Seeds the numbers, which are drawn in float64 and then rounded.
         dtype: Of u, delta, B, C and z; parameters and states are float32, or float64 if this is.
+        device: Where they are drawn; each has its own numbers.
 
     Returns:
         The tensors u, delta, A, B, C, D, z, delta_bias, initial_state. Δ is about 0.01 to 1, Re A in [-8, -0.5].
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     b, length, dim, n = case.batch, case.length, case.dim, case.state_dim
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
     def normal(*shape: int, to: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(to)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device=device).to(to)
 
     def maybe_complex(*shape: int, to: torch.dtype) -> Tensor:
         if not case.is_complex:
@@ -97,8 +100,8 @@ def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32
         return torch.complex(normal(*shape, to=wide), normal(*shape, to=wide))
 
     grouped = (b, length, case.groups, n) if case.groups else (b, length, n)
-    decay = -(0.5 + 7.5 * torch.rand(dim, n, generator=generator, dtype=torch.float64)).to(wide)
-    frequency = torch.pi * torch.arange(n, dtype=wide).expand(dim, n)
+    decay = -(0.5 + 7.5 * torch.rand(dim, n, generator=generator, dtype=torch.float64, device=device)).to(wide)
+    frequency = torch.pi * torch.arange(n, dtype=wide, device=device).expand(dim, n)
     return {
         "u": normal(b, length, dim, to=dtype),
         "delta": normal(b, length, dim, to=dtype),

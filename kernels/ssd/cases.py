@@ -42,22 +42,24 @@ TIMED = (
 )
 
 
-def make_inputs(case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def make_inputs(
+    case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Return x, dt, A, B, C, D, z, dt_bias and initial_state of a case as a trained layer would see them.
 
     x, dt, B, C and z are in `dtype`, parameters and states in float32 (float64 beside float64); drawn in float64.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
 
     def normal(*shape: int, to: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(to)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device=device).to(to)
 
     tokens, heads = (case.batch, case.length), (case.heads, case.head_dim)
     return {
         "x": normal(*tokens, *heads, to=dtype),
         "dt": normal(*tokens, case.heads, to=dtype),
-        "A": -(0.5 + 7.5 * torch.rand(case.heads, generator=generator, dtype=torch.float64)).to(wide),
+        "A": -(0.5 + 7.5 * torch.rand(case.heads, generator=generator, dtype=torch.float64, device=device)).to(wide),
         "B": normal(*tokens, case.groups, case.state_dim, to=dtype),
         "C": normal(*tokens, case.groups, case.state_dim, to=dtype),
         "D": normal(case.heads, to=wide),

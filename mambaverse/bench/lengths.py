@@ -148,9 +148,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _inputs(batch: int, length: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    inputs: dict[str, Any] = make_inputs(Case("", "", batch, length, CHANNELS, STATES), dtype=dtype)
+    inputs: dict[str, Any] = make_inputs(Case("", "", batch, length, CHANNELS, STATES), dtype=dtype, device=device)
     del inputs["initial_state"]
-    return {name: value.to(device) for name, value in inputs.items()}
+    return inputs
 
 
 def _error(scan: Callable[..., Tensor], dtype: torch.dtype, device: torch.device) -> tuple[float, str]:

@@ -1,7 +1,7 @@
 """`mambaverse bench OP`: an operator's backends against its reference, correctness first, then milliseconds.
 
-An operator's `cases.py` supplies `TIMED`, `make_inputs(case, seed=, dtype=)` and `run(inputs)`; see any of them. It may
-also supply
+An operator's `cases.py` supplies `TIMED`, `make_inputs(case, seed=, dtype=, device=)` and `run(inputs)`; see any of
+them. It may also supply
 
 - `TIMED_GPU`: the cases that are timed on a GPU, in place of `TIMED`;
 - `checked_at(case)`: a smaller case to check in place of one too large for the reference, which is then not timed;
@@ -111,7 +111,8 @@ def _rows(cases: ModuleType, case: Any, backends: list[str], dtype: torch.dtype,
 
 
 def _inputs(cases: ModuleType, case: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    return {k: v.to(device) for k, v in cases.make_inputs(case, dtype=dtype).items()}
+    inputs: dict[str, Tensor] = cases.make_inputs(case, dtype=dtype, device=device)
+    return inputs
 
 
 def _peer(cases: ModuleType, case: Any, inputs: dict[str, Tensor], clock: Clock) -> Row | None:
