@@ -162,7 +162,7 @@ def test_half_written_run(run: Path, capsys: pytest.CaptureFixture[str], tmp_pat
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     expected = {
-        "mixers": {"attention", "bidirectional", "s4d", "s6", "ssd", "vim"},
+        "mixers": {"attention", "bidirectional", "linear_attention", "retnet", "s4d", "s6", "ssd", "vim"},
         "models": {"vim_tiny_patch16_224", "vim_nano_patch4_32"},
         "datasets": {"vision/digits", "vision/cifar10", "vision/cifar100", "vision/fashion_mnist", "vision/folder"},
         "configs": {"vision/digits", "vision/cifar10", "vision/fashion_mnist", "vision/folder"},

@@ -116,6 +116,24 @@ def ssd(
         )
 
 
+def linear_recurrence(
+    v: Tensor, A: Tensor, k: Tensor, q: Tensor, h: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return y[t] = h[t] q[t] of h[t] = exp(A) h[t-1] + v[t] k[t]ᵀ, and the final state: SSD with Δ = 1.
+
+    v is (B, L, H, P), A (H,), k and q (B, L, H, N).
+    """
+    dt = torch.ones([1], dtype=v.dtype, device=v.device).expand(v.shape[:3])
+    if torch.jit.is_scripting():
+        y, h, _ = torch.ops.mambaverse.ssd(
+            v, dt, A, k, q, None, None, None, h, cu_seqlens, False, 0.0, float("inf"), False, 0, "auto",
+            torch.is_grad_enabled(),
+        )  # fmt: skip
+        return y, h
+    else:
+        return _ssd.ssd(v, dt, A, k, q, initial_state=h, cu_seqlens=cu_seqlens, return_final_state=True)
+
+
 def lti_conv(
     u: Tensor, A: Tensor, B: Tensor, C: Tensor, dt: Tensor, D: Tensor, discretization: str, h: Tensor | None
 ) -> tuple[Tensor, Tensor]:

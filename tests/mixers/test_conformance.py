@@ -40,6 +40,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"mixer": "s4d", "mixer_args": {"d_state": 8}},  # packs by splitting
         {"mixer": "attention", "mixer_args": {"causal": True}, "merge": "ew_multiply"},
     ],
+    "retnet": [
+        {"headdim": 4, "norm_eps": 1e-3},  # outputs of narrow heads come near 0, where the norm is steep
+        {"num_heads": 2, "expand": 1, "bias": True},
+    ],
+    "linear_attention": [
+        {},
+        {"num_heads": 4, "qkv_bias": False, "bias": False},
+    ],
     "attention": [
         {"num_heads": 2},
         {"causal": True, "headdim": 8},

@@ -1,0 +1,153 @@
+"""Multi-scale retention, the mixer of RetNet: linear attention that forgets at a fixed rate, another one in each head.
+
+    q[t] = R(t) W_q x[t];   k[t] = R(t) W_k x[t] / √N;   v = W_v x;   R turns pairs of channels by their position
+    h[t] = γ h[t-1] + v[t] k[t]ᵀ;   y[t] = W_o (silu(W_g x[t]) · norm(h[t] q[t])),   γ = 1 - 2^(-5 - head)
+
+This is SSD with A = ln γ and Δ = 1. Source: Sun et al. 2023, "Retentive Network: A Successor to Transformer for Large
+Language Models" (arXiv 2307.08621), section 2, equations 5 to 8; parameter names are those of the authors' code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaverse.errors import UserError
+from mambaverse.kernels.ssd import ssd_update
+from mambaverse.mixers import register_mixer
+from mambaverse.mixers._common import check_sizes, largest_divisor
+from mambaverse.mixers._ops import linear_recurrence
+from mambaverse.mixers.attention import rotate
+from mambaverse.mixers.base import Mixer
+
+
+@register_mixer("retnet")
+class RetNet(Mixer):
+    """Multi-scale retention.
+
+    State: (h (B, H, P, N) fp32, tokens so far (B,) int64), N = D / H, P = expand · D / H.
+
+    Args:
+        dim: Channels D.
+        num_heads: H; None: D / headdim.
+        headdim: N, channels of a head's queries and keys; None: D / num_heads, or where that is not given either, the
+            largest even divisor of D up to 64.
+        expand: Channels of the values over D.
+        rotary_base: Longest wavelength of the rotation, in tokens / 2π.
+        norm_eps: Added to the variance of a head's outputs.
+        bias: Whether the projections have biases.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        UserError: if H · N is not D, or N is odd; sizes below 1.
+    """
+
+    supports_state = True
+    supports_cu_seqlens = True
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int | None = None,
+        headdim: int | None = None,
+        expand: int = 2,
+        rotary_base: float = 10000.0,
+        norm_eps: float = 1e-5,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes("retnet", num_heads=num_heads, headdim=headdim, expand=expand)
+        if headdim is None:
+            headdim = dim // num_heads if num_heads else largest_divisor(dim, 64, 2)
+        if num_heads is None:
+            num_heads = dim // headdim
+        if num_heads * headdim != dim:
+            raise UserError(f"retnet: num_heads · headdim must be dim = {dim}, got {num_heads} · {headdim}")
+        if headdim % 2:
+            raise UserError(f"retnet: rotations turn pairs of channels, so headdim must be even, got {headdim}")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_heads, self.headdim, self.expand = num_heads, headdim, expand
+        self.rotary_base, self.norm_eps = rotary_base, norm_eps
+        self.q_proj = nn.Linear(dim, dim, bias=bias, **factory)
+        self.k_proj = nn.Linear(dim, dim, bias=bias, **factory)
+        self.v_proj = nn.Linear(dim, expand * dim, bias=bias, **factory)
+        self.g_proj = nn.Linear(dim, expand * dim, bias=bias, **factory)
+        self.out_proj = nn.Linear(expand * dim, dim, bias=bias, **factory)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew: Xavier, with a gain of 2^-2.5 for all but the last."""
+        if self.out_proj.weight.is_meta:
+            return
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.g_proj, self.out_proj):
+            nn.init.xavier_uniform_(layer.weight, gain=1.0 if layer is self.out_proj else 2**-2.5)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+    def mix(self, x: Tensor) -> Tensor:
+        """See `Mixer.mix`."""
+        q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
+        return self._output(x, linear_recurrence(v, self._rates(x), k, q, None, None)[0])
+
+    @torch.jit.ignore
+    def mix_sequence(
+        self,
+        x: Tensor,
+        state: Any = None,
+        cu_seqlens: Tensor | None = None,
+        spatial_shape: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, Any]:
+        """See `Mixer.mix_sequence`."""
+        at = torch.arange(x.shape[1], device=x.device)
+        h, before = (None, None) if state is None else state
+        if cu_seqlens is None:
+            lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)
+            at = at[None] if before is None else at + before[:, None]
+        else:
+            lengths = cu_seqlens.diff().long()
+            sequence = torch.searchsorted(cu_seqlens[1:], at, right=True, out_int32=False)
+            at = (at - cu_seqlens[sequence] + (0 if before is None else before[sequence]))[None]
+        q, k, v = self._project(x, at)
+        y, h = linear_recurrence(v, self._rates(x), k, q, h, cu_seqlens)
+        return self._output(x, y), (h, lengths if before is None else before + lengths)
+
+    @torch.jit.ignore
+    def init_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Any:
+        """See `Mixer.init_state`."""
+        weight = self.q_proj.weight
+        device, wide = device or weight.device, torch.promote_types(dtype or weight.dtype, torch.float32)
+        shape = (batch_size, self.num_heads, self.expand * self.headdim, self.headdim)
+        return torch.zeros(shape, device=device, dtype=wide), torch.zeros(batch_size, device=device, dtype=torch.int64)
+
+    @torch.jit.ignore
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """See `Mixer.step`; h is updated in place."""
+        h, before = state
+        q, k, v = (part[:, 0] for part in self._project(x_t[:, None], before[:, None]))
+        y = ssd_update(h, v, v.new_ones(()).expand(v.shape[:2]), self._rates(x_t), k, q)
+        return self._output(x_t, y), (h, before + 1)
+
+    def _rates(self, x: Tensor) -> Tensor:
+        """Return ln γ (H,) on x's device."""
+        head = torch.arange(self.num_heads, device=x.device, dtype=torch.float32)
+        return torch.log1p(-torch.exp2(-5.0 - head))
+
+    def _project(self, x: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q and k (B, L, H, N) and v (B, L, H, P) of x (B, L, D) at the positions `at` (B, L)."""
+        q, k = self.q_proj(x).unflatten(-1, (-1, self.headdim)), self.k_proj(x).unflatten(-1, (-1, self.headdim))
+        v = self.v_proj(x).unflatten(-1, (self.num_heads, -1))
+        return rotate(q, at, self.rotary_base), rotate(k * self.headdim**-0.5, at, self.rotary_base), v
+
+    def _output(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the mixer's output, of its inputs x (..., D) and the heads' outputs y (..., H, P)."""
+        y = F.layer_norm(y, (y.shape[-1],), None, None, self.norm_eps).flatten(-2)
+        return self.out_proj(F.silu(self.g_proj(x)) * y)
