@@ -35,10 +35,9 @@ MAX_STATES = 256
 COMBINED = 128  # channels of a program of `combine`
 _PAIRS = {torch.bfloat16: 16, torch.float16: -16}  # how B and C of these are packed: see `unpack`
 SCAN, SUMMARY, GRADIENT = 0, 1, 2  # the modes of `scan`
-# The length is split until there are so many programs a multiprocessor, if that takes at least so many segments. Every
-# segment costs its exponentials twice, so forward is left whole where two programs a multiprocessor are there already.
-WARPS_PER_SM = 16
-FORWARD_LEAST, BACKWARD_LEAST = 4, 4
+# The length is split until there are so many warps a multiprocessor, if that takes at least so many segments: each of
+# them costs its exponentials twice.
+WARPS_PER_SM, LEAST_SEGMENTS = 16, 4
 
 
 def forward(
@@ -57,7 +56,7 @@ def forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y (B, L, D) in u's dtype, the final state (S, D, N), and chunk states in the kernels' own order."""
-    p = _plan(u, A, B, cu_seqlens, FORWARD_LEAST)
+    p = _plan(u, A, B, cu_seqlens)
     y = _outputs(u, u.dtype, cu_seqlens)
     final_state = torch.empty(p.sequences, p.dim, p.state_dim, dtype=torch.float32, device=u.device)
     kept = num_chunk_states(u, "triton", save)
@@ -89,7 +88,7 @@ def backward(
     reverse: bool,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, None for what is None."""
-    p = _plan(u, A, B, cu_seqlens, BACKWARD_LEAST)
+    p = _plan(u, A, B, cu_seqlens)
     du, ddelta = _outputs(u, u.dtype, cu_seqlens), _outputs(u, delta.dtype, cu_seqlens)
     dz = None if z is None else _outputs(u, z.dtype, cu_seqlens)
     dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (B, C))
@@ -176,8 +175,8 @@ class _Plan:
         return 0 if held else self.threads * self.state_dim // self.share
 
 
-def _plan(u: Tensor, A: Tensor, B: Tensor, cu_seqlens: Tensor | None, least: int) -> _Plan:
-    """Cut the work; split the length if that takes at least `least` segments."""
+def _plan(u: Tensor, A: Tensor, B: Tensor, cu_seqlens: Tensor | None) -> _Plan:
+    """Cut the work: see `WARPS_PER_SM`."""
     if A.is_complex() or B.is_complex():
         raise BackendError(
             "selective_scan: backend 'triton' has no kernel for a complex A; use_backend(\"reference\") runs anywhere, "
@@ -196,7 +195,7 @@ def _plan(u: Tensor, A: Tensor, B: Tensor, cu_seqlens: Tensor | None, least: int
     if cu_seqlens is not None or not sequences or not dim:
         return whole
     wanted = WARPS_PER_SM * _num_multiprocessors(u.device) // (whole.threads // WARP)
-    if wanted < least:
+    if wanted < LEAST_SEGMENTS:
         return whole
     segment = TRITON_CHUNK * max(2, -(-length // (wanted * TRITON_CHUNK)))
     segments = -(-length // segment)

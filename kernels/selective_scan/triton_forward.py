@@ -1,8 +1,8 @@
 """Triton kernels of the forward selective scan.
 
-Each program walks one sequence (or one segment of it) with 32 channels, T steps at a time: it loads a tile's u, delta
-and z, then runs the recurrence of one state after the other over the tile, in registers. Between tiles the states rest
-in `carry`, which the L1 cache holds.
+Each program walks one sequence (or one segment of it) with a block of channels, T steps at a time: it loads the next
+tile's u, delta and z, then runs the recurrence over this one, all states of a thread together. Up to UNROLL of them
+stay in registers from tile to tile; more rest in `carry`, which the L1 cache holds.
 
 Where channels are too few to fill the GPU, the length is split: `SUMMARY` runs first, for the state of each segment
 from a start of zero and its sum of Δ (the product of its decays is exp(A ΣΔ)), `combine` then finds the state that each
