@@ -26,6 +26,26 @@ def check_sizes(mixer: str, **sizes: int | None) -> None:
             raise UserError(f"{mixer}: {name} must be at least 1, got {size}")
 
 
+def resolve_heads(
+    mixer: str, dim: int, num_heads: int | None, headdim: int | None, *, even: bool = False
+) -> tuple[int, int]:
+    """Return (H, P) with H · P = D; what is None follows from the other, or else P is the largest divisor up to 64.
+
+    Raises:
+        UserError: if they do not multiply to D, or P is odd where `even` (rotations turn pairs of channels).
+    """
+    check_sizes(mixer, num_heads=num_heads, headdim=headdim)
+    if headdim is None:
+        headdim = dim // num_heads if num_heads else largest_divisor(dim, 64, 2 if even else 1)
+    if num_heads is None:
+        num_heads = dim // headdim
+    if num_heads * headdim != dim:
+        raise UserError(f"{mixer}: num_heads · headdim must be dim = {dim}, got {num_heads} · {headdim}")
+    if even and headdim % 2:
+        raise UserError(f"{mixer}: rotary turns pairs of channels, so headdim must be even, got {headdim}")
+    return num_heads, headdim
+
+
 def check_range(mixer: str, name: str, bounds: Sequence[float], above: float) -> tuple[float, float]:
     """Return the bounds (low, high), or raise UserError unless they are two numbers with above < low <= high."""
     if len(bounds) != 2 or not above < bounds[0] <= bounds[1]:

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaverse.errors import UserError
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import check_sizes, largest_divisor
+from mambaverse.mixers._common import resolve_heads
 from mambaverse.mixers.base import Mixer
 
 
@@ -56,17 +55,8 @@ class Attention(Mixer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_sizes("attention", num_heads=num_heads, headdim=headdim)
-        if headdim is None:
-            headdim = dim // num_heads if num_heads else largest_divisor(dim, 64, 2 if rotary else 1)
-        if num_heads is None:
-            num_heads = dim // headdim
-        if num_heads * headdim != dim:
-            raise UserError(f"attention: num_heads · headdim must be dim = {dim}, got {num_heads} · {headdim}")
-        if rotary and headdim % 2:
-            raise UserError(f"attention: rotary turns pairs of channels, so headdim must be even, got {headdim}")
         self.causal = self.supports_state = causal
-        self.num_heads, self.headdim = num_heads, headdim
+        self.num_heads, self.headdim = resolve_heads("attention", dim, num_heads, headdim, even=rotary)
         self.rotary, self.rotary_base = rotary, rotary_base
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(dim, dim, bias=bias, device=device, dtype=dtype)

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaverse.errors import UserError
 from mambaverse.kernels.ssd import ssd_update
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, check_sizes, largest_divisor
+from mambaverse.mixers._common import at_least_fp32, resolve_heads
 from mambaverse.mixers._ops import linear_recurrence
 from mambaverse.mixers.base import Mixer
 
@@ -58,14 +57,8 @@ class LinearAttention(Mixer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_sizes("linear_attention", num_heads=num_heads, headdim=headdim)
-        if headdim is None:
-            headdim = dim // num_heads if num_heads else largest_divisor(dim, 64)
-        if num_heads is None:
-            num_heads = dim // headdim
-        if num_heads * headdim != dim:
-            raise UserError(f"linear_attention: num_heads · headdim must be dim = {dim}, got {num_heads} · {headdim}")
-        self.num_heads, self.headdim, self.eps = num_heads, headdim, eps
+        self.num_heads, self.headdim = resolve_heads("linear_attention", dim, num_heads, headdim)
+        self.eps = eps
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(dim, dim, bias=bias, device=device, dtype=dtype)
 

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaverse.errors import UserError
 from mambaverse.kernels.ssd import ssd_update
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import check_sizes, largest_divisor
+from mambaverse.mixers._common import check_sizes, resolve_heads
 from mambaverse.mixers._ops import linear_recurrence
 from mambaverse.mixers.attention import rotate
 from mambaverse.mixers.base import Mixer
@@ -62,15 +61,8 @@ class RetNet(Mixer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_sizes("retnet", num_heads=num_heads, headdim=headdim, expand=expand)
-        if headdim is None:
-            headdim = dim // num_heads if num_heads else largest_divisor(dim, 64, 2)
-        if num_heads is None:
-            num_heads = dim // headdim
-        if num_heads * headdim != dim:
-            raise UserError(f"retnet: num_heads · headdim must be dim = {dim}, got {num_heads} · {headdim}")
-        if headdim % 2:
-            raise UserError(f"retnet: rotations turn pairs of channels, so headdim must be even, got {headdim}")
+        check_sizes("retnet", expand=expand)
+        num_heads, headdim = resolve_heads("retnet", dim, num_heads, headdim, even=True)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_heads, self.headdim, self.expand = num_heads, headdim, expand
         self.rotary_base, self.norm_eps = rotary_base, norm_eps
