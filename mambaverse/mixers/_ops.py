@@ -134,6 +134,11 @@ def linear_recurrence(
         return _ssd.ssd(v, dt, A, k, q, initial_state=h, cu_seqlens=cu_seqlens, return_final_state=True)
 
 
+def linear_recurrence_step(h: Tensor, v: Tensor, A: Tensor, k: Tensor, q: Tensor) -> Tensor:
+    """Take one step of `linear_recurrence`, h (B, H, P, N) in place: v (B, H, P), k and q (B, H, N), y (B, H, P)."""
+    return _ssd.ssd_update(h, v, v.new_ones(()).expand(v.shape[:2]), A, k, q)
+
+
 def lti_conv(
     u: Tensor, A: Tensor, B: Tensor, C: Tensor, dt: Tensor, D: Tensor, discretization: str, h: Tensor | None
 ) -> tuple[Tensor, Tensor]:

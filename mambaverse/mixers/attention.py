@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import resolve_heads
+from mambaverse.mixers._common import resolve_heads, rotate
 from mambaverse.mixers.base import Mixer
 
 
@@ -116,15 +116,6 @@ class Attention(Mixer):
         if self.rotary:
             q, k = rotate(q, at, self.rotary_base), rotate(k, at, self.rotary_base)
         return q, k, v
-
-
-def rotate(x: Tensor, at: Tensor, base: float) -> Tensor:
-    """Turn the pair of channels (i, i + P/2) of x (B, L, H, P) by the angle at · base^(-2i / P), at (B, L)."""
-    exponents = torch.arange(0, x.shape[-1], 2, device=x.device, dtype=torch.float32) / x.shape[-1]
-    angles = at[..., None, None].float() * torch.pow(base, -exponents)  # (B, L, 1, P/2)
-    cos, sin = angles.cos(), angles.sin()
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
 
 def _append(cache: Tensor, new: Tensor, at: Tensor) -> Tensor:

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaverse.kernels.ssd import ssd_update
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import at_least_fp32, resolve_heads
-from mambaverse.mixers._ops import linear_recurrence
+from mambaverse.mixers._ops import linear_recurrence, linear_recurrence_step
 from mambaverse.mixers.base import Mixer
 
 
@@ -99,7 +98,7 @@ class LinearAttention(Mixer):
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See `Mixer.step`; the state is updated in place."""
         q, k, v = self._project(x_t)
-        y = ssd_update(state, v, v.new_ones(()).expand(v.shape[:2]), self._rates(v), k, q)
+        y = linear_recurrence_step(state, v, self._rates(v), k, q)
         return self._output(x_t, y), state
 
     def _rates(self, v: Tensor) -> Tensor:

@@ -15,11 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaverse.kernels.ssd import ssd_update
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import check_sizes, resolve_heads
-from mambaverse.mixers._ops import linear_recurrence
-from mambaverse.mixers.attention import rotate
+from mambaverse.mixers._common import check_sizes, resolve_heads, rotate
+from mambaverse.mixers._ops import linear_recurrence, linear_recurrence_step
 from mambaverse.mixers.base import Mixer
 
 
@@ -104,7 +102,7 @@ class RetNet(Mixer):
             at = at[None] if before is None else at + before[:, None]
         else:
             lengths = cu_seqlens.diff().long()
-            sequence = torch.searchsorted(cu_seqlens[1:], at, right=True, out_int32=False)
+            sequence = torch.searchsorted(cu_seqlens, at, right=True) - 1
             at = (at - cu_seqlens[sequence] + (0 if before is None else before[sequence]))[None]
         q, k, v = self._project(x, at)
         y, h = linear_recurrence(v, self._rates(x), k, q, h, cu_seqlens)
@@ -125,7 +123,7 @@ class RetNet(Mixer):
         """See `Mixer.step`; h is updated in place."""
         h, before = state
         q, k, v = (part[:, 0] for part in self._project(x_t[:, None], before[:, None]))
-        y = ssd_update(h, v, v.new_ones(()).expand(v.shape[:2]), self._rates(x_t), k, q)
+        y = linear_recurrence_step(h, v, self._rates(x_t), k, q)
         return self._output(x_t, y), (h, before + 1)
 
     def _rates(self, x: Tensor) -> Tensor:
