@@ -20,24 +20,22 @@ import torch
 import triton
 from torch import Tensor
 
+from mambaverse.bench.options import DTYPES
+from mambaverse.bench.timing import BYTES_PER_S, EXPONENTIALS_PER_S
 from mambaverse.kernels.selective_scan import bidirectional_selective_scan, selective_scan
-from mambaverse.kernels.selective_scan.cases import Case, make_inputs
+from mambaverse.kernels.selective_scan.cases import TIMED_GPU, Case, exponentials, make_inputs
 from mambaverse.kernels.testing import TOLERANCE, outputs_and_gradients, relative_rms
 
-SHAPES = (  # B, D, L
-    *((8, 2048, 2048), (1, 2048, 2048), (1, 512, 131072), (128, 384, 197), (512, 384, 65), (1, 384, 6085)),
-    (8, 1536, 8192),
-)
+SHAPES = [(case.batch, case.dim, case.length) for case in TIMED_GPU]
 STATES = 16
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HEADER = ("B, D, L", "error (of)", "floor")
 COLUMNS = [f"{what} {how}" for what in ("fwd", "fwd+bwd", "two directions fwd+bwd") for how in ("graph", "eager")]
 
 
 def case_inputs(batch: int, dim: int, length: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    inputs = make_inputs(Case("", "", batch, length, dim, STATES), dtype=dtype)
+    inputs = make_inputs(Case("", "", batch, length, dim, STATES), dtype=dtype, device="cuda")
     del inputs["initial_state"]
-    return {name: value.cuda() for name, value in inputs.items()}
+    return inputs
 
 
 def error(batch: int, dim: int, length: int, dtype: torch.dtype) -> tuple[float, str]:
@@ -94,8 +92,9 @@ def times(batch: int, dim: int, length: int, dtype: torch.dtype) -> list[float]:
 
 def floor_ms(batch: int, dim: int, length: int, dtype: torch.dtype) -> float:
     elements, rows = batch * dim * length, batch * length
-    size = 2 if dtype != torch.float32 else 4
-    return 1e3 * max((4 * elements + 2 * rows * STATES) * size / 3.0e12, (STATES + 4) * elements / 3.7e12)
+    moved = (4 * elements + 2 * rows * STATES) * dtype.itemsize
+    decays_and_gates = exponentials(Case("", "", batch, length, dim, STATES))
+    return 1e3 * max(moved / BYTES_PER_S, decays_and_gates / EXPONENTIALS_PER_S)
 
 
 def main() -> None:

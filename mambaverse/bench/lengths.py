@@ -64,8 +64,7 @@ def run(lengths: Sequence[int] | None, dtype: torch.dtype, clock: Clock, console
         found = {name: Row(case, name, x=length) for name in (SCAN, ATTENTION, PLAIN)}
         for name, (error, worst) in errors.items():
             found[name].error, found[name].worst = error, worst
-            if not error <= TOLERANCE[dtype]:
-                found[name].note = "wrong: not timed"
+            found[name].passes(TOLERANCE[dtype])
         if not found[SCAN].note:
             with noting(found[SCAN]):
                 found[SCAN].measure(clock, *functions(_scan, inputs)[:2])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mambaverse.bench.options import dtype_name
 from mambaverse.bench.peers import installed, load
-from mambaverse.bench.report import Report, Row, noting
+from mambaverse.bench.report import Report, Row, noting, noting_all
 from mambaverse.bench.timing import Clock
 from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.testing import relative_rms
@@ -63,8 +63,7 @@ def run(
             rows += _rows(name, size, dtype, clock, named=bool(names))
     report = Report("mixers", dtype_name(dtype), clock.name, "mixer", rows)
     report.captions.append("case: batch, length, width; default arguments" + _under(dtype))
-    if any(row.note.startswith("wrong") for row in rows):
-        report.captions.append(f"wrong: the error is over the {TOLERANCES[dtype]:.1e} that {report.dtype} is allowed")
+    report.explain_wrong(f"{TOLERANCES[dtype]:.1e}")
     return report
 
 
@@ -85,19 +84,15 @@ def _rows(name: str, size: tuple[int, int, int], dtype: torch.dtype, clock: Cloc
         return [row]
     with noting(row):
         row.error, row.worst = _check(mixer, size, dtype, clock.device)
-        if row.error <= TOLERANCES[dtype]:
+        if row.passes(TOLERANCES[dtype]):
             _measure(row, mixer, size, dtype, clock)
-        else:
-            row.note = "wrong: not timed"
     target = PEERS.get(name, "")
     package = target.partition(":")[0]
     if not target or clock.kind != "cuda" or not installed(package):
         return [row]
     peer = Row(case, target)
-    try:
+    with noting_all(peer):
         _measure(peer, load(target)(size[-1]).to(clock.device), size, dtype, clock)
-    except Exception as error:  # whatever another package raises is no failure of ours, but is told
-        peer.note = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:60]}"
     row.compare(package, peer)
     return [row, peer]
 

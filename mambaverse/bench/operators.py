@@ -30,7 +30,7 @@ from torch import Tensor
 
 from mambaverse.bench.options import dtype_name
 from mambaverse.bench.peers import installed, load
-from mambaverse.bench.report import Report, Row, noting
+from mambaverse.bench.report import Report, Row, noting, noting_all
 from mambaverse.bench.timing import Clock, Function
 from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.backend import BACKENDS, use_backend, why_not
@@ -70,8 +70,7 @@ def run(op: str, pattern: str | None, dtype: torch.dtype, clock: Clock, console:
     report = Report(op, dtype_name(dtype), clock.name, "backend", rows)
     if hasattr(cases, "PEER_DIFFERS") and any(row.name == cases.PEER for row in rows):
         report.captions.append(f"{cases.PEER}: {cases.PEER_DIFFERS}")
-    if any(row.note.startswith("wrong") for row in rows):
-        report.captions.append(f"wrong: the error is over the {TOLERANCE[dtype]:.0e} that {report.dtype} is allowed")
+    report.explain_wrong(f"{TOLERANCE[dtype]:.0e}")
     return report
 
 
@@ -94,9 +93,9 @@ def _rows(cases: ModuleType, case: Any, backends: list[str], dtype: torch.dtype,
     del expected, wide
     inputs = inputs if small is case else _inputs(cases, case, dtype, clock.device)
     for name, row in rows.items():
-        if not row.error <= TOLERANCE[dtype]:
-            row.note = "wrong: not timed"
-        elif name == "reference" and small is not case:
+        if not row.passes(TOLERANCE[dtype]):
+            continue
+        if name == "reference" and small is not case:
             row.note = "too slow: not timed"
         else:
             with use_backend(name):
@@ -121,14 +120,12 @@ def _peer(cases: ModuleType, case: Any, inputs: dict[str, Tensor], clock: Clock)
     if not package or clock.kind != "cuda" or not installed(package):
         return None
     row = Row(_short(case), package)
-    try:
+    with noting_all(row):
         given = cases.peer(load, inputs)
         if given is None:
             return None
         tensors, function = given
         _measure(row, cases, case, function, tensors, clock, graph=True)
-    except Exception as error:  # whatever another package raises is no failure of ours, but is told
-        row.note = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:60]}"
     return row
 
 

@@ -17,9 +17,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mambaverse.bench.timing import Clock, Function, Times, floor_ms
+from mambaverse.bench.timing import (
+    BYTES_PER_S,
+    EXPONENTIALS_PER_S,
+    FLOOR_DEVICE,
+    Clock,
+    Function,
+    Times,
+    floor_ms,
+)
 from mambaverse.errors import UserError
 from mambaverse.kernels.backend import BackendError
+
+WRONG = "wrong: not timed"
 
 
 @dataclass
@@ -73,6 +83,13 @@ class Row:
             self.gb_per_s = moved_bytes / self.forward.ms / 1e6
             self.floor_ms = floor_ms(clock.name, moved_bytes, exponentials)
 
+    def passes(self, tolerance: float) -> bool:
+        """Return whether the error is within `tolerance`; where it is not (or is NaN), note it."""
+        right = self.error <= tolerance
+        if not right:
+            self.note = WRONG
+        return right
+
     def compare(self, name: str, other: Row) -> None:
         """Note `other`'s times over this one's under `name`: graph beside graph where both have one."""
         self.ratios[name] = _ratio(other.forward, self.forward), _ratio(other.step, self.step)
@@ -87,6 +104,15 @@ def noting(row: Row) -> Iterator[None]:
         row.note = "out of memory"
     except BackendError as error:
         row.note = str(error)
+
+
+@contextmanager
+def noting_all(row: Row) -> Iterator[None]:
+    """Make a note of whatever another package raises: it is no failure of ours, but is told."""
+    try:
+        yield
+    except Exception as error:
+        row.note = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:60]}"
 
 
 @dataclass
@@ -106,14 +132,19 @@ class Report:
         """One line: what, in which dtype, on which device."""
         return f"{self.what}, {self.dtype}, {self.device}"
 
+    def explain_wrong(self, allowed: str) -> None:
+        """Add a caption that says what "wrong" means, if a row is: an error over what is `allowed`."""
+        if any(row.note == WRONG for row in self.rows):
+            self.captions.append(f"wrong: the error is over the {allowed} that {self.dtype} is allowed")
+
     def print(self, console: Console) -> None:
         """Print the table and its captions."""
         table = self.table()
         captions = [*self.captions]
         if any(row.floor_ms > 0 for row in self.rows):
             captions.append(
-                "of floor: the larger of bytes / 3.0 TB/s and exponentials / 3.7e12 a second, which are an "
-                "H100 80GB HBM3's, over forward"
+                f"of floor: the larger of bytes / {BYTES_PER_S / 1e12:.1f} TB/s and exponentials / "
+                f"{EXPONENTIALS_PER_S / 1e12:.1f}e12 a second, which are an {FLOOR_DEVICE}'s, over forward"
             )
         if any(row.peak_mb >= 0 for row in self.rows):
             captions.append("peak MB: forward + backward, beyond the inputs and the outputs' gradients")
