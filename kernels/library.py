@@ -54,9 +54,9 @@ def define_gradient(name: str, setup_context: Callable[..., None], backward: Cal
     class Gradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            *inputs_of_operator, keyset = inputs
-            output = below(keyset, tuple(inputs_of_operator))
-            setup_context(ctx, tuple(inputs_of_operator), output)
+            given, keyset = inputs[:-1], inputs[-1]
+            output = below(keyset, given)
+            setup_context(ctx, given, output)
             return output
 
         @staticmethod

@@ -229,9 +229,8 @@ def _gradient_tile(
                 store(p_dA + (n_0 + k) * dim, block_dA[k], m_d, not EVEN, FAST)
             block_A, hs, block_g, block_dA = next_A, next_h, next_g, next_dA
 
-    b_dy = load_rows(
-        p_dy, dy_step, which, left, T, SHARE, FULL, FAST
-    )  # once more, from the cache: registers are scarce
+    # once more, from the cache: registers are scarce
+    b_dy = load_rows(p_dy, dy_step, which, left, T, SHARE, FULL, FAST)
     b_u = load_rows(p_u, u_step, which, left, T, SHARE, FULL, FAST)
     b_delta = load_rows(p_delta, delta_step, which, left, T, SHARE, FULL, FAST)
     if HAS_Z:
