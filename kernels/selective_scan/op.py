@@ -11,7 +11,12 @@ from torch import Tensor
 from mambaverse.kernels import backend as backends
 from mambaverse.kernels.checks import num_sequences, sequence_bounds
 from mambaverse.kernels.library import define_flops, define_gradient, define_op
-from mambaverse.kernels.selective_scan.shapes import num_chunk_states, state_dtype
+from mambaverse.kernels.selective_scan.shapes import (
+    chunk_state_dtype,
+    keeps_states,
+    num_chunk_states,
+    state_dtype,
+)
 
 _INPUTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
@@ -22,10 +27,11 @@ _NUM_GRADIENTS = 9  # u, delta, A, B, C, D, z, delta_bias, initial_state
 
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, delta_softplus, reverse, backend, save = inputs
-    u, cu_seqlens = tensors[0], tensors[9]
+    u, A, cu_seqlens = tensors[0], tensors[2], tensors[9]
     # Reading the values on a GPU waits for it, and no graph can be captured: only on request.
     if cu_seqlens is not None and (cu_seqlens.device.type == "cpu" or os.environ.get("MAMBAVERSE_CHECK") == "1"):
         sequence_bounds("selective_scan", cu_seqlens, u.shape[1])
+    save = keeps_states(u, A, backend, save)
     return backends.load("selective_scan", backend, u).forward(*tensors, delta_softplus, reverse, save)
 
 
@@ -35,14 +41,15 @@ def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     dtype = state_dtype(u, A)
     y = u.new_empty(u.shape)
     final_state = u.new_empty(num_sequences("selective_scan", cu_seqlens, u.shape[0]), dim, state_dim, dtype=dtype)
-    return y, final_state, u.new_empty(num_chunk_states(u, backend, save), dim, state_dim, dtype=dtype)
+    kept = num_chunk_states(u, backend, keeps_states(u, A, backend, save))
+    return y, final_state, u.new_empty(kept, dim, state_dim, dtype=chunk_state_dtype(u, A, backend))
 
 
 def _backward(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
     *tensors, chunk_states, delta_softplus, reverse, backend = inputs
     u = tensors[0]
     module = backends.load("selective_scan", backend, u)
-    if chunk_states.shape[0] < num_chunk_states(u, backend, True):  # forward was told that nobody would ask
+    if chunk_states.shape[0] < num_chunk_states(u, backend, True):  # forward kept none
         chunk_states = module.forward(*tensors, delta_softplus, reverse, True)[2]
     dy = u.new_zeros(u.shape) if dy is None else dy
     gradients = module.backward(dy, dfinal_state, *tensors, chunk_states, delta_softplus, reverse)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.checks import num_sequences
-from mambaverse.kernels.selective_scan.shapes import TRITON_CHUNK, num_chunk_states
+from mambaverse.kernels.selective_scan.shapes import TRITON_CHUNK, chunk_state_dtype, num_chunk_states
 from mambaverse.kernels.selective_scan.triton_backward import gradient, reduce_BC, reduce_params
 from mambaverse.kernels.selective_scan.triton_forward import combine, pack, scan
 
@@ -24,7 +24,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 WARP = 8 if INTERPRETED else 32  # threads
 MOST_WARPS = 1 if INTERPRETED else 4  # of a program: 64 channels of 16 bits are a line of the cache
 STEPS = 4 if INTERPRETED else 16  # a tile's
-BACKWARD_STEPS = 4 if INTERPRETED else 8  # of backward's, which keeps four times as much of a step
+ROUND = 8 if INTERPRETED else 32  # steps between two sums over the warps of a program; segments are multiples
 TOGETHER = 2  # states that backward walks through a tile together
 # Registers of a thread of `scan`, where there are more than 8 warps a multiprocessor and where there are not. Told
 # nothing, the compiler takes about 100, and the kernel waits for each exponential.
@@ -60,7 +60,7 @@ def forward(
     y = _outputs(u, u.dtype, cu_seqlens)
     final_state = torch.empty(p.sequences, p.dim, p.state_dim, dtype=torch.float32, device=u.device)
     kept = num_chunk_states(u, "triton", save)
-    chunk_states = torch.empty(kept, p.dim, p.state_dim, dtype=torch.float32, device=u.device)
+    chunk_states = torch.empty(kept, p.dim, p.state_dim, dtype=chunk_state_dtype(u, A, "triton"), device=u.device)
     if p.sequences and p.dim:
         with _device(u):
             tensors = _Tensors.of(p, u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
@@ -126,7 +126,7 @@ class _Plan:
     packed: bool
     own_BC: bool  # noqa: N815  every channel is a group: nothing to share, nothing to sum
     segments: int
-    segment: int  # steps, a multiple of the chunk
+    segment: int  # steps, a multiple of ROUND
 
     @property
     def group_dim(self) -> int:
@@ -147,6 +147,12 @@ class _Plan:
     def tail(self) -> int:
         """Steps of the tiles at the end of a sequence; 0: all of them are whole."""
         return TAIL if self.packed or self.length % STEPS else 0
+
+    @property
+    def backward_tail(self) -> int:
+        """Steps of backward's last tile, a power of 2 of which TOGETHER states make whole products; 0: none is left."""
+        left = TRITON_CHUNK - 1 if self.packed else self.length % TRITON_CHUNK
+        return max(_power_of_2(left), 4 // _divisor(self.unroll, TOGETHER)) if left else 0
 
     @property
     def warps(self) -> int:
@@ -197,7 +203,7 @@ def _plan(u: Tensor, A: Tensor, B: Tensor, cu_seqlens: Tensor | None) -> _Plan:
     wanted = WARPS_PER_SM * _num_multiprocessors(u.device) // (whole.threads // WARP)
     if wanted < LEAST_SEGMENTS:
         return whole
-    segment = TRITON_CHUNK * max(2, -(-length // (wanted * TRITON_CHUNK)))
+    segment = ROUND * max(2, -(-length // (wanted * ROUND)))
     segments = -(-length // segment)
     return replace(whole, segments=segments, segment=segment) if segments > 1 else whole
 
@@ -254,7 +260,7 @@ class _Tensors:
             "PACKED": cu_seqlens is not None, "OWN_BC": p.own_BC, "BC_STEP": p.groups * p.state_dim,
             "dim": p.dim, "sd_l": delta_strides[1], "sz_l": z_strides[1],
             "N": p.state_dim, "PAIR": pair, "CHUNK": TRITON_CHUNK, "SHARE": p.share, "UNROLL": p.unroll,
-            "EVEN": p.group_dim * p.share % WARP == 0, "TAIL": p.tail, "BD": p.program * WARP, "WARP": WARP,
+            "EVEN": p.group_dim * p.share % WARP == 0, "BD": p.program * WARP, "WARP": WARP,
             "FAST": not INTERPRETED, "num_warps": p.program,
         }  # fmt: skip
         arguments = (delta, u if z is None else z, B, C, BC, A2, *(u if t is None else t for t in (D, bias, h0)))
@@ -272,7 +278,7 @@ def _scan(
     scan[p.grid](
         *(u, *tensors.arguments, y, final, states, carry, carry if starts is None else starts, ends, sums),
         *(u.stride(0), u.stride(2), *tensors.strides, p.length, p.group_dim, p.segment),
-        su_l=u.stride(1), MODE=mode, SPLIT=p.segments > 1, SAVE=save, T=STEPS,
+        su_l=u.stride(1), MODE=mode, SPLIT=p.segments > 1, SAVE=save, T=STEPS, TAIL=p.tail,
         maxnreg=REGISTERS if crowded else MANY_REGISTERS, **flags,
     )  # fmt: skip
 
@@ -300,27 +306,27 @@ def _gradient(
     """Launch `gradient`, and add up what its programs leave."""
     du, ddelta, dz, dB, dC, dA, dD, dbias, dh0 = outputs
     assert du is not None and dB is not None and dC is not None and dA is not None
-    tiles = TRITON_CHUNK // BACKWARD_STEPS + (BACKWARD_STEPS // TAIL if p.tail else 0)
-    before_tiles = tiles * p.threads * p.state_dim // p.share
     rows = p.sequences * p.segments
     params = torch.empty(rows, p.state_dim + 2, p.dim, dtype=torch.float32, device=u.device)
-    inside, carry = (torch.empty(k, dtype=torch.float32, device=u.device) for k in (before_tiles, p.resting))
-    slices = 0 if p.own_BC else p.warps
+    kept_sums = 0 if p.own_BC or INTERPRETED else 4 * p.state_dim * ROUND * p.threads // WARP
+    parts = torch.empty(kept_sums, dtype=torch.float32, device=u.device)
+    carry = torch.empty(max(p.resting, WARP * MOST_WARPS), dtype=torch.float32, device=u.device)
+    slices = 0 if p.own_BC else p.warps // p.program
     make = torch.zeros if flags["PACKED"] else torch.empty
     slice_size = 2 * p.batch * p.groups * p.state_dim * p.length
     dBC = make(slices * slice_size, dtype=torch.float32, device=u.device)
     exact = any(t.dtype == torch.float32 for t in (dB, dC))
     gradient[p.grid](
-        *(dy, dy if dfinal is None else dfinal, u, *tensors.arguments, states, inside, carry),
+        *(dy, dy if dfinal is None else dfinal, u, *tensors.arguments, states, parts, carry),
         *(carry if t is None else t for t in (starts, du, ddelta, dz, dB, dC, dBC, params, dh0)),
         *(dy.stride(0), dy.stride(2), u.stride(0), u.stride(2), *tensors.strides),
         *(p.batch, p.length, p.group_dim, p.segment), sy_l=dy.stride(1), su_l=u.stride(1),
-        HAS_FINAL=dfinal is not None, SPLIT=p.segments > 1, EXACT=exact, T=BACKWARD_STEPS,
+        HAS_FINAL=dfinal is not None, SPLIT=p.segments > 1, EXACT=exact, ROUND=ROUND, TAIL=p.backward_tail,
         NU=_divisor(p.unroll, TOGETHER), **flags,
     )  # fmt: skip
-    reduce_params[(-(-p.dim // 64), p.state_dim + 2)](
+    reduce_params[(-(-p.dim // 32), p.state_dim + 2)](
         *(params, dA, params if dD is None else dD, params if dbias is None else dbias, rows, p.dim, p.state_dim),
-        HAS_D=dD is not None, HAS_BIAS=dbias is not None, ROWS=min(32, _power_of_2(rows)), BD=64,
+        HAS_D=dD is not None, HAS_BIAS=dbias is not None, ROWS=min(128, _power_of_2(rows)), BD=32,
     )  # fmt: skip
     if not p.own_BC and p.batch * p.length:
         steps, states_each = 32, min(4, _power_of_2(p.state_dim))

@@ -5,10 +5,10 @@
     du[t] = Δ[t] Σ_n g[t] B[t] + D gy[t]
     dΔ[t] = u[t] Σ_n g[t] B[t] + Σ_n g[t] m[t] A     dA = Σ_t g[t] m[t] Δ[t]     dh[0] = a[1] g[1]
 
-Each program walks a sequence (or segment) from its end with a block of channels, chunk by chunk. The states of a chunk
-are computed again from the one that forward kept; those before its tiles rest in `inside`. Within a tile of T steps and
-for a few states at a time, all of the above stays in registers. The sums over a warp's channels go to `dBC`, one slice
-for every warp of a group, and `reduce_BC` adds up the slices in a fixed order.
+Each program walks a sequence (or segment) from its end with a block of channels, a tile of T steps at a time: forward
+kept the states before every tile. Within a tile and for a few states at a time, all of the above stays in registers.
+The sums over a warp's channels rest in `parts` for a round of ROUND steps, then the program adds up those of its warps
+into its slice of `dBC`, and `reduce_BC` adds up the slices, all in a fixed order.
 """
 
 
@@ -26,6 +26,7 @@ from mambaverse.kernels.selective_scan.triton_common import (
     load_input,
     load_pairs,
     load_rows,
+    load_where,
     sequence_of,
     sigmoid,
     step_size,
@@ -35,8 +36,8 @@ from mambaverse.kernels.selective_scan.triton_common import (
     unpack,
     widen,
 )
-from mambaverse.kernels.selective_scan.triton_forward import SUMMARY, load_tile, scan_tile
 from mambaverse.kernels.selective_scan.triton_threads import (
+    add_warps,
     finish_sums,
     lane_of,
     pair_sums,
@@ -49,18 +50,29 @@ from mambaverse.kernels.selective_scan.triton_threads import (
 
 
 @triton.jit
-def _states_of(
-    p_A2, p_before, p_g, p_dA, n_0, dim: tl.constexpr, BD: tl.constexpr, NU: tl.constexpr, FAST: tl.constexpr
+def _before(
+    p_kept, p_h0, sh_n, n_0, m_kept, dim: tl.constexpr, HAS_H0: tl.constexpr, NU: tl.constexpr, FAST: tl.constexpr
 ):  # fmt: skip
-    """Load, of NU states from n_0 on, A, the state before the tile, the gradient after it, and dA so far."""
-    A, hs, gs, dA = (), (), (), ()
-    p_A2, p_before, p_g, p_dA = p_A2 + n_0 * dim, p_before + n_0 * BD, p_g + n_0 * BD, p_dA + n_0 * dim
+    """Load NU states before a tile, from n_0 on: where `m_kept` holds those that forward kept, else the initial."""
+    hs = ()
+    for k in tl.static_range(NU):
+        h = widen(load_where(p_kept + (n_0 + k) * dim, m_kept, FAST), p_kept, FAST)
+        if HAS_H0:
+            h += widen(load_where(p_h0 + (n_0 + k) * sh_n, ~m_kept, FAST), p_h0, FAST)  # one of the two is 0
+        hs = hs + (h,)
+    return hs
+
+
+@triton.jit
+def _rest_of(p_A2, p_g, p_dA, n_0, dim: tl.constexpr, BD: tl.constexpr, NU: tl.constexpr, FAST: tl.constexpr):
+    """Load, of NU states from n_0 on, A, the gradient after the tile, and dA so far."""
+    A, gs, dA = (), (), ()
+    p_A2, p_g, p_dA = p_A2 + n_0 * dim, p_g + n_0 * BD, p_dA + n_0 * dim
     for k in tl.static_range(NU):
         A = A + (load_input(p_A2 + k * dim, FAST),)
-        hs = hs + (load(p_before + k * BD, FAST),)
         gs = gs + (load(p_g + k * BD, FAST),)
         dA = dA + (load(p_dA + k * dim, FAST),)
-    return A, hs, gs, dA
+    return A, gs, dA
 
 
 @triton.jit
@@ -152,18 +164,19 @@ def _some_states(
 
 @triton.jit
 def _gradient_tile(
-    gs, dA, A, p_dy, p_u, p_delta, p_z, p_du, p_ddelta, p_dz, p_B, p_C, p_BC, p_A2, p_before, p_g, p_dA,
-    p_dB, p_dC, p_dBC, B_step, C_step, sB_n, sC_n, L, which, lane, left, m_d, b_D, b_bias,
+    gs, dA, A, p_dy, p_u, p_delta, p_z, p_du, p_ddelta, p_dz, p_B, p_C, p_BC, p_A2, p_kept, p_h0, p_g, p_dA,
+    p_dB, p_dC, p_dBC, p_parts, B_step, C_step, sB_n, sC_n, sh_n, L, which, lane, left, m_d, m_kept, b_D, b_bias,
     dy_step: tl.constexpr, u_step: tl.constexpr, delta_step: tl.constexpr, z_step: tl.constexpr,
     out_step: tl.constexpr, dBC_step: tl.constexpr, dim: tl.constexpr, N: tl.constexpr,
-    SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
-    FULL: tl.constexpr, EVEN: tl.constexpr, T: tl.constexpr, BD: tl.constexpr, NU: tl.constexpr,
-    SHARE: tl.constexpr, HELD: tl.constexpr, EXACT: tl.constexpr, FAST: tl.constexpr,
+    SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_H0: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr,
+    PAIR: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr, ROUND: tl.constexpr, T: tl.constexpr,
+    BD: tl.constexpr, NU: tl.constexpr, SHARE: tl.constexpr, HELD: tl.constexpr, EXACT: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """Take the gradients of the states back over a tile; return them, dA, and what it adds to dD and d delta_bias.
 
     If HELD, `gs`, `dA` and `A` are those of all states of a thread; else they are read from `p_g` and `p_dA`, and
-    written there. The states before the tile (N / SHARE, BD) come from `p_before`.
+    written there. The states before the tile: see `_before`.
     """
     OWN: tl.constexpr = N // SHARE
     b_dy = load_rows(p_dy, dy_step, which, left, T, SHARE, FULL, FAST)
@@ -194,33 +207,34 @@ def _gradient_tile(
     p_sum, m_sum = p_dBC, m_d
     if FAST:
         o_row, o_which = place_of_sum(lane, SHARE)
-        p_sum = p_dBC + (o_row % NU + which * OWN) * L * 2 + (o_row // NU) * dBC_step + o_which
+        p_sum = p_parts + ((o_row % NU + which * OWN) * ROUND + o_row // NU) * 2 + o_which
         m_sum = o_row < NU * T if FULL else o_row < NU * tl.minimum(T, left)
 
     if HELD:
         all_g, all_dA = (), ()
         for n_0 in tl.static_range(0, OWN, NU):
-            some_A, hs, some_g, some_dA = (), (), (), ()
+            hs = _before(p_kept, p_h0, sh_n, n_0, m_kept, dim, HAS_H0, NU, FAST)
+            some_A, some_g, some_dA = (), (), ()
             for k in tl.static_range(NU):
-                hs = hs + (load(p_before + (n_0 + k) * BD, FAST),)
                 some_A, some_g, some_dA = some_A + (A[n_0 + k],), some_g + (gs[n_0 + k],), some_dA + (dA[n_0 + k],)
             some_g, some_dA, y, gx, gd = _some_states(
                 some_A, hs, some_g, some_dA, dt, x, gy, y, gx, gd, p_B + n_0 * sB_n, p_C + n_0 * sC_n, p_BC + n_0,
-                p_dB + n_0, p_dC + n_0, p_dBC + n_0 * L * 2, p_sum + n_0 * L * 2, m_sum,
+                p_dB + n_0, p_dC + n_0, p_dBC + n_0 * L * 2, p_sum + n_0 * ROUND * 2, m_sum,
                 B_step, C_step, sB_n, sC_n, L, lane, left, m_d, out_step, dBC_step, N, HAS_Z, OWN_BC, BC_STEP, PAIR,
                 FULL, T, BD, SHARE, NU, EXACT, FAST,
             )  # fmt: skip
             all_g, all_dA = all_g + some_g, all_dA + some_dA
         gs, dA = all_g, all_dA
     else:
-        block_A, hs, block_g, block_dA = _states_of(p_A2, p_before, p_g, p_dA, 0, dim, BD, NU, FAST)
+        hs = _before(p_kept, p_h0, sh_n, 0, m_kept, dim, HAS_H0, NU, FAST)
+        block_A, block_g, block_dA = _rest_of(p_A2, p_g, p_dA, 0, dim, BD, NU, FAST)
         for n_0 in range(0, OWN, NU):
-            next_A, next_h, next_g, next_dA = _states_of(
-                p_A2, p_before, p_g, p_dA, tl.minimum(n_0 + NU, OWN - NU), dim, BD, NU, FAST
-            )
+            n_1 = tl.minimum(n_0 + NU, OWN - NU)
+            next_h = _before(p_kept, p_h0, sh_n, n_1, m_kept, dim, HAS_H0, NU, FAST)
+            next_A, next_g, next_dA = _rest_of(p_A2, p_g, p_dA, n_1, dim, BD, NU, FAST)
             block_g, block_dA, y, gx, gd = _some_states(
                 block_A, hs, block_g, block_dA, dt, x, gy, y, gx, gd, p_B + n_0 * sB_n, p_C + n_0 * sC_n, p_BC + n_0,
-                p_dB + n_0, p_dC + n_0, p_dBC + n_0 * L * 2, p_sum + n_0 * L * 2, m_sum,
+                p_dB + n_0, p_dC + n_0, p_dBC + n_0 * L * 2, p_sum + n_0 * ROUND * 2, m_sum,
                 B_step, C_step, sB_n, sC_n, L, lane, left, m_d, out_step, dBC_step, N, HAS_Z, OWN_BC, BC_STEP, PAIR,
                 FULL, T, BD, SHARE, NU, EXACT, FAST,
             )  # fmt: skip
@@ -265,53 +279,34 @@ def _gradient_tile(
 
 
 @triton.jit
-def _again(
-    hs, A, p_u, p_delta, p_z, p_dy, p_B, p_C, p_BC, p_A2, p_before, p_after, B_step, C_step, sB_n, sC_n,
-    which, lane, m_d, b_D, b_bias,
-    u_step: tl.constexpr, delta_step: tl.constexpr, out_step: tl.constexpr, dim: tl.constexpr, N: tl.constexpr,
-    SOFTPLUS: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr, EVEN: tl.constexpr,
-    T: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SHARE: tl.constexpr, HELD: tl.constexpr,
-    FAST: tl.constexpr,
-):  # fmt: skip
-    """Compute the states after a tile again, and leave them in `p_after`."""
-    b_u, b_delta, b_z = load_tile(
-        p_u, p_delta, p_z, which, T, u_step, delta_step, 0, SUMMARY, False, T, SHARE, True, FAST
-    )
-    hs, _ = scan_tile(
-        hs, A, b_u, b_delta, b_z, p_u, p_delta, p_z, p_dy, p_B, p_C, p_BC, p_A2, p_before, p_after, p_before,
-        B_step, C_step, sB_n, sC_n, which, lane, T, m_d, m_d, b_D, b_bias, out_step, dim, N,
-        SUMMARY, SOFTPLUS, False, False, OWN_BC, BC_STEP, PAIR, True, EVEN, T, BD, UNROLL, SHARE, HELD, FAST,
-    )  # fmt: skip
-    if HELD:
-        for n in tl.static_range(N // SHARE):
-            store(p_after + n * BD, hs[n], None, False, FAST)
-    return hs
-
-
-@triton.jit
-def _touch_chunk(
-    p_u, p_delta, p_z, p_dy, p_BC, p_state, t, count,
+def _touch_round(
+    p_u, p_delta, p_z, p_dy, p_BC, p_kept, A2, t, now, count,
     u_step: tl.constexpr, delta_step: tl.constexpr, z_step: tl.constexpr, dy_step: tl.constexpr, dim: tl.constexpr,
     HAS_Z: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, N: tl.constexpr, BD: tl.constexpr,
-    WARP: tl.constexpr, CHUNK: tl.constexpr, FAST: tl.constexpr,
+    WARP: tl.constexpr, ROUND: tl.constexpr, T: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """`touch` the rows of the chunk at t, a row a thread, and the states before it."""
+    """`touch` the rows of the round at t, a row a thread, and the states kept before its tiles (`now`: their step)."""
     place = tl.arange(0, BD) % WARP
-    seen = touch(p_state + tl.minimum(place, N - 1) * dim, FAST)
-    for first in tl.static_range(0, CHUNK, WARP):
-        row = tl.maximum(tl.minimum(t + first + place, count - 1), 0).to(tl.int64)
+    seen = tl.zeros([BD], tl.int32)
+    for first in tl.static_range(0, ROUND, WARP):
+        row = tl.minimum(t + first + place, count - 1).to(tl.int64)
         seen ^= touch(p_u + row * u_step, FAST) ^ touch(p_delta + row * delta_step, FAST)
         seen ^= touch(p_dy + row * dy_step, FAST)
         if HAS_Z:
             seen ^= touch(p_z + row * z_step, FAST)
         if not OWN_BC:
             seen ^= touch(p_BC + row * BC_STEP, FAST)
+    for first in tl.static_range(0, ROUND // T * N, WARP):
+        tile, n = (first + place) // N, (first + place) % N
+        kept = (now + tile * T > 0) & (t + tile * T < count) & (tile < ROUND // T)  # else there is none
+        address = (p_kept + (now // T + tile).to(tl.int64) * N * dim + n * dim).to(tl.int64)
+        seen ^= touch(tl.where(kept, address, A2.to(tl.int64)), FAST)
     return seen
 
 
 @triton.jit(do_not_specialize=["batch", "L", "segment", "sB_l", "sC_l"])
 def gradient(
-    dy, dfinal, u, delta, z, B, C, BC, A2, D, bias, h0, cu, states, inside, carry, starts,
+    dy, dfinal, u, delta, z, B, C, BC, A2, D, bias, h0, cu, states, parts, carry, starts,
     du, ddelta, dz, dB, dC, dBC, dparams, dh0,
     sy_b, sy_d, su_b, su_d, sd_b, sd_d, sz_b, sz_d,
     sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
@@ -320,22 +315,24 @@ def gradient(
     REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr, HAS_FINAL: tl.constexpr,
     PACKED: tl.constexpr, SPLIT: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
-    EVEN: tl.constexpr, CHUNK: tl.constexpr, T: tl.constexpr, TAIL: tl.constexpr, BD: tl.constexpr,
+    EVEN: tl.constexpr, CHUNK: tl.constexpr, ROUND: tl.constexpr, TAIL: tl.constexpr, BD: tl.constexpr,
     WARP: tl.constexpr, UNROLL: tl.constexpr, NU: tl.constexpr, SHARE: tl.constexpr, EXACT: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
     """The gradients of everything.
 
-    Grid: (blocks of channels of all groups, times sequences; segments). Memory of a program: `inside`
-    (CHUNK / T + T / TAIL, N / SHARE, BD) and, where a thread has more states than UNROLL, `carry` (N / SHARE, BD).
-    `dparams` (sequences, segments, N + 2, D) gets dA, dD and d delta_bias; `dBC` (warps of a group, B, G, N, L, 2) dB
-    and dC, or `dB` and `dC` (B, L, D, N) if OWN_BC. If SPLIT, `starts` (sequences, segments, N, D) has the gradients of
+    Grid: (blocks of channels of all groups, times sequences; segments). Memory of a program: `parts`
+    (2, warps, N, ROUND, 2) and, where a thread has more states than UNROLL, `carry` (N / SHARE, BD). `dparams`
+    (sequences, segments, N + 2, D) gets dA, dD and d delta_bias; `dBC` (programs of a group, B, G, N, L, 2) dB and dC,
+    or `dB` and `dC` (B, L, D, N) if OWN_BC. Tiles are of CHUNK steps: `states` has those before each. If SPLIT, `starts` (sequences, segments, N, D) has the gradients of
     the states after the segments.
     """
     CHANNELS: tl.constexpr = BD // SHARE
     OWN: tl.constexpr = N // SHARE  # states of a thread
     HELD: tl.constexpr = OWN == UNROLL  # their gradients and dA in registers, all the way
-    TILES: tl.constexpr = CHUNK // T + (T // TAIL if TAIL > 0 else 0)
+    T: tl.constexpr = CHUNK
+    WARPS: tl.constexpr = BD // WARP
+    PARTS: tl.constexpr = N * ROUND * 2  # floats of a warp
     blocks = tl.cdiv(group_dim, CHANNELS)
     i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     i_d, i_s = i_p % (blocks * (dim // group_dim)), i_p // (blocks * (dim // group_dim))
@@ -373,15 +370,12 @@ def gradient(
     p_B = B + i_b * sB_b + first * sB_l + o_d * sB_g + o_n * sB_n
     p_C = C + i_b * sC_b + first * sC_l + o_d * sC_g + o_n * sC_n
     p_A2 = A2 + o_d + o_n * dim
-    slice_of_warp = (i_d % blocks) * (BD // WARP)
-    if FAST:
-        slice_of_warp += place // WARP
-    p_dBC = dBC + 2 * (((slice_of_warp * batch + i_b) * (dim // group_dim) + i_g) * N * long_L + first)
+    p_dBC = dBC + 2 * ((((i_d % blocks) * batch + i_b) * (dim // group_dim) + i_g) * N * long_L + first)
     b_bias = widen(load_input(bias + o_d, FAST), bias, FAST) if HAS_BIAS else tl.zeros([BD], tl.float32)
     b_D = widen(load_input(D + o_d, FAST), D, FAST) if HAS_D else tl.zeros([BD], tl.float32)
 
     program = i_c * tl.num_programs(0) + i_p
-    p_inside = inside + program * TILES * OWN * BD + place
+    p_parts = parts + program * 2 * WARPS * PARTS
     p_g = carry + program * OWN * BD + place
     o_segment = ((i_s * num_segments + i_c) * N + o_n) * dim + o_d
     p_params = dparams + (i_s * num_segments + i_c) * (N + 2) * dim + o_d
@@ -407,99 +401,63 @@ def gradient(
             store(p_dA + n * dim, zero, m_d, True, FAST)
 
     b_dD, b_dbias = zero, zero
-    row_of_chunk = i_b * (L // CHUNK) + start // CHUNK - 1
-    chunks = tl.cdiv(count, CHUNK)
+    p_kept = states + ((i_b * (L // T) + start // T - 1) * N + o_n) * dim + o_d  # before step 0, where there is none
+    p_h0 = h0 + i_s * sh_s + o_d * sh_d + o_n * sh_n
     o_0 = i_g * group_dim + tl.minimum(within // (WARP // SHARE) * (WARP // SHARE), group_dim - 1)  # the warp's first
     q_u = u + i_b * su_b + first * su_l + o_0 * su_d
     q_delta = delta + i_b * sd_b + first * sd_l + o_0 * sd_d
     q_z = z + i_b * sz_b + first * sz_l + o_0 * sz_d
     q_dy = dy + i_b * sy_b + first * sy_l + o_0 * sy_d
+    q_kept = states + (i_b * (L // T) + start // T - 1) * N * dim + o_0
     seen = tl.zeros([BD], tl.int32)
-    for k in range(chunks):
-        t_chunk = (chunks - 1 - k) * CHUNK
-        now = low + t_chunk
-        q_kept, q_next = p_A2, A2 + tl.zeros([BD], tl.int64)  # something that can be read, where there is no state
-        if now > 0:
-            q_kept = states + ((row_of_chunk + now // CHUNK) * N + o_n) * dim + o_d
-        if now > CHUNK:
-            q_next = states + (row_of_chunk + now // CHUNK - 1) * N * dim + o_0
-        hs = ()
-        if HELD:
-            for n in tl.static_range(OWN):
-                hs = hs + (load(q_kept + n * dim, FAST),)
-            before = ()
-            for n in tl.static_range(OWN):
-                h = zero
-                if HAS_H0:
-                    h = widen(load_input(h0 + i_s * sh_s + o_d * sh_d + (o_n + n) * sh_n, FAST), h0, FAST)
-                before = before + (tl.where(now > 0, hs[n], h),)
-                store(p_inside + n * BD, before[n], None, False, FAST)
-            hs = before
-        else:
-            for n in range(OWN):
-                h = zero
-                if HAS_H0:
-                    h = widen(load_input(h0 + i_s * sh_s + o_d * sh_d + (o_n + n) * sh_n, FAST), h0, FAST)
-                h = tl.where(now > 0, load(q_kept + n * dim, FAST), h)
-                store(p_inside + n * BD, h, None, False, FAST)
-        seen ^= _touch_chunk(
-            q_u, q_delta, q_z, q_dy, p_BC, q_next, tl.maximum(t_chunk - CHUNK, 0), count,
-            u_step, delta_step, z_step, dy_step, dim, HAS_Z, OWN_BC, sign * BC_STEP, N, BD, WARP, CHUNK, FAST,
+    rounds = tl.cdiv(count, ROUND)
+    for k in range(rounds):
+        t_round = (rounds - 1 - k) * ROUND
+        t_next = tl.maximum(t_round - ROUND, 0)
+        seen ^= _touch_round(
+            q_u, q_delta, q_z, q_dy, p_BC, q_kept, A2, t_next, low + t_next, count,
+            u_step, delta_step, z_step, dy_step, dim, HAS_Z, OWN_BC, sign * BC_STEP, N, BD, WARP, ROUND, T, FAST,
         )  # fmt: skip
-        steps = tl.minimum(count - t_chunk, CHUNK)
-        whole = steps // T  # tiles of T steps, then tiles of TAIL steps
-        ends = 0
-        if TAIL > 0:  # else every length is a multiple of T
-            ends = tl.cdiv(steps - whole * T, TAIL)
-        for r in range(whole - (1 if ends == 0 else 0)):
-            t = (t_chunk + r * T).to(tl.int64)
-            hs = _again(
-                hs, A, p_u + t * u_step, p_delta + t * delta_step, p_z, p_dy, p_B + t * B_step, p_C + t * C_step,
-                p_BC + t * sign * BC_STEP, p_A2, p_inside + r * OWN * BD, p_inside + (r + 1) * OWN * BD,
-                B_step, C_step, sB_n, sC_n, which, lane, m_d, b_D, b_bias, u_step, delta_step, out_step, dim, N,
-                SOFTPLUS, OWN_BC, sign * BC_STEP, PAIR, EVEN, T, BD, UNROLL, SHARE, HELD, FAST,
-            )  # fmt: skip
-        if TAIL > 0:
-            for k_end in range(ends - 1):
-                r = whole + k_end
-                t = (t_chunk + whole * T + k_end * TAIL).to(tl.int64)
-                hs = _again(
-                    hs, A, p_u + t * u_step, p_delta + t * delta_step, p_z, p_dy, p_B + t * B_step, p_C + t * C_step,
-                    p_BC + t * sign * BC_STEP, p_A2, p_inside + r * OWN * BD, p_inside + (r + 1) * OWN * BD,
-                    B_step, C_step, sB_n, sC_n, which, lane, m_d, b_D, b_bias, u_step, delta_step, out_step, dim, N,
-                    SOFTPLUS, OWN_BC, sign * BC_STEP, PAIR, EVEN, TAIL, BD, UNROLL, SHARE, HELD, FAST,
-                )  # fmt: skip
-            for k_end in range(ends):
-                r = whole + ends - 1 - k_end
-                t = (t_chunk + whole * T + (ends - 1 - k_end) * TAIL).to(tl.int64)
+        p_round = p_parts + (k % 2) * WARPS * PARTS
+        p_warp = p_round
+        if FAST:
+            p_warp += place // WARP * PARTS
+        steps = tl.minimum(count - t_round, ROUND)
+        whole = steps // T
+        if TAIL > 0:  # the steps of the last tile: as few as hold what no whole tile does
+            for _ in range(tl.cdiv(steps, T) - whole):
+                t = (t_round + whole * T).to(tl.int64)
                 o_t = o_out + t * out_step
                 gs, dA, dD_t, dbias_t = _gradient_tile(
                     gs, dA, A, p_dy + t * dy_step, p_u + t * u_step, p_delta + t * delta_step, p_z + t * z_step,
                     du + o_t, ddelta + o_t, dz + o_t, p_B + t * B_step, p_C + t * C_step, p_BC + t * sign * BC_STEP,
-                    p_A2, p_inside + r * OWN * BD, p_g, p_dA, dB + o_t * N + o_n, dC + o_t * N + o_n,
-                    p_dBC + t * 2 * sign,
-                    B_step, C_step, sB_n, sC_n, long_L, which, lane, (count - t).to(tl.int32), m_d, b_D, b_bias,
-                    dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N,
-                    SOFTPLUS, HAS_Z, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL, BD, NU, SHARE, HELD, EXACT, FAST,
+                    p_A2, p_kept + (low + t) // T * N * dim, p_h0, p_g, p_dA, dB + o_t * N + o_n, dC + o_t * N + o_n,
+                    p_dBC + t * 2 * sign, p_warp + whole * T * 2,
+                    B_step, C_step, sB_n, sC_n, sh_n, long_L, which, lane, (count - t).to(tl.int32), m_d,
+                    m_d & (low + t > 0), b_D, b_bias,
+                    dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N, SOFTPLUS, HAS_Z, HAS_H0, OWN_BC,
+                    sign * BC_STEP, PAIR, False, EVEN, ROUND, TAIL, BD, NU, SHARE, HELD, EXACT, FAST,
                 )  # fmt: skip
                 b_dD += dD_t
                 b_dbias += dbias_t
         for k_tile in range(whole):
             r = whole - 1 - k_tile
-            t = (t_chunk + r * T).to(tl.int64)
+            t = (t_round + r * T).to(tl.int64)
             o_t = o_out + t * out_step
             gs, dA, dD_t, dbias_t = _gradient_tile(
                 gs, dA, A, p_dy + t * dy_step, p_u + t * u_step, p_delta + t * delta_step, p_z + t * z_step,
-                du + o_t, ddelta + o_t, dz + o_t, p_B + t * B_step, p_C + t * C_step, p_BC + t * sign * BC_STEP, p_A2,
-                p_inside + r * OWN * BD, p_g, p_dA, dB + o_t * N + o_n, dC + o_t * N + o_n, p_dBC + t * 2 * sign,
-                B_step, C_step, sB_n, sC_n, long_L, which, lane, T, m_d, b_D, b_bias,
-                dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N,
-                SOFTPLUS, HAS_Z, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD, NU, SHARE, HELD, EXACT, FAST,
+                du + o_t, ddelta + o_t, dz + o_t, p_B + t * B_step, p_C + t * C_step, p_BC + t * sign * BC_STEP,
+                p_A2, p_kept + (low + t) // T * N * dim, p_h0, p_g, p_dA, dB + o_t * N + o_n, dC + o_t * N + o_n,
+                p_dBC + t * 2 * sign, p_warp + r * T * 2,
+                B_step, C_step, sB_n, sC_n, sh_n, long_L, which, lane, T, m_d, m_d & (low + t > 0), b_D, b_bias,
+                dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N, SOFTPLUS, HAS_Z, HAS_H0, OWN_BC,
+                sign * BC_STEP, PAIR, True, EVEN, ROUND, T, BD, NU, SHARE, HELD, EXACT, FAST,
             )  # fmt: skip
             b_dD += dD_t
             b_dbias += dbias_t
+        if FAST and not OWN_BC:
+            add_warps(p_round, p_dBC + t_round.to(tl.int64) * 2 * sign, place, steps, long_L, sign, N, ROUND, BD, WARPS)
 
-    store(p_inside, seen.to(tl.float32, bitcast=True), None, False, FAST)  # read by nobody; see `touch`
     if SHARE > 1:
         both = pair_sums((b_dD, b_dbias), which, 2, SHARE, BD, FAST)  # dD in the first half of the warp
         store(p_params + (N + which) * dim, both[0], m_d, True, FAST)
@@ -516,6 +474,8 @@ def gradient(
     elif HAS_H0 and i_c == 0:
         for n in range(OWN):
             store(p_dh0 + n, load(p_g + n * BD, FAST), m_d, True, FAST)
+    p_unread = carry + place if HELD else p_g
+    store(p_unread, seen.to(tl.float32, bitcast=True), None, False, FAST)  # see `touch`
 
 
 @triton.jit

@@ -91,6 +91,25 @@ def load_input(p, FAST: tl.constexpr):
 
 
 @triton.jit
+def load_where(p, mask, FAST: tl.constexpr):
+    """`load_input` where `mask` holds, else 0."""
+    if FAST:
+        if p.dtype.element_ty == tl.float32:
+            return tl.inline_asm_elementwise(
+                "{ .reg .pred q; setp.ne.b32 q, $2, 0; mov.b32 $0, 0; @q ld.global.nc.f32 $0, [$1]; }",
+                "=&r,l,r", [p.to(tl.int64), mask.to(tl.int32)], dtype=tl.float32, is_pure=False, pack=1,
+            )  # fmt: skip
+        else:
+            return tl.inline_asm_elementwise(
+                "{ .reg .pred q; .reg .b16 t; setp.ne.b32 q, $2, 0; mov.b16 t, 0; @q ld.global.nc.b16 t, [$1]; "
+                "cvt.u32.u16 $0, t; }",
+                "=&r,l,r", [p.to(tl.int64), mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+    else:
+        return tl.load(p, mask=mask, other=0.0)
+
+
+@triton.jit
 def widen(value, p, FAST: tl.constexpr):
     """Return what `load_input(p)` loaded as float32."""
     if p.dtype.element_ty == tl.float32:
@@ -246,7 +265,7 @@ def store_rows(
 
 @triton.jit
 def touch(p, FAST: tl.constexpr):
-    """Load a byte of each of the pointers `p`, so that their lines are in the cache when they are needed.
+    """Load a byte of each of the pointers or addresses `p`, so that their lines are in the cache when they are needed.
 
     The result must be used, or nothing is loaded. (prefetch.global does nothing that could be measured, and loads into
     registers are put off by the compiler until shortly before their use.)

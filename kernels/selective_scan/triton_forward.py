@@ -85,11 +85,14 @@ def load_tile(
 
 @triton.jit
 def _advance(
-    hs, A, dt, x, out, p_B, p_C, p_BC, B_step, C_step, sB_n, sC_n, left,
+    hs, A, dt, x, out, p_B, p_C, p_BC, p_state, B_step, C_step, sB_n, sC_n, left, m_d, m_save,
+    dim: tl.constexpr, N: tl.constexpr, SAVE: tl.constexpr, CHUNK: tl.constexpr,
     MODE: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr, FULL: tl.constexpr,
     T: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Take UNROLL states through T steps; return them and, in SCAN, `out` with what they add to it.
+
+    If SAVE, the states before every CHUNK-th step go to `p_state` (chunks, N, dim), before the first if `m_save`.
 
     All of the states take a step together, and their decays are a step ahead: a warp that takes one state through a
     step after the other spends its time waiting for the exponential.
@@ -97,6 +100,9 @@ def _advance(
     outs = ()
     a = decays(dt[0], A, UNROLL)
     for i in tl.static_range(T):
+        if SAVE and i % CHUNK == 0:
+            for k in tl.static_range(UNROLL):
+                store(p_state + (i // CHUNK * N + k) * dim, hs[k], m_save if i == 0 else m_d, True, FAST, False)
         next_a = a
         if i + 1 < T:
             next_a = decays(dt[i + 1], A, UNROLL)
@@ -133,9 +139,10 @@ def scan_tile(
     hs, A, b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_before, p_after, p_state,
     B_step, C_step, sB_n, sC_n, which, lane, left, m_d, m_save, b_D, b_bias,
     y_step: tl.constexpr, dim: tl.constexpr, N: tl.constexpr,
-    MODE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, SAVE: tl.constexpr, OWN_BC: tl.constexpr,
-    BC_STEP: tl.constexpr, PAIR: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr, T: tl.constexpr,
-    BD: tl.constexpr, UNROLL: tl.constexpr, SHARE: tl.constexpr, HELD: tl.constexpr, FAST: tl.constexpr,
+    MODE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, SAVE: tl.constexpr, CHUNK: tl.constexpr,
+    OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr,
+    T: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SHARE: tl.constexpr, HELD: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """Advance every state by T steps, or by the `left` steps that there are; return the states and the sum of Δ.
 
@@ -167,12 +174,9 @@ def scan_tile(
         for _ in tl.static_range(T):
             out = out + (tl.zeros([BD], tl.float32),)
     if HELD:
-        if SAVE:
-            for k in tl.static_range(UNROLL):
-                store(p_state + k * dim, hs[k], m_save, True, FAST, False)
         hs, out = _advance(
-            hs, A, dt, x, out, p_B, p_C, p_BC, B_step, C_step, sB_n, sC_n, left,
-            MODE, OWN_BC, BC_STEP, PAIR, FULL, T, BD, UNROLL, FAST,
+            hs, A, dt, x, out, p_B, p_C, p_BC, p_state, B_step, C_step, sB_n, sC_n, left, m_d, m_save,
+            dim, N, SAVE, CHUNK, MODE, OWN_BC, BC_STEP, PAIR, FULL, T, BD, UNROLL, FAST,
         )  # fmt: skip
     else:
         for n_0 in range(0, N // SHARE, UNROLL):
@@ -180,12 +184,10 @@ def scan_tile(
             for k in tl.static_range(UNROLL):
                 block_A = block_A + (load_input(p_A2 + (n_0 + k) * dim, FAST),)
                 block = block + (load(p_before + (n_0 + k) * BD, FAST),)
-            if SAVE:
-                for k in tl.static_range(UNROLL):
-                    store(p_state + (n_0 + k) * dim, block[k], m_save, True, FAST, False)
             block, out = _advance(
-                block, block_A, dt, x, out, p_B + n_0 * sB_n, p_C + n_0 * sC_n, p_BC + n_0,
-                B_step, C_step, sB_n, sC_n, left, MODE, OWN_BC, BC_STEP, PAIR, FULL, T, BD, UNROLL, FAST,
+                block, block_A, dt, x, out, p_B + n_0 * sB_n, p_C + n_0 * sC_n, p_BC + n_0, p_state + n_0 * dim,
+                B_step, C_step, sB_n, sC_n, left, m_d, m_save,
+                dim, N, SAVE, CHUNK, MODE, OWN_BC, BC_STEP, PAIR, FULL, T, BD, UNROLL, FAST,
             )  # fmt: skip
             for k in tl.static_range(UNROLL):
                 store(p_after + (n_0 + k) * BD, block[k], None, False, FAST)
@@ -310,7 +312,7 @@ def scan(
                 hs, A, b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_carry, p_carry,
                 p_state + (row_of_chunk + now // CHUNK) * N * dim,
                 B_step, C_step, sB_n, sC_n, which, lane, T, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D, b_bias,
-                y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD,
+                y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, CHUNK, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD,
                 UNROLL, SHARE, HELD, FAST,
             )  # fmt: skip
             total += total_t
@@ -327,8 +329,8 @@ def scan(
                 hs, A, e_u, e_delta, e_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_carry, p_carry,
                 p_state + (row_of_chunk + now // CHUNK) * N * dim,
                 B_step, C_step, sB_n, sC_n, which, lane, count - t, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D,
-                b_bias, y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, OWN_BC, sign * BC_STEP, PAIR, False, EVEN, TAIL,
-                BD, UNROLL, SHARE, HELD, FAST,
+                b_bias, y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, CHUNK, OWN_BC, sign * BC_STEP, PAIR, False, EVEN,
+                TAIL, BD, UNROLL, SHARE, HELD, FAST,
             )  # fmt: skip
             total += total_t
             p_u, p_delta, p_y = p_u + TAIL * u_step, p_delta + TAIL * delta_step, p_y + TAIL * y_step

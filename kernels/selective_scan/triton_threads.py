@@ -159,3 +159,34 @@ def store_pair(p, x, y, mask):
         "{ .reg .pred q; setp.ne.b32 q, $4, 0; @q st.global.L1::no_allocate.v2.f32 [$1], {$2, $3}; mov.b32 $0, 0; }",
         "=r,l,r,r,r", [p.to(tl.int64), x, y, mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
     )  # fmt: skip
+
+
+@triton.jit
+def add_warps(
+    p_parts, p_sum, place, steps, L, sign: tl.constexpr, N: tl.constexpr, ROUND: tl.constexpr, BD: tl.constexpr,
+    WARPS: tl.constexpr,
+):  # fmt: skip
+    """Add up `p_parts` (WARPS, N, ROUND, 2), which the program's warps have just written, into `p_sum` (N, L, 2).
+
+    Of the ROUND steps there are `steps`; `sign` is the direction in which they follow each other in `p_sum`. A second
+    call must find other parts: no warp waits here for those that still read. On a GPU only.
+    """
+    tl.debug_barrier()
+    for first in range(0, N * ROUND, BD):
+        o = first + place
+        n, t = o // ROUND, o % ROUND
+        inside = (o < N * ROUND) & (t < steps)
+        x, y = _load_two(p_parts + o * 2, inside)
+        for w in tl.static_range(1, WARPS):
+            x_w, y_w = _load_two(p_parts + (w * N * ROUND + o) * 2, inside)
+            x, y = x + x_w, y + y_w
+        store_pair(p_sum + (n * L + sign * t) * 2, x, y, inside)
+
+
+@triton.jit
+def _load_two(p, mask):
+    """Load two float32 that another warp has written, past the L1 cache; zeros where `mask` does not hold."""
+    return tl.inline_asm_elementwise(
+        "{ .reg .pred q; setp.ne.b32 q, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; @q ld.global.cg.v2.f32 {$0, $1}, [$2]; }",
+        "=&r,=&r,l,r", [p.to(tl.int64), mask.to(tl.int32)], dtype=(tl.float32, tl.float32), is_pure=False, pack=1,
+    )  # fmt: skip
