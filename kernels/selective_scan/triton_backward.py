@@ -279,29 +279,38 @@ def _gradient_tile(
 
 
 @triton.jit
-def _touch_round(
-    p_u, p_delta, p_z, p_dy, p_BC, p_kept, A2, t, now, count,
-    u_step: tl.constexpr, delta_step: tl.constexpr, z_step: tl.constexpr, dy_step: tl.constexpr, dim: tl.constexpr,
-    HAS_Z: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, N: tl.constexpr, BD: tl.constexpr,
-    WARP: tl.constexpr, ROUND: tl.constexpr, T: tl.constexpr, FAST: tl.constexpr,
+def _ahead(
+    u, delta, dy, z, kept, BC, A2, place,
+    u_step: tl.constexpr, delta_step: tl.constexpr, dy_step: tl.constexpr, z_step: tl.constexpr,
+    kept_step: tl.constexpr, BC_STEP: tl.constexpr, dim: tl.constexpr, N: tl.constexpr, OWN_BC: tl.constexpr,
+    T: tl.constexpr, WARP: tl.constexpr,
 ):  # fmt: skip
-    """`touch` the rows of the round at t, a row a thread, and the states kept before its tiles (`now`: their step)."""
-    place = tl.arange(0, BD) % WARP
-    seen = tl.zeros([BD], tl.int32)
-    for first in tl.static_range(0, ROUND, WARP):
-        row = tl.minimum(t + first + place, count - 1).to(tl.int64)
-        seen ^= touch(p_u + row * u_step, FAST) ^ touch(p_delta + row * delta_step, FAST)
-        seen ^= touch(p_dy + row * dy_step, FAST)
-        if HAS_Z:
-            seen ^= touch(p_z + row * z_step, FAST)
-        if not OWN_BC:
-            seen ^= touch(p_BC + row * BC_STEP, FAST)
-    for first in tl.static_range(0, ROUND // T * N, WARP):
-        tile, n = (first + place) // N, (first + place) % N
-        kept = (now + tile * T > 0) & (t + tile * T < count) & (tile < ROUND // T)  # else there is none
-        address = (p_kept + (now // T + tile).to(tl.int64) * N * dim + n * dim).to(tl.int64)
-        seen ^= touch(tl.where(kept, address, A2.to(tl.int64)), FAST)
-    return seen
+    """Return what each thread of a warp has to `touch` of a tile: two addresses in the first one, their steps a tile.
+
+    A quarter of the warp each: a row of u, of delta, of dy, of z. Half of it each: a state before the tile, half a row
+    of B and C. The pointers are those of the warp's first channel, at step 0.
+    """
+    lane = place % WARP
+    row, tensor = (lane % T).to(tl.int64), lane // T
+    at_u, at_delta = (u + row * u_step).to(tl.int64), (delta + row * delta_step).to(tl.int64)
+    at_dy, at_z = (dy + row * dy_step).to(tl.int64), (z + row * z_step).to(tl.int64)
+    rows = tl.where(tensor == 0, at_u, tl.where(tensor == 1, at_delta, tl.where(tensor == 2, at_dy, at_z)))
+    by_u: tl.constexpr = T * u_step * u.dtype.element_ty.primitive_bitwidth // 8
+    by_delta: tl.constexpr = T * delta_step * delta.dtype.element_ty.primitive_bitwidth // 8
+    by_dy: tl.constexpr = T * dy_step * dy.dtype.element_ty.primitive_bitwidth // 8
+    by_z: tl.constexpr = T * z_step * z.dtype.element_ty.primitive_bitwidth // 8
+    by_rows = tl.where(tensor == 0, by_u, tl.where(tensor == 1, by_delta, tl.where(tensor == 2, by_dy, by_z)))
+    half = lane % (WARP // 2)
+    at_kept = (kept + tl.minimum(half, N - 1) * dim).to(tl.int64)
+    at_BC = (BC + (half // 2).to(tl.int64) * BC_STEP + half % 2 * (N // 2)).to(tl.int64)
+    by_kept: tl.constexpr = kept_step * kept.dtype.element_ty.primitive_bitwidth // 8
+    by_BC: tl.constexpr = T * BC_STEP * BC.dtype.element_ty.primitive_bitwidth // 8
+    if OWN_BC:
+        others, by_others = at_kept, tl.full([], by_kept, tl.int64)
+    else:
+        others = tl.where(lane < WARP // 2, at_kept, at_BC)
+        by_others = tl.where(lane < WARP // 2, by_kept, by_BC)
+    return rows, others, by_rows.to(tl.int64), by_others.to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["batch", "L", "segment", "sB_l", "sC_l"])
@@ -324,8 +333,8 @@ def gradient(
     Grid: (blocks of channels of all groups, times sequences; segments). Memory of a program: `parts`
     (2, warps, N, ROUND, 2) and, where a thread has more states than UNROLL, `carry` (N / SHARE, BD). `dparams`
     (sequences, segments, N + 2, D) gets dA, dD and d delta_bias; `dBC` (programs of a group, B, G, N, L, 2) dB and dC,
-    or `dB` and `dC` (B, L, D, N) if OWN_BC. Tiles are of CHUNK steps: `states` has those before each. If SPLIT, `starts` (sequences, segments, N, D) has the gradients of
-    the states after the segments.
+    or `dB` and `dC` (B, L, D, N) if OWN_BC. Tiles are of CHUNK steps: `states` has those before each. If SPLIT,
+    `starts` (sequences, segments, N, D) has the gradients of the states after the segments.
     """
     CHANNELS: tl.constexpr = BD // SHARE
     OWN: tl.constexpr = N // SHARE  # states of a thread
@@ -408,16 +417,17 @@ def gradient(
     q_delta = delta + i_b * sd_b + first * sd_l + o_0 * sd_d
     q_z = z + i_b * sz_b + first * sz_l + o_0 * sz_d
     q_dy = dy + i_b * sy_b + first * sy_l + o_0 * sy_d
-    q_kept = states + (i_b * (L // T) + start // T - 1) * N * dim + o_0
+    ahead = (p_A2, p_A2, i_s, i_s)
+    if FAST:
+        ahead = _ahead(
+            q_u, q_delta, q_dy, q_z if HAS_Z else q_u,
+            states + ((i_b * (L // T) + start // T - 1 + low // T) * N * dim + o_0), p_BC, A2, place,
+            u_step, delta_step, dy_step, z_step if HAS_Z else u_step, N * dim, sign * BC_STEP, dim, N, OWN_BC, T, WARP,
+        )  # fmt: skip
     seen = tl.zeros([BD], tl.int32)
     rounds = tl.cdiv(count, ROUND)
     for k in range(rounds):
         t_round = (rounds - 1 - k) * ROUND
-        t_next = tl.maximum(t_round - ROUND, 0)
-        seen ^= _touch_round(
-            q_u, q_delta, q_z, q_dy, p_BC, q_kept, A2, t_next, low + t_next, count,
-            u_step, delta_step, z_step, dy_step, dim, HAS_Z, OWN_BC, sign * BC_STEP, N, BD, WARP, ROUND, T, FAST,
-        )  # fmt: skip
         p_round = p_parts + (k % 2) * WARPS * PARTS
         p_warp = p_round
         if FAST:
@@ -444,6 +454,11 @@ def gradient(
             r = whole - 1 - k_tile
             t = (t_round + r * T).to(tl.int64)
             o_t = o_out + t * out_step
+            if FAST:  # what the next tile will read; before the first step of all there is no state
+                next_tile = tl.maximum(t // T - 1, 0)
+                none = low + next_tile == 0
+                rows = touch(ahead[0] + next_tile * ahead[2], FAST)
+                others = touch(tl.where(none, A2.to(tl.int64), ahead[1] + next_tile * ahead[3]), FAST)
             gs, dA, dD_t, dbias_t = _gradient_tile(
                 gs, dA, A, p_dy + t * dy_step, p_u + t * u_step, p_delta + t * delta_step, p_z + t * z_step,
                 du + o_t, ddelta + o_t, dz + o_t, p_B + t * B_step, p_C + t * C_step, p_BC + t * sign * BC_STEP,
@@ -455,6 +470,8 @@ def gradient(
             )  # fmt: skip
             b_dD += dD_t
             b_dbias += dbias_t
+            if FAST:
+                seen ^= rows ^ others  # not earlier: it waits for them
         if FAST and not OWN_BC:
             add_warps(p_round, p_dBC + t_round.to(tl.int64) * 2 * sign, place, steps, long_L, sign, N, ROUND, BD, WARPS)
 

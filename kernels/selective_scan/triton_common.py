@@ -272,7 +272,7 @@ def touch(p, FAST: tl.constexpr):
     """
     if FAST:
         return tl.inline_asm_elementwise(
-            "{ .reg .b16 t; ld.global.nc.u8 t, [$1]; cvt.u32.u16 $0, t; }",
+            "{ .reg .b16 t; ld.global.u8 t, [$1]; cvt.u32.u16 $0, t; }",
             "=r,l", [p.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
     else:

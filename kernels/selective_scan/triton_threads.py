@@ -172,15 +172,19 @@ def add_warps(
     call must find other parts: no warp waits here for those that still read. On a GPU only.
     """
     tl.debug_barrier()
-    for first in range(0, N * ROUND, BD):
-        o = first + place
-        n, t = o // ROUND, o % ROUND
-        inside = (o < N * ROUND) & (t < steps)
-        x, y = _load_two(p_parts + o * 2, inside)
-        for w in tl.static_range(1, WARPS):
-            x_w, y_w = _load_two(p_parts + (w * N * ROUND + o) * 2, inside)
-            x, y = x + x_w, y + y_w
-        store_pair(p_sum + (n * L + sign * t) * 2, x, y, inside)
+    for first in range(0, N * ROUND, 4 * BD):
+        pairs = ()
+        for i in tl.static_range(4 * WARPS):  # all on their way at once
+            o = first + i // WARPS * BD + place
+            pairs = pairs + (_load_two(p_parts + (i % WARPS * N * ROUND + o) * 2, (o < N * ROUND) & (o % ROUND < steps)),)
+        for i in tl.static_range(4):
+            o = first + i * BD + place
+            n, t = o // ROUND, o % ROUND
+            x, y = pairs[i * WARPS]
+            for w in tl.static_range(1, WARPS):
+                x_w, y_w = pairs[i * WARPS + w]
+                x, y = x + x_w, y + y_w
+            store_pair(p_sum + (n * L + sign * t) * 2, x, y, (o < N * ROUND) & (t < steps))
 
 
 @triton.jit
