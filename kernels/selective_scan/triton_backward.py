@@ -280,7 +280,7 @@ def _gradient_tile(
 
 @triton.jit
 def _ahead(
-    u, delta, dy, z, kept, BC, A2, place,
+    u, delta, dy, z, kept, BC, lane,
     u_step: tl.constexpr, delta_step: tl.constexpr, dy_step: tl.constexpr, z_step: tl.constexpr,
     kept_step: tl.constexpr, BC_STEP: tl.constexpr, dim: tl.constexpr, N: tl.constexpr, OWN_BC: tl.constexpr,
     T: tl.constexpr, WARP: tl.constexpr,
@@ -288,9 +288,8 @@ def _ahead(
     """Return what each thread of a warp has to `touch` of a tile: two addresses in the first one, their steps a tile.
 
     A quarter of the warp each: a row of u, of delta, of dy, of z. Half of it each: a state before the tile, half a row
-    of B and C. The pointers are those of the warp's first channel, at step 0.
+    of B and C. The pointers are those of the threads' channels, at step 0.
     """
-    lane = place % WARP
     row, tensor = (lane % T).to(tl.int64), lane // T
     at_u, at_delta = (u + row * u_step).to(tl.int64), (delta + row * delta_step).to(tl.int64)
     at_dy, at_z = (dy + row * dy_step).to(tl.int64), (z + row * z_step).to(tl.int64)
@@ -412,19 +411,13 @@ def gradient(
     b_dD, b_dbias = zero, zero
     p_kept = states + ((i_b * (L // T) + start // T - 1) * N + o_n) * dim + o_d  # before step 0, where there is none
     p_h0 = h0 + i_s * sh_s + o_d * sh_d + o_n * sh_n
-    o_0 = i_g * group_dim + tl.minimum(within // (WARP // SHARE) * (WARP // SHARE), group_dim - 1)  # the warp's first
-    q_u = u + i_b * su_b + first * su_l + o_0 * su_d
-    q_delta = delta + i_b * sd_b + first * sd_l + o_0 * sd_d
-    q_z = z + i_b * sz_b + first * sz_l + o_0 * sz_d
-    q_dy = dy + i_b * sy_b + first * sy_l + o_0 * sy_d
     ahead = (p_A2, p_A2, i_s, i_s)
     if FAST:
         ahead = _ahead(
-            q_u, q_delta, q_dy, q_z if HAS_Z else q_u,
-            states + ((i_b * (L // T) + start // T - 1 + low // T) * N * dim + o_0), p_BC, A2, place,
+            p_u, p_delta, p_dy, p_z if HAS_Z else p_u,
+            states + ((i_b * (L // T) + start // T - 1 + low // T) * N * dim + o_d), p_BC - o_n, lane,
             u_step, delta_step, dy_step, z_step if HAS_Z else u_step, N * dim, sign * BC_STEP, dim, N, OWN_BC, T, WARP,
         )  # fmt: skip
-    seen = tl.zeros([BD], tl.int32)
     rounds = tl.cdiv(count, ROUND)
     for k in range(rounds):
         t_round = (rounds - 1 - k) * ROUND
@@ -456,9 +449,8 @@ def gradient(
             o_t = o_out + t * out_step
             if FAST:  # what the next tile will read; before the first step of all there is no state
                 next_tile = tl.maximum(t // T - 1, 0)
-                none = low + next_tile == 0
-                rows = touch(ahead[0] + next_tile * ahead[2], FAST)
-                others = touch(tl.where(none, A2.to(tl.int64), ahead[1] + next_tile * ahead[3]), FAST)
+                touch(ahead[0] + next_tile * ahead[2], lane)
+                touch(tl.where(low + next_tile == 0, A2.to(tl.int64), ahead[1] + next_tile * ahead[3]), lane)
             gs, dA, dD_t, dbias_t = _gradient_tile(
                 gs, dA, A, p_dy + t * dy_step, p_u + t * u_step, p_delta + t * delta_step, p_z + t * z_step,
                 du + o_t, ddelta + o_t, dz + o_t, p_B + t * B_step, p_C + t * C_step, p_BC + t * sign * BC_STEP,
@@ -470,8 +462,6 @@ def gradient(
             )  # fmt: skip
             b_dD += dD_t
             b_dbias += dbias_t
-            if FAST:
-                seen ^= rows ^ others  # not earlier: it waits for them
         if FAST and not OWN_BC:
             add_warps(p_round, p_dBC + t_round.to(tl.int64) * 2 * sign, place, steps, long_L, sign, N, ROUND, BD, WARPS)
 
@@ -491,8 +481,6 @@ def gradient(
     elif HAS_H0 and i_c == 0:
         for n in range(OWN):
             store(p_dh0 + n, load(p_g + n * BD, FAST), m_d, True, FAST)
-    p_unread = carry + place if HELD else p_g
-    store(p_unread, seen.to(tl.float32, bitcast=True), None, False, FAST)  # see `touch`
 
 
 @triton.jit

@@ -84,6 +84,22 @@ def load_tile(
 
 
 @triton.jit
+def _touch_tile(
+    p_u, p_delta, p_z, p_BC, lane, ahead,
+    u_step: tl.constexpr, delta_step: tl.constexpr, z_step: tl.constexpr, BC_STEP: tl.constexpr,
+    WITH_Z: tl.constexpr, OWN_BC: tl.constexpr, T: tl.constexpr, WARP: tl.constexpr,
+):  # fmt: skip
+    """`touch` what a warp will read `ahead` steps on: a row a thread, of u and delta by half of the warp each."""
+    row = (ahead + lane % T).to(tl.int64)
+    at_u, at_delta = (p_u + row * u_step).to(tl.int64), (p_delta + row * delta_step).to(tl.int64)
+    touch(tl.where(lane < WARP // 2, at_u, at_delta), lane)
+    if WITH_Z:
+        touch((p_z + row * z_step).to(tl.int64), lane)
+    if not OWN_BC:
+        touch((p_BC + row * BC_STEP).to(tl.int64), lane)  # with two threads a channel, each has half of a row
+
+
+@triton.jit
 def _advance(
     hs, A, dt, x, out, p_B, p_C, p_BC, p_state, B_step, C_step, sB_n, sC_n, left, m_d, m_save,
     dim: tl.constexpr, N: tl.constexpr, SAVE: tl.constexpr, CHUNK: tl.constexpr,
@@ -232,7 +248,7 @@ def scan(
     i_g = i_d // blocks
     place = tl.arange(0, BD)
     lane = place
-    if FAST and SHARE > 1:
+    if FAST:
         lane = lane_of(place)
     which, channel = thread_of(place, SHARE, WARP)
     inside = (i_d % blocks) * CHANNELS + channel
@@ -292,7 +308,6 @@ def scan(
     row_of_chunk = i_b * (L // CHUNK) + start // CHUNK - 1
     p_state = states + o_n * dim + o_d
     full = count // T * T
-    seen = tl.zeros([BD], tl.int32)
     if full > 0:
         b_u, b_delta, b_z = load_tile(
             p_u, p_delta, p_z, which, T, u_step, delta_step, z_step, MODE, HAS_Z, T, SHARE, True, FAST
@@ -304,9 +319,11 @@ def scan(
             next_u, next_delta, next_z = load_tile(
                 q_u, q_delta, q_z, which, T, u_step, delta_step, z_step, MODE, HAS_Z, T, SHARE, True, FAST
             )
-            if not OWN_BC:
-                row = tl.minimum(t + T + place % T, count - 1) - t
-                seen ^= touch(p_BC + row * (sign * BC_STEP), FAST)
+            if FAST:
+                _touch_tile(
+                    p_u, p_delta, p_z, p_BC, lane, tl.minimum(2 * T, full - T - t), u_step, delta_step, z_step,
+                    sign * BC_STEP, HAS_Z and MODE != SUMMARY, OWN_BC, T, WARP,
+                )  # fmt: skip
             now = low + t
             hs, total_t = scan_tile(
                 hs, A, b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_carry, p_carry,
@@ -357,8 +374,6 @@ def scan(
             both = pair_sums((total, total), which, 2, SHARE, BD, FAST)
             total = both[0]
         store(sums + (i_s * num_segments + i_c) * dim + o_d, total, m_d & (which == 0), True, FAST)
-    p_unread = carry + place if HELD else p_carry
-    store(p_unread, seen.to(tl.float32, bitcast=True), None, False, FAST)  # see `touch`
 
 
 @triton.jit
