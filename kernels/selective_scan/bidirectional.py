@@ -11,68 +11,74 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.selective_scan.scan import selective_scan
+from mambaverse.kernels.backend import current_backend
+from mambaverse.kernels.checks import check_tensor, num_sequences
+from mambaverse.kernels.selective_scan.checks import check_inputs, check_real
+from mambaverse.kernels.selective_scan.op_both import both_forward
 
 MERGES = ("add", "mean")
+Directions = Tensor | tuple[Tensor, Tensor]  # one that both share, or that of each
 _OP = "bidirectional_selective_scan"
 
 
 @overload
 def bidirectional_selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
+    u: Directions,
+    delta: Directions,
+    A: Directions,
+    B: Directions,
+    C: Directions,
+    D: Directions | None = None,
     *,
     merge: str = "add",
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
+    z: Directions | None = None,
+    delta_bias: Directions | None = None,
     delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
+    initial_state: Directions | None = None,
     cu_seqlens: Tensor | None = None,
     return_final_state: Literal[False] = False,
 ) -> Tensor: ...
 @overload
 def bidirectional_selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
+    u: Directions,
+    delta: Directions,
+    A: Directions,
+    B: Directions,
+    C: Directions,
+    D: Directions | None = None,
     *,
     merge: str = "add",
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
+    z: Directions | None = None,
+    delta_bias: Directions | None = None,
     delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
+    initial_state: Directions | None = None,
     cu_seqlens: Tensor | None = None,
     return_final_state: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 def bidirectional_selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
+    u: Directions,
+    delta: Directions,
+    A: Directions,
+    B: Directions,
+    C: Directions,
+    D: Directions | None = None,
     *,
     merge: str = "add",
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
+    z: Directions | None = None,
+    delta_bias: Directions | None = None,
     delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
+    initial_state: Directions | None = None,
     cu_seqlens: Tensor | None = None,
     return_final_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scan forward and backward and merge the two outputs.
 
-    Every tensor is that of `selective_scan`, shared by the directions, or has a leading axis of 2 (forward, backward);
-    the number of its axes tells which. B and C alone need a rule, as both (2, B, L, N), one per direction, and
-    (B, L, G, N), groups that the directions share, have four axes: the reading that fits the shape of u counts, and
-    where both fit (B = L = 2) the call is refused. (2, B, L, G, N) is always clear, with G = 1 for no groups.
+    Every argument is that of `selective_scan`, shared by the directions, or a pair of such (forward, backward), or has
+    a leading axis of 2; the number of its axes tells which. B and C alone need a rule, as both (2, B, L, N), one per
+    direction, and (B, L, G, N), groups that the directions share, have four axes: the reading that fits the shape of u
+    counts, and where both fit (B = L = 2) the call is refused. A pair, or (2, B, L, G, N) with G = 1 for no groups, is
+    always clear. On a GPU both directions run in one launch, and what they have in pairs should have the same strides:
+    it is copied where it has not.
 
     Args:
         u: (B, L, D) or (2, B, L, D).
@@ -97,47 +103,63 @@ def bidirectional_selective_scan(
     """
     if merge not in MERGES:
         raise ValueError(f"{_OP}: merge is {merge!r}; expected one of {', '.join(MERGES)}")
-    u_pair = _split("u", u, 3)
-    u_shape = tuple(u.shape[-3:])
-    pairs = {
-        "u": u_pair,
-        "delta": _split("delta", delta, 3),
-        "A": _split("A", A, 2),
-        "B": _split("B", B, _ndim_of_one("B", B, u_shape)),
-        "C": _split("C", C, _ndim_of_one("C", C, u_shape)),
-        "D": _split("D", D, 1),
-        "z": _split("z", z, 3),
-        "delta_bias": _split("delta_bias", delta_bias, 1),
-        "initial_state": _split("initial_state", initial_state, 3),
-    }
-    (y, state), (y_backward, state_backward) = (
-        selective_scan(
-            **{name: pair[direction] for name, pair in pairs.items()},
-            delta_softplus=delta_softplus,
-            cu_seqlens=cu_seqlens,
-            reverse=direction == 1,
-            return_final_state=True,
-        )
-        for direction in range(2)
+    one_u = u[0] if isinstance(u, (tuple, list)) else u
+    u_shape = tuple(one_u.shape[-3:])
+    pairs = (
+        _split("u", u, 3),
+        _split("delta", delta, 3),
+        _split("A", A, 2),
+        _split("B", B, _ndim_of_one("B", B, u_shape)),
+        _split("C", C, _ndim_of_one("C", C, u_shape)),
+        _split("D", D, 1),
+        _split("z", z, 3),
+        _split("delta_bias", delta_bias, 1),
+        _split("initial_state", initial_state, 3),
     )
-    y = y + y_backward if merge == "add" else (y + y_backward) / 2
-    return (y, torch.stack((state, state_backward))) if return_final_state else y
+    first, second = ([pair[direction] for pair in pairs] for direction in range(2))
+    _check(cu_seqlens, *first)
+    _check(cu_seqlens, *(a if b is None else b for a, b in zip(first, second, strict=True)))
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*first, *second))
+    y, final_state, _ = both_forward(
+        *first, *second, cu_seqlens, delta_softplus, merge == "mean", current_backend(), save
+    )
+    return (y, final_state) if return_final_state else y
 
 
-def _split(name: str, tensor: Tensor | None, ndim: int) -> tuple[Any, Any]:
-    """Return the tensor of each direction; one that has `ndim` axes is shared."""
-    if tensor is None or tensor.ndim == ndim:
-        return tensor, tensor
-    if tensor.ndim != ndim + 1 or tensor.shape[0] != 2:
-        raise ValueError(
-            f"{_OP}: {name} has shape {tuple(tensor.shape)}; expected {ndim} axes, or {ndim + 1} of which the first is "
-            "the 2 directions"
-        )
-    return tensor[0], tensor[1]
+def _check(
+    cu_seqlens: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+    z: Tensor | None, delta_bias: Tensor | None, initial_state: Tensor | None,
+) -> None:  # fmt: skip
+    """Raise ValueError unless these are what `selective_scan` takes."""
+    check_inputs(_OP, u, delta, A, B, C, D, z, delta_bias, "B, L")
+    sequences = num_sequences(_OP, cu_seqlens, u.shape[0])
+    if initial_state is not None:
+        check_tensor(_OP, "initial_state", initial_state, (sequences, *A.shape), "(S, D, N)", u)
+        check_real(_OP, "initial_state", initial_state, A)
 
 
-def _ndim_of_one(name: str, B: Tensor, u_shape: tuple[int, ...]) -> int:
+def _split(name: str, given: Directions | None, ndim: int) -> tuple[Any, Any]:
+    """Return the tensor of the first direction and that of the second, None where they share one of `ndim` axes."""
+    if given is None or (isinstance(given, Tensor) and given.ndim == ndim):
+        return given, None
+    if isinstance(given, Tensor):
+        if given.ndim != ndim + 1 or given.shape[0] != 2:
+            raise ValueError(
+                f"{_OP}: {name} has shape {tuple(given.shape)}; expected {ndim} axes, or {ndim + 1} of which the first "
+                "is the 2 directions"
+            )
+        first, second = given.unbind(0)
+        return first, second
+    if len(given) != 2 or given[0].shape != given[1].shape or given[0].dtype != given[1].dtype:
+        got = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in given)
+        raise ValueError(f"{_OP}: {name} is ({got}); expected a pair (forward, backward) of one shape and dtype")
+    return given[0], given[1]
+
+
+def _ndim_of_one(name: str, B: Directions, u_shape: tuple[int, ...]) -> int:
     """Return how many axes the B of one direction has: 3, or 4 where it is grouped."""
+    if not isinstance(B, Tensor):
+        return B[0].ndim
     if B.ndim != 4:
         return 4 if B.ndim == 5 else 3
     batch, length, dim = u_shape

@@ -53,10 +53,10 @@ def _backward(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> t
         chunk_states = module.forward(*tensors, delta_softplus, reverse, True)[2]
     dy = u.new_zeros(u.shape) if dy is None else dy
     gradients = module.backward(dy, dfinal_state, *tensors, chunk_states, delta_softplus, reverse)
-    return tuple(_like(g, t, u) for g, t in zip(gradients, tensors[:_NUM_GRADIENTS], strict=True))
+    return tuple(like_tensor(g, t, u) for g, t in zip(gradients, tensors[:_NUM_GRADIENTS], strict=True))
 
 
-def _like(gradient: Tensor | None, tensor: Tensor | None, u: Tensor) -> Tensor:
+def like_tensor(gradient: Tensor | None, tensor: Tensor | None, u: Tensor) -> Tensor:
     """Return the gradient contiguous in its tensor's dtype, an empty tensor where the tensor is None."""
     if gradient is None or tensor is None:
         return u.new_empty(0)
@@ -84,14 +84,12 @@ def _gradient(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: None)
     return *used, None, None, None, None, None  # cu_seqlens, delta_softplus, reverse, backend, save
 
 
-def _flops(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> int:
+def forward_flops(u: Tensor, delta: Tensor, A: Tensor, *others: Any) -> int:
     """Of a state: Δ A, its exponential, Δu B, a h + x, y + C h; of a channel: softplus, Δ u, D u and the gate."""
     return u.numel() * (A.shape[1] * (22 if A.is_complex() else 7) + 10)
 
 
-def _backward_flops(
-    dy: Tensor | None, dfinal_state: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, *_: Any
-) -> int:
+def backward_flops(dy: Tensor | None, dfinal_state: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, *_: Any) -> int:
     """Of a state: a and h again (5), then g = a g + C dy (3) and dC, dB, d(Δu), d(ΔA) (2 each), dΔ, dA (2 each)."""
     return u.numel() * (A.shape[1] * (64 if A.is_complex() else 20) + 30)
 
@@ -110,8 +108,8 @@ define_op(
     _backward_fake,
 )
 define_gradient("selective_scan", _setup_context, _gradient)
-define_flops("selective_scan", _flops)
-define_flops("selective_scan_backward", _backward_flops)
+define_flops("selective_scan", forward_flops)
+define_flops("selective_scan_backward", backward_flops)
 
 selective_scan_forward = torch.ops.mambaverse.selective_scan.default
 selective_scan_backward = torch.ops.mambaverse.selective_scan_backward.default

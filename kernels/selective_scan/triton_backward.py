@@ -168,9 +168,9 @@ def _gradient_tile(
     p_dB, p_dC, p_dBC, p_parts, B_step, C_step, sB_n, sC_n, sh_n, L, which, lane, left, m_d, m_kept, b_D, b_bias,
     dy_step: tl.constexpr, u_step: tl.constexpr, delta_step: tl.constexpr, z_step: tl.constexpr,
     out_step: tl.constexpr, dBC_step: tl.constexpr, dim: tl.constexpr, N: tl.constexpr,
-    SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, HAS_H0: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr,
-    PAIR: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr, ROUND: tl.constexpr, T: tl.constexpr,
-    BD: tl.constexpr, NU: tl.constexpr, SHARE: tl.constexpr, HELD: tl.constexpr, EXACT: tl.constexpr,
+    SOFTPLUS: tl.constexpr, SCALE: tl.constexpr, HAS_Z: tl.constexpr, HAS_H0: tl.constexpr, OWN_BC: tl.constexpr,
+    BC_STEP: tl.constexpr, PAIR: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr, ROUND: tl.constexpr,
+    T: tl.constexpr, BD: tl.constexpr, NU: tl.constexpr, SHARE: tl.constexpr, HELD: tl.constexpr, EXACT: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
     """Take the gradients of the states back over a tile; return them, dA, and what it adds to dD and d delta_bias.
@@ -190,7 +190,7 @@ def _gradient_tile(
     for j in tl.static_range(T // SHARE):
         here = SHARE * j + which < left
         dt_i = step_size(widen(b_delta[j], p_delta, FAST), b_bias, SOFTPLUS, FAST)
-        gy_i, u_i = widen(b_dy[j], p_dy, FAST), widen(b_u[j], p_u, FAST)
+        gy_i, u_i = widen(b_dy[j], p_dy, FAST) * SCALE, widen(b_u[j], p_u, FAST)
         if HAS_Z:
             z_i = widen(b_z[j], p_z, FAST)
             gy_i = gy_i * z_i * sigmoid(z_i, FAST)
@@ -268,7 +268,7 @@ def _gradient_tile(
             z_i = widen(b_z[j], p_z, FAST)
             s = sigmoid(z_i, FAST)
             y_i = y[j] + b_D * u_i
-            dz = dz + (widen(b_dy[j], p_dy, FAST) * y_i * s * (1.0 + z_i * (1.0 - s)),)
+            dz = dz + (widen(b_dy[j], p_dy, FAST) * SCALE * y_i * s * (1.0 + z_i * (1.0 - s)),)
         dD += own_gy[j] * (u_i if FULL else tl.where(here, u_i, 0.0))
         dbias += ddelta_i if FULL else tl.where(here, ddelta_i, 0.0)
     store_rows(p_du, du, out_step, which, left, m_d, T, SHARE, FULL, EVEN, FAST)
@@ -314,13 +314,12 @@ def _ahead(
 
 @triton.jit(do_not_specialize=["batch", "L", "segment", "sB_l", "sC_l"])
 def gradient(
-    dy, dfinal, u, delta, z, B, C, BC, A2, D, bias, h0, cu, states, parts, carry, starts,
-    du, ddelta, dz, dB, dC, dBC, dparams, dh0,
-    sy_b, sy_d, su_b, su_d, sd_b, sd_d, sz_b, sz_d,
-    sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
+    dy, dfinal, u, delta, z, B, C, D, bias, h0, u_2, delta_2, z_2, B_2, C_2, D_2, bias_2, h0_2,
+    BC, A2, cu, states, parts, carry, starts, du, ddelta, dz, dB, dC, dBC, dparams, dh0,
+    sy_b, sy_d, su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
     batch, L, group_dim, segment, N: tl.constexpr,
     sy_l: tl.constexpr, su_l: tl.constexpr, sd_l: tl.constexpr, sz_l: tl.constexpr, dim: tl.constexpr,
-    REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
+    BOTH: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, SCALE: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr, HAS_FINAL: tl.constexpr,
     PACKED: tl.constexpr, SPLIT: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
     EVEN: tl.constexpr, CHUNK: tl.constexpr, ROUND: tl.constexpr, TAIL: tl.constexpr, BD: tl.constexpr,
@@ -329,12 +328,56 @@ def gradient(
 ):  # fmt: skip
     """The gradients of everything.
 
-    Grid: (blocks of channels of all groups, times sequences; segments). Memory of a program: `parts`
-    (2, warps, N, ROUND, 2) and, where a thread has more states than UNROLL, `carry` (N / SHARE, BD). `dparams`
-    (sequences, segments, N + 2, D) gets dA, dD and d delta_bias; `dBC` (programs of a group, B, G, N, L, 2) dB and dC,
-    or `dB` and `dC` (B, L, D, N) if OWN_BC. Tiles are of CHUNK steps: `states` has those before each. If SPLIT,
-    `starts` (sequences, segments, N, D) has the gradients of the states after the segments.
+    Grid: (blocks of channels of all groups, times sequences; segments; directions), as that of `scan`. Memory of a
+    program: `parts` (2, warps, N, ROUND, 2) and, where a thread has more states than UNROLL, `carry` (N / SHARE, BD).
+    `dparams` (sequences, segments, N + 2, D) gets dA, dD and d delta_bias; `dBC` (programs of a group, B, G, N, L, 2)
+    dB and dC, or `dB` and `dC` (B, L, D, N) if OWN_BC. Tiles are of CHUNK steps: `states` has those before each. If
+    SPLIT, `starts` (sequences, segments, N, D) has the gradients of the states after the segments. All these have a
+    leading axis of directions; `dy`, which SCALE multiplies, has none.
     """
+    others = (BC, A2, cu, states, parts, carry, starts, du, ddelta, dz, dB, dC, dBC, dparams, dh0)
+    strides = (
+        sy_b, sy_d, su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
+        sh_s, sh_d, sh_n, batch, L, group_dim, segment,
+    )  # fmt: skip
+    if not BOTH:
+        _walk(
+            (dy, dfinal, u, delta, z, B, C, D, bias, h0), others, strides, N, sy_l, su_l, sd_l, sz_l, dim, REVERSE,
+            SOFTPLUS, SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, HAS_FINAL, PACKED, SPLIT, OWN_BC, BC_STEP, PAIR, EVEN,
+            CHUNK, ROUND, TAIL, BD, WARP, UNROLL, NU, SHARE, EXACT, FAST,
+        )  # fmt: skip
+    elif tl.program_id(2) == 0:
+        _walk(
+            (dy, dfinal, u, delta, z, B, C, D, bias, h0), others, strides, N, sy_l, su_l, sd_l, sz_l, dim, False,
+            SOFTPLUS, SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, HAS_FINAL, PACKED, SPLIT, OWN_BC, BC_STEP, PAIR, EVEN,
+            CHUNK, ROUND, TAIL, BD, WARP, UNROLL, NU, SHARE, EXACT, FAST,
+        )  # fmt: skip
+    else:
+        _walk(
+            (dy, dfinal, u_2, delta_2, z_2, B_2, C_2, D_2, bias_2, h0_2), others, strides, N, sy_l, su_l, sd_l, sz_l,
+            dim, True, SOFTPLUS, SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, HAS_FINAL, PACKED, SPLIT, OWN_BC, BC_STEP,
+            PAIR, EVEN, CHUNK, ROUND, TAIL, BD, WARP, UNROLL, NU, SHARE, EXACT, FAST,
+        )  # fmt: skip
+
+
+@triton.jit
+def _walk(
+    inputs, others, strides, N: tl.constexpr,
+    sy_l: tl.constexpr, su_l: tl.constexpr, sd_l: tl.constexpr, sz_l: tl.constexpr, dim: tl.constexpr,
+    REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, SCALE: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr, HAS_FINAL: tl.constexpr,
+    PACKED: tl.constexpr, SPLIT: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
+    EVEN: tl.constexpr, CHUNK: tl.constexpr, ROUND: tl.constexpr, TAIL: tl.constexpr, BD: tl.constexpr,
+    WARP: tl.constexpr, UNROLL: tl.constexpr, NU: tl.constexpr, SHARE: tl.constexpr, EXACT: tl.constexpr,
+    FAST: tl.constexpr,
+):  # fmt: skip
+    """See `gradient`."""
+    dy, dfinal, u, delta, z, B, C, D, bias, h0 = inputs
+    BC, A2, cu, states, parts, carry, starts, du, ddelta, dz, dB, dC, dBC, dparams, dh0 = others
+    (
+        sy_b, sy_d, su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
+        sh_s, sh_d, sh_n, batch, L, group_dim, segment,
+    ) = strides  # fmt: skip
     CHANNELS: tl.constexpr = BD // SHARE
     OWN: tl.constexpr = N // SHARE  # states of a thread
     HELD: tl.constexpr = OWN == UNROLL  # their gradients and dA in registers, all the way
@@ -345,6 +388,9 @@ def gradient(
     i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     i_d, i_s = i_p % (blocks * (dim // group_dim)), i_p // (blocks * (dim // group_dim))
     i_g = i_d // blocks
+    i_2 = tl.program_id(2).to(tl.int64)
+    num_sequences = tl.num_programs(0) // (blocks * (dim // group_dim))
+    i_q = i_2 * num_sequences + i_s  # among the sequences of both directions
     place = tl.arange(0, BD)
     lane = place
     if FAST:
@@ -373,20 +419,37 @@ def gradient(
     p_u = u + i_b * su_b + first * su_l + o_d * su_d
     p_delta = delta + i_b * sd_b + first * sd_l + o_d * sd_d
     p_z = z + i_b * sz_b + first * sz_l + o_d * sz_d
-    o_out = (i_b * L + first) * dim + o_d
-    p_BC = BC + (i_b * L + first) * BC_STEP + i_g * N + o_n.to(tl.int64)
+    o_out = ((i_2 * batch + i_b) * L + first) * dim + o_d
+    p_BC = BC + ((i_2 * batch + i_b) * L + first) * BC_STEP + i_g * N + o_n.to(tl.int64)
     p_B = B + i_b * sB_b + first * sB_l + o_d * sB_g + o_n * sB_n
     p_C = C + i_b * sC_b + first * sC_l + o_d * sC_g + o_n * sC_n
-    p_A2 = A2 + o_d + o_n * dim
-    p_dBC = dBC + 2 * ((((i_d % blocks) * batch + i_b) * (dim // group_dim) + i_g) * N * long_L + first)
+    p_A2 = A2 + i_2 * N * dim + o_d + o_n * dim
+    i_slice = i_2 * blocks + i_d % blocks
+    p_dBC = dBC + 2 * (((i_slice * batch + i_b) * (dim // group_dim) + i_g) * N * long_L + first)
+    row = (i_2 * batch + i_b) * (L // T) + start // T - 1  # of the state before step 0, where there is none
+    p_kept = states + (row * N + o_n) * dim + o_d
+    p_h0 = h0 + i_s * sh_s + o_d * sh_d + o_n * sh_n
+    ahead = (p_A2, p_A2, i_s, i_s)
+    if FAST:
+        ahead = _ahead(
+            p_u, p_delta, p_dy, p_z if HAS_Z else p_u,
+            states + ((row + low // T) * N * dim + o_d), p_BC - o_n, lane,
+            u_step, delta_step, dy_step, z_step if HAS_Z else u_step, N * dim, sign * BC_STEP, dim, N, OWN_BC, T, WARP,
+        )  # fmt: skip
+        for i in tl.static_range(2):  # the last two tiles, before anything is waited for
+            tile = tl.maximum((count - 1) // T - i, 0).to(tl.int64)
+            there = tile * T + lane % T < count
+            touch(tl.where(there, ahead[0] + tile * ahead[2], A2.to(tl.int64)), lane)
+            there = (tile * T + lane % (WARP // 2) // 2 < count) & (low + tile > 0)
+            touch(tl.where(there, ahead[1] + tile * ahead[3], A2.to(tl.int64)), lane)
     b_bias = widen(load_input(bias + o_d, FAST), bias, FAST) if HAS_BIAS else tl.zeros([BD], tl.float32)
     b_D = widen(load_input(D + o_d, FAST), D, FAST) if HAS_D else tl.zeros([BD], tl.float32)
 
-    program = i_c * tl.num_programs(0) + i_p
+    program = (i_2 * num_segments + i_c) * tl.num_programs(0) + i_p
     p_parts = parts + program * 2 * WARPS * PARTS
     p_g = carry + program * OWN * BD + place
-    o_segment = ((i_s * num_segments + i_c) * N + o_n) * dim + o_d
-    p_params = dparams + (i_s * num_segments + i_c) * (N + 2) * dim + o_d
+    o_segment = ((i_q * num_segments + i_c) * N + o_n) * dim + o_d
+    p_params = dparams + (i_q * num_segments + i_c) * (N + 2) * dim + o_d
     p_dA = p_params + o_n * dim
     zero = tl.zeros([BD], tl.float32)
     gs, dA, A = (), (), ()
@@ -396,7 +459,7 @@ def gradient(
             if SPLIT:
                 g = load(starts + o_segment + n * dim, FAST)
             elif HAS_FINAL:
-                g = load(dfinal + (i_s * dim + o_d) * N + o_n + n, FAST)
+                g = load(dfinal + (i_q * dim + o_d) * N + o_n + n, FAST)
             gs, dA, A = gs + (g,), dA + (zero,), A + (load_input(p_A2 + n * dim, FAST),)
     else:
         for n in range(OWN):
@@ -404,20 +467,11 @@ def gradient(
             if SPLIT:
                 g = load(starts + o_segment + n * dim, FAST)
             elif HAS_FINAL:
-                g = load(dfinal + (i_s * dim + o_d) * N + o_n + n, FAST)
+                g = load(dfinal + (i_q * dim + o_d) * N + o_n + n, FAST)
             store(p_g + n * BD, g, None, False, FAST)
             store(p_dA + n * dim, zero, m_d, True, FAST)
 
     b_dD, b_dbias = zero, zero
-    p_kept = states + ((i_b * (L // T) + start // T - 1) * N + o_n) * dim + o_d  # before step 0, where there is none
-    p_h0 = h0 + i_s * sh_s + o_d * sh_d + o_n * sh_n
-    ahead = (p_A2, p_A2, i_s, i_s)
-    if FAST:
-        ahead = _ahead(
-            p_u, p_delta, p_dy, p_z if HAS_Z else p_u,
-            states + ((i_b * (L // T) + start // T - 1 + low // T) * N * dim + o_d), p_BC - o_n, lane,
-            u_step, delta_step, dy_step, z_step if HAS_Z else u_step, N * dim, sign * BC_STEP, dim, N, OWN_BC, T, WARP,
-        )  # fmt: skip
     rounds = tl.cdiv(count, ROUND)
     for k in range(rounds):
         t_round = (rounds - 1 - k) * ROUND
@@ -438,8 +492,8 @@ def gradient(
                     p_dBC + t * 2 * sign, p_warp + whole * T * 2,
                     B_step, C_step, sB_n, sC_n, sh_n, long_L, which, lane, (count - t).to(tl.int32), m_d,
                     m_d & (low + t > 0), b_D, b_bias,
-                    dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N, SOFTPLUS, HAS_Z, HAS_H0, OWN_BC,
-                    sign * BC_STEP, PAIR, False, EVEN, ROUND, TAIL, BD, NU, SHARE, HELD, EXACT, FAST,
+                    dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N, SOFTPLUS, SCALE, HAS_Z, HAS_H0,
+                    OWN_BC, sign * BC_STEP, PAIR, False, EVEN, ROUND, TAIL, BD, NU, SHARE, HELD, EXACT, FAST,
                 )  # fmt: skip
                 b_dD += dD_t
                 b_dbias += dbias_t
@@ -457,7 +511,7 @@ def gradient(
                 p_A2, p_kept + (low + t) // T * N * dim, p_h0, p_g, p_dA, dB + o_t * N + o_n, dC + o_t * N + o_n,
                 p_dBC + t * 2 * sign, p_warp + r * T * 2,
                 B_step, C_step, sB_n, sC_n, sh_n, long_L, which, lane, T, m_d, m_d & (low + t > 0), b_D, b_bias,
-                dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N, SOFTPLUS, HAS_Z, HAS_H0, OWN_BC,
+                dy_step, u_step, delta_step, z_step, out_step, 2 * sign, dim, N, SOFTPLUS, SCALE, HAS_Z, HAS_H0, OWN_BC,
                 sign * BC_STEP, PAIR, True, EVEN, ROUND, T, BD, NU, SHARE, HELD, EXACT, FAST,
             )  # fmt: skip
             b_dD += dD_t
@@ -471,7 +525,7 @@ def gradient(
     else:
         store(p_params + N * dim, b_dD, m_d, True, FAST)
         store(p_params + (N + 1) * dim, b_dbias, m_d, True, FAST)
-    p_dh0 = dh0 + (i_s * dim + o_d) * N + o_n
+    p_dh0 = dh0 + (i_q * dim + o_d) * N + o_n
     if HELD:
         for n in tl.static_range(OWN):
             store(p_dA + n * dim, dA[n], m_d, True, FAST)
@@ -487,16 +541,17 @@ def gradient(
 def reduce_BC(  # noqa: N802
     dBC, dB, dC, slice_size, L, N, G, num_slices, NB: tl.constexpr, LB: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """Add up the slices of dBC (slices, B, G, N, L, 2) into dB and dC (B, L, G, N).
+    """Add up the slices of dBC (directions, slices, B, G, N, L, 2) into dB and dC (directions, B, L, G, N).
 
-    Grid: (B G, blocks of L, blocks of N). TOGETHER slices are on their way at once.
+    Grid: (directions B G, blocks of L, blocks of N). TOGETHER slices are on their way at once.
     """
     i_bg = tl.program_id(0).to(tl.int64)
+    of_one = slice_size // (2 * N * L)  # B G
     o_l = tl.program_id(1).to(tl.int64) * LB + tl.arange(0, LB)
     o_pair = tl.program_id(1).to(tl.int64) * LB * 2 + tl.arange(0, 2 * LB)
     n = tl.program_id(2) * NB + tl.arange(0, NB)
     mask = (n < N)[:, None] & (o_pair < 2 * L)[None, :]
-    p = dBC + (i_bg * N + n)[:, None] * L * 2 + o_pair[None, :]
+    p = dBC + i_bg // of_one * num_slices * slice_size + (i_bg % of_one * N + n)[:, None] * L * 2 + o_pair[None, :]
     total = tl.zeros([NB, 2 * LB], tl.float32)
     for s in range(0, num_slices, TOGETHER):
         parts = ()
@@ -516,9 +571,14 @@ def reduce_params(
     dparams, dA, dD, dbias, num_rows, dim, N,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Add up dparams (rows, N + 2, D) into dA (D, N), dD and d delta_bias (D,). Grid: (blocks of D, N + 2)."""
+    """Add up dparams (directions, rows, N + 2, D) into dA (directions, D, N), dD and d delta_bias (directions, D).
+
+    Grid: (blocks of D, N + 2, directions).
+    """
     o_d = tl.program_id(0) * BD + tl.arange(0, BD)
-    n = tl.program_id(1)
+    n, i_2 = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    dparams += i_2 * num_rows * (N + 2) * dim
+    dA, dD, dbias = dA + i_2 * dim * N, dD + i_2 * dim, dbias + i_2 * dim
     m_d = o_d < dim
     total = tl.zeros([ROWS, BD], tl.float32)
     for first in range(0, num_rows, ROWS):

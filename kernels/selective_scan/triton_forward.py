@@ -18,7 +18,6 @@ import triton
 import triton.language as tl
 
 from mambaverse.kernels.selective_scan.triton_common import (
-    LOG2E,
     decays,
     load,
     load_input,
@@ -39,36 +38,6 @@ SCAN, SUMMARY, GRADIENT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # m
 
 
 @triton.jit
-def pack(
-    A, B, C, A2, BC, num_rows, L, dim, N, G,
-    sA_d, sA_n, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
-    num_A: tl.constexpr, PAIR: tl.constexpr, ROWS: tl.constexpr, GN: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Write A log2(e) as (N, D), and B and C side by side, (B, L, G, N): see `unpack`."""
-    i_p = tl.program_id(0).to(tl.int64)
-    if i_p < num_A:
-        o = i_p * BLOCK + tl.arange(0, BLOCK)
-        value = tl.load(A + (o % dim) * sA_d + (o // dim) * sA_n, mask=o < N * dim).to(tl.float32)
-        tl.store(A2 + o, value * LOG2E, mask=o < N * dim)
-    else:
-        row = (i_p - num_A) * ROWS + tl.arange(0, ROWS)[:, None]
-        o_b, o_l = row // L, row % L
-        for first in range(0, G * N, GN):
-            column = first + tl.arange(0, GN)[None, :]
-            o_g, o_n = (column // N).to(tl.int64), (column % N).to(tl.int64)
-            mask = (row < num_rows) & (column < G * N)
-            b = tl.load(B + o_b * sB_b + o_l * sB_l + o_g * sB_g + o_n * sB_n, mask=mask)
-            c = tl.load(C + o_b * sC_b + o_l * sC_l + o_g * sC_g + o_n * sC_n, mask=mask)
-            if PAIR == 32:
-                low = b.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
-                word = low | (c.to(tl.float32).to(tl.int32, bitcast=True).to(tl.int64) << 32)
-            else:
-                low = b.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-                word = low | (c.to(tl.int16, bitcast=True).to(tl.int32) << 16)
-            tl.store(BC + row * G * N + column, word, mask=mask)
-
-
-@triton.jit
 def load_tile(
     p_u, p_delta, p_z, which, left, u_step, delta_step, z_step,
     MODE: tl.constexpr, HAS_Z: tl.constexpr, T: tl.constexpr, SHARE: tl.constexpr, FULL: tl.constexpr,
@@ -85,12 +54,15 @@ def load_tile(
 
 @triton.jit
 def _touch_tile(
-    p_u, p_delta, p_z, p_BC, lane, ahead,
+    p_u, p_delta, p_z, p_BC, lane, ahead, left,
     u_step: tl.constexpr, delta_step: tl.constexpr, z_step: tl.constexpr, BC_STEP: tl.constexpr,
     WITH_Z: tl.constexpr, OWN_BC: tl.constexpr, T: tl.constexpr, WARP: tl.constexpr,
 ):  # fmt: skip
-    """`touch` what a warp will read `ahead` steps on: a row a thread, of u and delta by half of the warp each."""
-    row = (ahead + lane % T).to(tl.int64)
+    """`touch` what a warp will read `ahead` steps on: a row a thread, of u and delta by half of the warp each.
+
+    There are `left` rows.
+    """
+    row = tl.minimum(ahead + lane % T, left - 1).to(tl.int64)
     at_u, at_delta = (p_u + row * u_step).to(tl.int64), (p_delta + row * delta_step).to(tl.int64)
     touch(tl.where(lane < WARP // 2, at_u, at_delta), lane)
     if WITH_Z:
@@ -155,10 +127,10 @@ def scan_tile(
     hs, A, b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_before, p_after, p_state,
     B_step, C_step, sB_n, sC_n, which, lane, left, m_d, m_save, b_D, b_bias,
     y_step: tl.constexpr, dim: tl.constexpr, N: tl.constexpr,
-    MODE: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_Z: tl.constexpr, SAVE: tl.constexpr, CHUNK: tl.constexpr,
-    OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr, FULL: tl.constexpr, EVEN: tl.constexpr,
-    T: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SHARE: tl.constexpr, HELD: tl.constexpr,
-    FAST: tl.constexpr,
+    MODE: tl.constexpr, SOFTPLUS: tl.constexpr, SCALE: tl.constexpr, HAS_Z: tl.constexpr, SAVE: tl.constexpr,
+    CHUNK: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr, FULL: tl.constexpr,
+    EVEN: tl.constexpr, T: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr, SHARE: tl.constexpr,
+    HELD: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Advance every state by T steps, or by the `left` steps that there are; return the states and the sum of Δ.
 
@@ -179,6 +151,8 @@ def scan_tile(
             if HAS_Z:
                 z_i = widen(b_z[j], p_z, FAST)
                 u_i = u_i * z_i * sigmoid(z_i, FAST)
+            if SCALE != 1.0:
+                u_i = u_i * SCALE
             x = x + (u_i if FULL else tl.where(here, u_i, 0.0),)
         else:
             x = x + (dt_i * u_i if FULL else tl.where(here, dt_i * u_i, 0.0),)
@@ -214,31 +188,78 @@ def scan_tile(
             if HAS_Z:
                 z_i = widen(b_z[j], p_z, FAST)
                 y_i = y_i * z_i * sigmoid(z_i, FAST)
+            if SCALE != 1.0:
+                y_i = y_i * SCALE
             out = out + (y_i,)
         store_rows(p_y, out, y_step, which, left, m_d, T, SHARE, FULL, EVEN, FAST)
     return hs, total
 
 
-@triton.jit(do_not_specialize=["L", "segment", "sB_l", "sC_l"])
+@triton.jit(do_not_specialize=["batch", "L", "segment", "sB_l", "sC_l"])
 def scan(
-    u, delta, z, B, C, BC, A2, D, bias, h0, cu, y, final, states, carry, starts, ends, sums,
-    su_b, su_d, sd_b, sd_d, sz_b, sz_d,
-    sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
-    L, group_dim, segment, N: tl.constexpr, su_l: tl.constexpr, sd_l: tl.constexpr, sz_l: tl.constexpr,
-    dim: tl.constexpr, MODE: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr, PACKED: tl.constexpr,
-    SPLIT: tl.constexpr, SAVE: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
-    EVEN: tl.constexpr, CHUNK: tl.constexpr, T: tl.constexpr, TAIL: tl.constexpr,
+    u, delta, z, B, C, D, bias, h0, u_2, delta_2, z_2, B_2, C_2, D_2, bias_2, h0_2,
+    BC, A2, cu, y, final, states, carry, starts, ends, sums,
+    su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
+    batch, L, group_dim, segment, N: tl.constexpr, su_l: tl.constexpr, sd_l: tl.constexpr, sz_l: tl.constexpr,
+    dim: tl.constexpr, MODE: tl.constexpr, BOTH: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr,
+    SCALE: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr,
+    PACKED: tl.constexpr, SPLIT: tl.constexpr, SAVE: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr,
+    PAIR: tl.constexpr, EVEN: tl.constexpr, CHUNK: tl.constexpr, T: tl.constexpr, TAIL: tl.constexpr,
     BD: tl.constexpr, WARP: tl.constexpr, UNROLL: tl.constexpr, SHARE: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Scan (SCAN), or find what a segment does to a state (SUMMARY) or to the gradient of a state (GRADIENT).
 
-    Grid: (blocks of channels of all groups, times sequences; segments). SCAN writes y, the final state and, if SAVE,
-    the state before every chunk but the first; if SPLIT it reads the states before the segments from `starts`
-    (sequences, segments, N, D). The other two write what a start of zero ends as to `ends` (shape of `starts`) and ΣΔ
-    to `sums` (sequences, segments, D). GRADIENT walks the other way, and takes dy for u. SHARE threads, one or two,
-    share a channel: each has N / SHARE of its states and every SHARE-th step of what is done once a step.
+    Grid: (blocks of channels of all groups, times sequences; segments; directions). If BOTH, the second direction is
+    the reverse one and has inputs of its own (`u_2`, ...), with the same strides; all that the kernels write has a
+    leading axis of directions, and so have BC and A2.
+
+    SCAN writes y times SCALE, the final state and, if SAVE, the state before every chunk but the first; if SPLIT it
+    reads the states before the segments from `starts` (sequences, segments, N, D). The other two write what a start of
+    zero ends as to `ends` (shape of `starts`) and ΣΔ to `sums` (sequences, segments, D). GRADIENT walks the other way,
+    and takes dy times SCALE for u. SHARE threads, one or two, share a channel: each has N / SHARE of its states and
+    every SHARE-th step of what is done once a step.
     """
+    outputs = (BC, A2, cu, y, final, states, carry, starts, ends, sums)
+    strides = (
+        su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
+        batch, L, group_dim, segment,
+    )  # fmt: skip
+    if not BOTH:
+        _walk(
+            (u, delta, z, B, C, D, bias, h0), outputs, strides, N, su_l, sd_l, sz_l, dim, MODE, REVERSE, SOFTPLUS,
+            SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, PACKED, SPLIT, SAVE, OWN_BC, BC_STEP, PAIR, EVEN, CHUNK, T, TAIL,
+            BD, WARP, UNROLL, SHARE, FAST,
+        )  # fmt: skip
+    elif tl.program_id(2) == 0:  # each order has code of its own: strides that are not constants cost 5 to 7 %
+        _walk(
+            (u, delta, z, B, C, D, bias, h0), outputs, strides, N, su_l, sd_l, sz_l, dim, MODE, False, SOFTPLUS,
+            SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, PACKED, SPLIT, SAVE, OWN_BC, BC_STEP, PAIR, EVEN, CHUNK, T, TAIL,
+            BD, WARP, UNROLL, SHARE, FAST,
+        )  # fmt: skip
+    else:
+        _walk(
+            (u_2, delta_2, z_2, B_2, C_2, D_2, bias_2, h0_2), outputs, strides, N, su_l, sd_l, sz_l, dim, MODE, True,
+            SOFTPLUS, SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, PACKED, SPLIT, SAVE, OWN_BC, BC_STEP, PAIR, EVEN, CHUNK,
+            T, TAIL, BD, WARP, UNROLL, SHARE, FAST,
+        )  # fmt: skip
+
+
+@triton.jit
+def _walk(
+    inputs, outputs, strides, N: tl.constexpr, su_l: tl.constexpr, sd_l: tl.constexpr, sz_l: tl.constexpr,
+    dim: tl.constexpr, MODE: tl.constexpr, REVERSE: tl.constexpr, SOFTPLUS: tl.constexpr, SCALE: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_H0: tl.constexpr, PACKED: tl.constexpr,
+    SPLIT: tl.constexpr, SAVE: tl.constexpr, OWN_BC: tl.constexpr, BC_STEP: tl.constexpr, PAIR: tl.constexpr,
+    EVEN: tl.constexpr, CHUNK: tl.constexpr, T: tl.constexpr, TAIL: tl.constexpr, BD: tl.constexpr,
+    WARP: tl.constexpr, UNROLL: tl.constexpr, SHARE: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """See `scan`."""
+    u, delta, z, B, C, D, bias, h0 = inputs
+    BC, A2, cu, y, final, states, carry, starts, ends, sums = outputs
+    (
+        su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
+        batch, L, group_dim, segment,
+    ) = strides  # fmt: skip
     CHANNELS: tl.constexpr = BD // SHARE
     OWN: tl.constexpr = N // SHARE  # states of a thread
     HELD: tl.constexpr = OWN == UNROLL  # in registers, all the way
@@ -246,6 +267,9 @@ def scan(
     i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     i_d, i_s = i_p % (blocks * (dim // group_dim)), i_p // (blocks * (dim // group_dim))
     i_g = i_d // blocks
+    i_2 = tl.program_id(2).to(tl.int64)
+    num_sequences = tl.num_programs(0) // (blocks * (dim // group_dim))
+    i_q = i_2 * num_sequences + i_s  # among the sequences of both directions
     place = tl.arange(0, BD)
     lane = place
     if FAST:
@@ -272,17 +296,23 @@ def scan(
     p_u = u + i_b * su_b + first * su_l + o_d * su_d
     p_delta = delta + i_b * sd_b + first * sd_l + o_d * sd_d
     p_z = z + i_b * sz_b + first * sz_l + o_d * sz_d
-    p_y = y + (i_b * L + first) * dim + o_d
-    p_BC = BC + (i_b * L + first) * BC_STEP + i_g * N + o_n.to(tl.int64)
+    p_y = y + ((i_2 * batch + i_b) * L + first) * dim + o_d
+    p_BC = BC + ((i_2 * batch + i_b) * L + first) * BC_STEP + i_g * N + o_n.to(tl.int64)
     p_B = B + i_b * sB_b + first * sB_l + o_d * sB_g + o_n * sB_n
     p_C = C + i_b * sC_b + first * sC_l + o_d * sC_g + o_n * sC_n
-    p_A2 = A2 + o_d + o_n * dim
+    p_A2 = A2 + i_2 * N * dim + o_d + o_n * dim
+    if FAST and count > 0:  # the first two tiles, before anything is waited for
+        for i in tl.static_range(2):
+            _touch_tile(
+                p_u, p_delta, p_z, p_BC, lane, i * T, count, u_step, delta_step, z_step,
+                sign * BC_STEP, HAS_Z and MODE != SUMMARY, OWN_BC, T, WARP,
+            )  # fmt: skip
     b_bias = widen(load_input(bias + o_d, FAST), bias, FAST) if HAS_BIAS else tl.zeros([BD], tl.float32)
     b_D = widen(load_input(D + o_d, FAST), D, FAST) if HAS_D else tl.zeros([BD], tl.float32)
 
-    program = i_c * tl.num_programs(0) + i_p
+    program = (i_2 * num_segments + i_c) * tl.num_programs(0) + i_p
     p_carry = carry + program * OWN * BD + place
-    o_segment = ((i_s * num_segments + i_c) * N + o_n) * dim + o_d
+    o_segment = ((i_q * num_segments + i_c) * N + o_n) * dim + o_d
     o_h0 = i_s * sh_s + o_d * sh_d + o_n * sh_n
     hs, A = (), ()
     if HELD:
@@ -305,7 +335,7 @@ def scan(
             store(p_carry + n * BD, h, None, False, FAST)
 
     total = tl.zeros([BD], tl.float32)
-    row_of_chunk = i_b * (L // CHUNK) + start // CHUNK - 1
+    row_of_chunk = (i_2 * batch + i_b) * (L // CHUNK) + start // CHUNK - 1
     p_state = states + o_n * dim + o_d
     full = count // T * T
     if full > 0:
@@ -321,7 +351,7 @@ def scan(
             )
             if FAST:
                 _touch_tile(
-                    p_u, p_delta, p_z, p_BC, lane, tl.minimum(2 * T, full - T - t), u_step, delta_step, z_step,
+                    p_u, p_delta, p_z, p_BC, lane, 2 * T, count - t, u_step, delta_step, z_step,
                     sign * BC_STEP, HAS_Z and MODE != SUMMARY, OWN_BC, T, WARP,
                 )  # fmt: skip
             now = low + t
@@ -329,8 +359,8 @@ def scan(
                 hs, A, b_u, b_delta, b_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_carry, p_carry,
                 p_state + (row_of_chunk + now // CHUNK) * N * dim,
                 B_step, C_step, sB_n, sC_n, which, lane, T, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D, b_bias,
-                y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, CHUNK, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T, BD,
-                UNROLL, SHARE, HELD, FAST,
+                y_step, dim, N, MODE, SOFTPLUS, SCALE, HAS_Z, SAVE, CHUNK, OWN_BC, sign * BC_STEP, PAIR, True, EVEN, T,
+                BD, UNROLL, SHARE, HELD, FAST,
             )  # fmt: skip
             total += total_t
             b_u, b_delta, b_z = next_u, next_delta, next_z
@@ -346,8 +376,8 @@ def scan(
                 hs, A, e_u, e_delta, e_z, p_u, p_delta, p_z, p_y, p_B, p_C, p_BC, p_A2, p_carry, p_carry,
                 p_state + (row_of_chunk + now // CHUNK) * N * dim,
                 B_step, C_step, sB_n, sC_n, which, lane, count - t, m_d, m_d & (now > 0) & (now % CHUNK == 0), b_D,
-                b_bias, y_step, dim, N, MODE, SOFTPLUS, HAS_Z, SAVE, CHUNK, OWN_BC, sign * BC_STEP, PAIR, False, EVEN,
-                TAIL, BD, UNROLL, SHARE, HELD, FAST,
+                b_bias, y_step, dim, N, MODE, SOFTPLUS, SCALE, HAS_Z, SAVE, CHUNK, OWN_BC, sign * BC_STEP, PAIR, False,
+                EVEN, TAIL, BD, UNROLL, SHARE, HELD, FAST,
             )  # fmt: skip
             total += total_t
             p_u, p_delta, p_y = p_u + TAIL * u_step, p_delta + TAIL * delta_step, p_y + TAIL * y_step
@@ -356,7 +386,7 @@ def scan(
 
     if MODE == SCAN:
         if i_c == num_segments - 1:
-            p_final = final + (i_s * dim + o_d) * N + o_n
+            p_final = final + (i_q * dim + o_d) * N + o_n
             if HELD:
                 for n in tl.static_range(OWN):
                     store(p_final + n, hs[n], m_d, True, FAST)
@@ -373,33 +403,4 @@ def scan(
         if SHARE > 1:
             both = pair_sums((total, total), which, 2, SHARE, BD, FAST)
             total = both[0]
-        store(sums + (i_s * num_segments + i_c) * dim + o_d, total, m_d & (which == 0), True, FAST)
-
-
-@triton.jit
-def combine(
-    A2, ends, sums, h0, starts, dim, N, num_segments, sh_s, sh_d, sh_n,
-    HAS_H0: tl.constexpr, BACKWARD: tl.constexpr, BD: tl.constexpr, UNROLL: tl.constexpr,
-):  # fmt: skip
-    """Find the state that each segment starts from (or the gradient that enters its end, if BACKWARD).
-
-    `ends` (sequences, segments, N, D) holds each segment's own contribution, `starts` (same shape) the results.
-    """
-    o_d = tl.program_id(0) * BD + tl.arange(0, BD)
-    n, i_s = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    m_d = o_d < dim
-    a = tl.load(A2 + n * dim + o_d, mask=m_d, other=0.0)
-    h = tl.zeros([BD], tl.float32)
-    if HAS_H0:
-        h = tl.load(h0 + i_s * sh_s + o_d * sh_d + n * sh_n, mask=m_d, other=0.0).to(tl.float32)
-    for first in range(0, num_segments, UNROLL):
-        decay, end = (), ()
-        for k in tl.static_range(UNROLL):
-            c = i_s * num_segments + (num_segments - 1 - first - k if BACKWARD else first + k)
-            mask = m_d & (first + k < num_segments)
-            decay = decay + (tl.exp2(a * tl.load(sums + c * dim + o_d, mask=mask, other=0.0)),)
-            end = end + (tl.load(ends + (c * N + n) * dim + o_d, mask=mask, other=0.0),)
-        for k in tl.static_range(UNROLL):
-            c = i_s * num_segments + (num_segments - 1 - first - k if BACKWARD else first + k)
-            tl.store(starts + (c * N + n) * dim + o_d, h, mask=m_d & (first + k < num_segments))
-            h = decay[k] * h + end[k]
+        store(sums + (i_q * num_segments + i_c) * dim + o_d, total, m_d & (which == 0), True, FAST)

@@ -176,7 +176,8 @@ def add_warps(
         pairs = ()
         for i in tl.static_range(4 * WARPS):  # all on their way at once
             o = first + i // WARPS * BD + place
-            pairs = pairs + (_load_two(p_parts + (i % WARPS * N * ROUND + o) * 2, (o < N * ROUND) & (o % ROUND < steps)),)
+            inside = (o < N * ROUND) & (o % ROUND < steps)
+            pairs = pairs + (_load_two(p_parts + (i % WARPS * N * ROUND + o) * 2, inside),)
         for i in tl.static_range(4):
             o = first + i * BD + place
             n, t = o // ROUND, o % ROUND
