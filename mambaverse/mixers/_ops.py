@@ -15,6 +15,7 @@ from mambaverse.kernels import norm as _norm
 from mambaverse.kernels import selective_scan as _scan
 from mambaverse.kernels import ssd as _ssd
 from mambaverse.kernels.lti_conv.discretize import discretize
+from mambaverse.mixers._common import at_least_fp32
 
 
 def causal_conv1d(
@@ -132,6 +133,39 @@ def linear_recurrence(
         return y, h
     else:
         return _ssd.ssd(v, dt, A, k, q, initial_state=h, cu_seqlens=cu_seqlens, return_final_state=True)
+
+
+def gated_recurrence(
+    v: Tensor,
+    rate: Tensor,
+    weight: Tensor,
+    k: Tensor,
+    q: Tensor,
+    h: Tensor | None,
+    cu_seqlens: Tensor | None,
+    chunk_size: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Return y[t] = h[t] q[t] of h[t] = exp(-rate[t]) h[t-1] + weight[t] v[t] k[t]ᵀ, and the final state.
+
+    v is (B, L, H, P), rate ≥ 0 and weight (B, L, H), k and q (B, L, H, N). SSD has one Δ for both: it is the rate here,
+    A is -1, and v takes what is left of the weight. A rate of 0 becomes 2^-56, at which exp(-rate) is 1 in any dtype.
+    y is in fp32 at least, as is what SSD reads as x: weight / rate can leave the range of float16, and the gradient of
+    the rate is a difference, of what Δ gets as a decay and as a weight, that bfloat16 would leave at 1e-2.
+    """
+    rate = rate.clamp(min=2.0**-56)
+    x = at_least_fp32(v) * (weight / rate)[..., None]
+    A = torch.full([1], -1.0, dtype=rate.dtype, device=v.device).expand(v.shape[2])
+    if torch.jit.is_scripting():
+        chunk = 0 if chunk_size is None else chunk_size
+        y, h, _ = torch.ops.mambaverse.ssd(
+            x, rate, A, k, q, None, None, None, h, cu_seqlens, False, 0.0, float("inf"), False, chunk, "auto",
+            torch.is_grad_enabled(),
+        )  # fmt: skip
+        return y, h
+    else:
+        return _ssd.ssd(
+            x, rate, A, k, q, initial_state=h, cu_seqlens=cu_seqlens, return_final_state=True, chunk_size=chunk_size
+        )
 
 
 def linear_recurrence_step(h: Tensor, v: Tensor, A: Tensor, k: Tensor, q: Tensor) -> Tensor:

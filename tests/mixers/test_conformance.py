@@ -29,6 +29,12 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"d_state": 8, "headdim": 16, "rmsnorm": False, "conv_bias": False},
         {"d_state": 8, "headdim": 16, "norm_before_gate": True, "dt_limit": (0.001, 0.05)},
     ],
+    "mamba3": [
+        {"d_state": 8},
+        {"d_state": 6, "headdim": 4, "ngroups": 2, "rope_fraction": 1.0, "is_mimo": True, "mimo_rank": 3},
+        {"d_state": 7, "headdim": 16, "is_outproj_norm": True, "A_form": "softplus"},  # one channel has no partner
+        {"d_state": 8, "is_mimo": True, "mimo_rank": 2, "rope_pairing": "interleaved", "is_outproj_norm": True},
+    ],
     "vim": [
         {},
         {"d_state": 5, "merge": "add", "bias": True, "conv_bias": False},  # as Caduceus

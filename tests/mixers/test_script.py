@@ -17,6 +17,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("s6", {"A_init": "s4d_lin", "selective_dt": False, "selective_B": False}),
     ("ssd", {"d_state": 8}),
     ("ssd", {"d_state": 8, "rmsnorm": False, "D_has_hdim": True}),
+    ("mamba3", {"d_state": 8}),
+    ("mamba3", {"d_state": 8, "is_mimo": True, "is_outproj_norm": True}),
     ("vim", {}),
     ("vim", {"shared": True}),
     ("bidirectional", {"mixer": "s6"}),

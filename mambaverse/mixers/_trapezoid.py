@@ -1,0 +1,153 @@
+"""The recurrence of Mamba-3: inputs enter by the trapezoidal rule, keys and queries turn by angles that add up.
+
+    h[t] = α[t] h[t-1] + α[t] β[t] Σ_r v[t-1,r] k[t-1,r]ᵀ + γ[t] Σ_r v[t,r] k[t,r]ᵀ;   y[t,r] = h[t] q[t,r]
+    α = exp(-rate);   β = (1 - λ) Δ;   γ = λ Δ
+
+It is one call of SSD. Let G[t] = α[t] (h[t-1] + β[t] Σ v[t-1] k[t-1]ᵀ) be the state before token t itself enters. Then
+
+    G[t] = α[t] G[t-1] + α[t] (γ[t-1] + β[t]) Σ_r v[t-1,r] k[t-1,r]ᵀ
+    h[t] = G[t] + γ[t] Σ_r v[t,r] k[t,r]ᵀ
+
+so SSD runs on the inputs of the token before, and what a token adds to its own output is worked out beside it. Nothing
+is subtracted, which would cost the accuracy of 16-bit inputs. With R inputs a token, SSD runs over R L places, of which
+each first one decays; an output misses the inputs that come later among its R, and those are added too.
+
+Source: Lahoti et al. 2026, "Mamba-3: Improved Sequence Modeling using State Space Principles" (arXiv 2603.15569).
+Shapes: q, k (B, L, R, H, N); v (B, L, R, H, P); rate, β and γ (B, L, H); h (S, H, P, N), S sequences.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mambaverse.mixers._common import at_least_fp32
+from mambaverse.mixers._ops import gated_recurrence
+
+
+def trapezoid_scan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_before: Tensor,
+    v_before: Tensor,
+    rate: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+    h: Tensor | None,
+    cu_seqlens: Tensor | None,
+    chunk_size: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Return y (B, L, R, H, P), in fp32 at least, and G after the last token of each sequence (S, H, P, N).
+
+    `k_before` and `v_before` are k and v of the token before, of their shapes.
+    """
+    rank = q.shape[2]
+    weight = torch.exp(-rate) * (shifted(gamma, None, cu_seqlens) + beta)  # (B, L, H)
+    rates, weights = rate, weight
+    if rank > 1:
+        rates = torch.cat([rate[:, :, None], torch.zeros_like(rate)[:, :, None].expand(-1, -1, rank - 1, -1)], dim=2)
+        rates, weights = rates.flatten(1, 2), weight[:, :, None].expand(-1, -1, rank, -1).flatten(1, 2)
+    bounds = None if cu_seqlens is None else cu_seqlens * rank
+    y, G = gated_recurrence(
+        v_before.flatten(1, 2), rates, weights, k_before.flatten(1, 2), q.flatten(1, 2), h, bounds, chunk_size
+    )
+    y = y.unflatten(1, (-1, rank))
+    q, k, v = at_least_fp32(q), at_least_fp32(k), at_least_fp32(v)
+    if rank == 1:
+        own = gamma[:, :, None] * (q * k).sum(-1)  # (B, L, 1, H)
+        return y + own[..., None] * v, G
+    later = torch.ones(rank, rank, device=q.device, dtype=q.dtype).triu(1)  # [r, s]: input s > r, which r did not see
+    own = gamma[..., None, None] * torch.einsum("blrhn,blshn->blhrs", q, k)
+    missed = weight[..., None, None] * torch.einsum("blrhn,blshn->blhrs", q, at_least_fp32(k_before)) * later
+    inputs = torch.cat([v, at_least_fp32(v_before)], dim=2)
+    return y + torch.einsum("blhrs,blshp->blrhp", torch.cat([own, missed], dim=-1), inputs), G
+
+
+def trapezoid_step(
+    h: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_before: Tensor,
+    v_before: Tensor,
+    rate: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+) -> Tensor:
+    """Take one step, h (B, H, P, N) in place; return y (B, R, H, P). The other shapes are those above without L."""
+    alpha = torch.exp(-rate)
+    wide = h.dtype
+    v = torch.cat([(alpha * beta)[:, None, :, None] * v_before.to(wide), gamma[:, None, :, None] * v.to(wide)], dim=1)
+    k = torch.cat([k_before.to(wide), k.to(wide)], dim=1)
+    h.mul_(alpha[..., None, None]).add_(torch.einsum("bshp,bshn->bhpn", v, k))
+    return torch.einsum("bhpn,brhn->brhp", h, q.to(wide))
+
+
+def shifted(x: Tensor, first: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Return x[t-1] of x (B, L, ...), and where a sequence starts its row of `first` (S, ...); None: zeros."""
+    start = torch.zeros_like(x[:, :1])
+    if first is not None and cu_seqlens is None:
+        start = first[:, None].to(x.dtype)
+    before = torch.cat([start, x], dim=1)[:, : x.shape[1]]
+    if cu_seqlens is None:
+        return before
+    sequence = sequence_of_tokens(cu_seqlens, x.shape[1])
+    starts = torch.arange(x.shape[1], device=x.device) == cu_seqlens[sequence]
+    starts = starts.view([1, -1] + [1] * (x.ndim - 2))
+    return torch.where(starts, torch.zeros_like(x[:1, :1]) if first is None else first[sequence][None].to(x), before)
+
+
+def last(x: Tensor, first: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Return x (B, L, ...) at each sequence's last token: (S, ...); of an empty sequence its row of `first`."""
+    if cu_seqlens is None:
+        if x.shape[1] > 0:
+            return x[:, -1]
+        return x.sum(1) if first is None else first.to(x.dtype)  # a sum of nothing: zeros
+    padded = torch.cat([torch.zeros_like(x[:, :1]), x], dim=1)[0]
+    ends = padded[cu_seqlens[1:]]
+    empty = (cu_seqlens[1:] == cu_seqlens[:-1]).view([-1] + [1] * (x.ndim - 2))
+    return torch.where(empty, torch.zeros_like(ends) if first is None else first.to(ends), ends)
+
+
+def sequence_of_tokens(cu_seqlens: Tensor, length: int) -> Tensor:
+    """Return the number (L,) of each packed token's sequence."""
+    at = torch.arange(length, device=cu_seqlens.device)
+    sequence = torch.searchsorted(cu_seqlens, at, right=True) - 1
+    return sequence.clamp(0, max(cu_seqlens.shape[0] - 2, 0))  # wrong bounds are the operator's to refuse
+
+
+def angles_so_far(turns: Tensor, before: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Return the angles (B, L, H, S), radians in [0, 2π], that `before` (S, H, S), in radians, and the turns add up to.
+
+    A turn is 2π. Summed in float64: after 2,000 tokens an fp32 sum would be off by some 1e-4, and its cosine with it.
+    """
+    total = torch.cumsum(turns, dim=1, dtype=torch.float64)
+    if cu_seqlens is None:
+        if before is not None:
+            total = total + before[:, None].double() / (2 * math.pi)
+    else:
+        sequence = sequence_of_tokens(cu_seqlens, turns.shape[1])
+        start = torch.cat([torch.zeros_like(total[:, :1]), total], dim=1)[0, cu_seqlens[sequence]]
+        if before is not None:
+            start = start - before.double()[sequence] / (2 * math.pi)
+        total = total - start
+    return (2 * math.pi * (total - total.floor())).to(turns.dtype)
+
+
+def turn(x: Tensor, angles: Tensor, pairing: str) -> Tensor:
+    """Turn S pairs of the channels of x (..., R, H, N) by the angles (..., H, S); the other channels stay.
+
+    "interleaved" turns the pairs (2 i, 2 i + 1), "half_split" the pairs (i, i + N / 2), i < S.
+    """
+    count = angles.shape[-1]
+    cos, sin = angles.cos().unsqueeze(-3), angles.sin().unsqueeze(-3)
+    if pairing == "interleaved":
+        a, b = x[..., : 2 * count].unflatten(-1, (count, 2)).unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+        return torch.cat([turned, x[..., 2 * count :]], dim=-1)
+    half = x.shape[-1] // 2
+    a, b = x[..., :count], x[..., half : half + count]
+    return torch.cat([a * cos - b * sin, x[..., count:half], a * sin + b * cos, x[..., half + count :]], dim=-1)

@@ -1,0 +1,282 @@
+"""Mamba-3: a state that turns as well as decays, inputs by the trapezoidal rule, and several of them at once if asked.
+
+    [z, x, B, C, δ, a, μ, φ] = u W_in;   Δ = softplus(δ + b_Δ);   A = -f(a);   λ = sigmoid(μ)
+    θ[t] = θ[t-1] + Δ[t] π tanh(φ[t]);   k = turn(norm(B) + b_B, θ);   q = turn(norm(C) + b_C, θ)
+    h[t] = e^{Δ[t] A[t]} (h[t-1] + (1 - λ[t]) Δ[t] Σ_r v[t-1,r] k[t-1,r]ᵀ) + λ[t] Δ[t] Σ_r v[t,r] k[t,r]ᵀ
+    y[t,r] = h[t] q[t,r] + D v[t,r];   out = W_out Σ_r o[r] y[t,r] silu(z[t] g[r]),   v[t,r] = x[t] p[r]
+
+Turning k and q by θ is what a complex A does to the state. R = 1 input ("SISO") has no p, g and o. λ = 1 is the rule of
+Mamba-2. There is no convolution: the term of the token before takes its place.
+
+Source: Lahoti et al. 2026, "Mamba-3: Improved Sequence Modeling using State Space Principles" (arXiv 2603.15569);
+parameter names, their order in `in_proj` and their first values are those of the authors' code. `_trapezoid.py` says
+how the recurrence becomes a call of SSD.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaverse.errors import UserError, suggest
+from mambaverse.mixers import register_mixer
+from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, largest_divisor
+from mambaverse.mixers._trapezoid import angles_so_far, last, shifted, trapezoid_scan, trapezoid_step, turn
+from mambaverse.mixers.base import Mixer
+from mambaverse.mixers.ssd import GatedRMSNorm
+
+PAIRINGS = ("interleaved", "half_split")
+RATES = ("heavy_tail", "softplus")
+NORM_EPS = 1e-5
+
+
+@register_mixer("mamba3")
+class Mamba3(Mixer):
+    """Mamba-3 mixer, SISO or MIMO; its state dict is that of mamba_ssm's `Mamba3`.
+
+    State: (θ (B, H, S) fp32 in [0, 2π], h (B, H, P, N) fp32, k (B, R, H, N), x (B, H, P)), the last two of the last
+    token; E = expand · D = H · P, and S channel pairs turn.
+
+    Args:
+        dim: Channels D.
+        d_state: N, the state's size per channel.
+        expand: E / D.
+        headdim: P; None: the largest divisor of E up to 64 (64 wherever it divides E).
+        ngroups: G: B and C are shared by the H / G heads of a group, up to their biases and angles.
+        rope_fraction: Share of B's and C's channels that turn; S is half of that, rounded down.
+        rope_pairing: "interleaved" turns channels (2 i, 2 i + 1), "half_split" (i, i + N / 2), i < S. None: what the
+            authors' kernels do, the first for SISO and the second for MIMO. A checkpoint fits one of them.
+        dt_min: Smallest Δ at initialisation,
+        dt_max: and largest: Δ is log-uniform between them.
+        dt_init_floor: Least Δ at initialisation.
+        A_floor: Least -A.
+        A_form: f: "heavy_tail" is 1 + a for a >= 0 and 1 / (1 - a) below, "softplus" what the authors' code had until
+            June 2026.
+        is_outproj_norm: Whether y is normalised, head by head, before it is gated.
+        is_mimo: Whether a token has `mimo_rank` inputs and outputs a head.
+        mimo_rank: R, if so.
+        chunk_size: Places that are worked on as one matrix; None: the kernel's choice. Changes no result.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        UserError: if `headdim` does not divide E, or `ngroups` the number of heads; if no channel pair turns; unknown
+            `rope_pairing` or `A_form`; sizes below 1.
+    """
+
+    supports_state = True
+    supports_cu_seqlens = True
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 128,
+        expand: int = 2,
+        headdim: int | None = None,
+        ngroups: int = 1,
+        rope_fraction: float = 0.5,
+        rope_pairing: str | None = None,
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        dt_init_floor: float = 1e-4,
+        A_floor: float = 1e-4,
+        A_form: str = "heavy_tail",
+        is_outproj_norm: bool = False,
+        is_mimo: bool = False,
+        mimo_rank: int = 4,
+        chunk_size: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_sizes("mamba3", d_state=d_state, expand=expand, headdim=headdim, ngroups=ngroups, mimo_rank=mimo_rank)
+        check_range("mamba3", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
+        if rope_pairing is None:
+            rope_pairing = "half_split" if is_mimo else "interleaved"
+        for name, value, known in (("rope_pairing", rope_pairing, PAIRINGS), ("A_form", A_form, RATES)):
+            if value not in known:
+                raise UserError(f"mamba3: unknown {name} {value!r}{suggest(value, known)}")
+        if A_floor <= 0:
+            raise UserError(f"mamba3: A_floor must be above 0, got {A_floor:g}")
+        inner = expand * dim
+        headdim = largest_divisor(inner, 64) if headdim is None else headdim
+        if inner % headdim:
+            raise UserError(f"mamba3: headdim must divide expand · dim = {inner}, got {headdim}")
+        heads, rank = inner // headdim, mimo_rank if is_mimo else 1
+        if heads % ngroups:
+            raise UserError(
+                f"mamba3: ngroups must divide the number of heads {heads} = {inner} / {headdim}, got {ngroups}"
+            )
+        angles = int(d_state * rope_fraction) // 2
+        if not 0 < angles <= d_state // 2:
+            raise UserError(
+                f"mamba3: rope_fraction must be at most 1, and turn a pair of channels: 2 / d_state = {2 / d_state:g} "
+                f"or more; got {rope_fraction:g}"
+            )
+        if rope_pairing == "half_split" and d_state % 2:
+            raise UserError(
+                f"mamba3: rope_pairing='half_split' pairs two halves, so d_state must be even, got {d_state}"
+            )
+        self.d_inner, self.d_state, self.headdim, self.ngroups, self.rank = inner, d_state, headdim, ngroups, rank
+        self.dt_range, self.A_floor, self.A_form = (dt_min, dt_max, dt_init_floor), A_floor, A_form
+        self.rope_pairing, self.chunk_size, self.norm_eps = rope_pairing, chunk_size, NORM_EPS
+        width = ngroups * rank * d_state
+        self.sizes = [inner, inner, width, width, heads, heads, heads, angles]  # of z, x, B, C, δ, a, μ and φ
+
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.in_proj = nn.Linear(dim, sum(self.sizes), bias=False, **factory)
+        self.dt_bias = nn.Parameter(torch.empty(heads, **factory))
+        self.B_bias = nn.Parameter(torch.empty(heads, rank, d_state, **factory))
+        self.C_bias = nn.Parameter(torch.empty(heads, rank, d_state, **factory))
+        self.B_norm = nn.RMSNorm(d_state, NORM_EPS, **factory)  # a holder of the weight, like `C_norm`
+        self.C_norm = nn.RMSNorm(d_state, NORM_EPS, **factory)
+        self.mimo_x: nn.Parameter | None = None
+        self.mimo_z: nn.Parameter | None = None
+        self.mimo_o: nn.Parameter | None = None
+        if is_mimo:
+            self.mimo_x = nn.Parameter(torch.empty(heads, rank, headdim, **factory))
+            self.mimo_z = nn.Parameter(torch.empty(heads, rank, headdim, **factory))
+            self.mimo_o = nn.Parameter(torch.empty(heads, rank, headdim, **factory))
+        self.D = nn.Parameter(torch.empty(heads, **factory))
+        self.norm = GatedRMSNorm(inner, headdim, True, NORM_EPS, **factory) if is_outproj_norm else None
+        self.out_proj = nn.Linear(inner, dim, bias=False, **factory)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, as the authors' code does."""
+        if self.D.is_meta:
+            return
+        self.in_proj.reset_parameters()
+        self.out_proj.reset_parameters()
+        init_dt_bias_(self.dt_bias, *self.dt_range)
+        for ones in (self.B_bias, self.C_bias, self.B_norm.weight, self.C_norm.weight, self.mimo_z, self.D):
+            if ones is not None:
+                ones.fill_(1)
+        for mean in (self.mimo_x, self.mimo_o):
+            if mean is not None:
+                mean.fill_(1 / self.rank)
+        if self.norm is not None:
+            self.norm.weight.fill_(1)
+
+    def mix(self, x: Tensor) -> Tensor:
+        """See `Mixer.mix`."""
+        return self._run(x, None, None, None, None, None)[0]
+
+    @torch.jit.ignore
+    def mix_sequence(
+        self,
+        x: Tensor,
+        state: Any = None,
+        cu_seqlens: Tensor | None = None,
+        spatial_shape: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, Any]:
+        """See `Mixer.mix_sequence`."""
+        theta, h, k, x_before = (None, None, None, None) if state is None else state
+        y, *after = self._run(x, theta, h, k, x_before, cu_seqlens)
+        return y, tuple(after)
+
+    @torch.jit.ignore
+    def init_state(
+        self, batch_size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Any:
+        """See `Mixer.init_state`."""
+        weight = self.in_proj.weight
+        device, dtype = device or weight.device, dtype or weight.dtype
+        wide, heads = torch.promote_types(dtype, torch.float32), len(self.dt_bias)
+        return (
+            torch.zeros(batch_size, heads, self.sizes[-1], device=device, dtype=wide),
+            torch.zeros(batch_size, heads, self.headdim, self.d_state, device=device, dtype=wide),
+            torch.zeros(batch_size, self.rank, heads, self.d_state, device=device, dtype=dtype),
+            torch.zeros(batch_size, heads, self.headdim, device=device, dtype=dtype),
+        )
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """See `Mixer.no_weight_decay`."""
+        return {"D", "dt_bias"}
+
+    @torch.jit.ignore
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """See `Mixer.step`; h is updated in place."""
+        theta, h, k_before, x_before = state
+        z, x, B, C, dt, rate, trap, turns = self._project(x_t)
+        theta = angles_so_far(turns[:, None], theta, None)[:, 0]
+        k, q = self._turned(B, self.B_bias, theta, x), self._turned(C, self.C_bias, theta, x)
+        v = self._inputs(x)
+        y = trapezoid_step(h, q, k, v, k_before, self._inputs(x_before), rate, (1 - trap) * dt, trap * dt)
+        return self._output(y, v, z), (theta, h, k, x)
+
+    def _run(
+        self,
+        x: Tensor,
+        theta: Tensor | None,
+        h: Tensor | None,
+        k_before: Tensor | None,
+        x_before: Tensor | None,
+        cu_seqlens: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        z, x, B, C, dt, rate, trap, turns = self._project(x)
+        angles = angles_so_far(turns, theta, cu_seqlens)  # (B, L, H, S)
+        k, q = self._turned(B, self.B_bias, angles, x), self._turned(C, self.C_bias, angles, x)
+        v, v_before = self._inputs(x), self._inputs(shifted(x, x_before, cu_seqlens))
+        gamma = trap * dt
+        k_shifted = shifted(k, k_before, cu_seqlens)
+        y, h = trapezoid_scan(
+            q, k, v, k_shifted, v_before, rate, (1 - trap) * dt, gamma, h, cu_seqlens, self.chunk_size
+        )
+        y = self._output(y, v, z)
+        theta, k, x = last(angles, theta, cu_seqlens), last(k, k_before, cu_seqlens), last(x, x_before, cu_seqlens)
+        entering = last(gamma, None, cu_seqlens)[:, None, :, None] * self._inputs(x)  # of an empty sequence 0
+        h = h + torch.einsum("brhp,brhn->bhpn", entering.to(h.dtype), k.to(h.dtype))
+        return y, theta, h, k, x
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return z and x (..., H, P), B and C (..., R, G, N), Δ, -Δ A and λ (..., H), θ's change (..., H, S) / 2π."""
+        z, x, B, C, dt, a, trap, angles = torch.split(self.in_proj(x), self.sizes, dim=-1)
+        z, x = z.unflatten(-1, (-1, self.headdim)), x.unflatten(-1, (-1, self.headdim))
+        groups = [self.rank, self.ngroups, self.d_state]
+        B = self._normalised(B.unflatten(-1, groups), self.B_norm.weight)
+        C = self._normalised(C.unflatten(-1, groups), self.C_norm.weight)
+        dt = F.softplus(at_least_fp32(dt) + at_least_fp32(self.dt_bias))
+        a = at_least_fp32(a)
+        if self.A_form == "softplus":
+            decay = F.softplus(a)
+        else:
+            decay = torch.where(a >= 0, 1 + a, 1 / (1 - a.clamp(max=0)))
+        rate = dt * decay.clamp(min=self.A_floor)
+        turns = dt[..., None] * (torch.tanh(at_least_fp32(angles)) / 2)[..., None, :]  # π is half a turn
+        return z, x, B, C, dt, rate, torch.sigmoid(at_least_fp32(trap)), turns
+
+    def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return the RMS norm over the last axis, in fp32 at least."""
+        x = at_least_fp32(x)
+        return F.rms_norm(x, [self.d_state], weight.to(x.dtype), self.norm_eps)
+
+    def _turned(self, x: Tensor, bias: Tensor, angles: Tensor, like: Tensor) -> Tensor:
+        """Return x (..., R, G, N) plus its bias (H, R, N), turned: (..., R, H, N), in the dtype of `like`."""
+        x = x.repeat_interleave(bias.shape[0] // self.ngroups, dim=-2) + bias.transpose(0, 1).to(x.dtype)
+        return turn(x, angles, self.rope_pairing).to(like.dtype)
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        """Return the R inputs (..., R, H, P) of x (..., H, P)."""
+        x = x.unsqueeze(-3)
+        mimo_x = self.mimo_x
+        return x if mimo_x is None else x * mimo_x.transpose(0, 1).to(x.dtype)
+
+    def _output(self, y: Tensor, v: Tensor, z: Tensor) -> Tensor:
+        """Return the mixer's output, of y and v (..., R, H, P) and z (..., H, P)."""
+        y = y + at_least_fp32(self.D)[:, None] * v
+        gate = z.unsqueeze(-3)
+        mimo_z, mimo_o = self.mimo_z, self.mimo_o
+        if mimo_z is not None:
+            gate = at_least_fp32(gate) * mimo_z.transpose(0, 1)
+        if self.norm is not None:
+            y = self.norm(y.flatten(-2), gate.flatten(-2)).unflatten(-1, (-1, self.headdim))
+        else:
+            y = y * F.silu(at_least_fp32(gate))
+        y = y.squeeze(-3) if mimo_o is None else (y * mimo_o.transpose(0, 1)).sum(-3)
+        return self.out_proj(y.flatten(-2).to(z.dtype))
