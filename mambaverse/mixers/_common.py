@@ -46,6 +46,23 @@ def resolve_heads(
     return num_heads, headdim
 
 
+def resolve_inner_heads(mixer: str, inner: int, headdim: int | None, ngroups: int) -> tuple[int, int]:
+    """Return (H, P) with H · P = E, the inner channels; a P of None is the largest divisor of E up to 64.
+
+    Raises:
+        UserError: if P does not divide E, or the G groups not the H heads.
+    """
+    headdim = largest_divisor(inner, 64) if headdim is None else headdim
+    if inner % headdim:
+        raise UserError(f"{mixer}: headdim must divide expand · dim = {inner}, got {headdim}")
+    heads = inner // headdim
+    if heads % ngroups:
+        raise UserError(
+            f"{mixer}: ngroups must divide the number of heads {heads} = {inner} / {headdim}, got {ngroups}"
+        )
+    return heads, headdim
+
+
 def check_range(mixer: str, name: str, bounds: Sequence[float], above: float) -> tuple[float, float]:
     """Return the bounds (low, high), or raise UserError unless they are two numbers with above < low <= high."""
     if len(bounds) != 2 or not above < bounds[0] <= bounds[1]:

@@ -89,13 +89,14 @@ def ssd(
     h: Tensor | None,
     cu_seqlens: Tensor | None,
     chunk_size: int | None,
+    reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the scan of x (B, L, H, P), with Δ = clamp(softplus(dt + dt_bias), dt_limit), and the final state."""
     if torch.jit.is_scripting():
         chunk = 0 if chunk_size is None else chunk_size
         low, high, save = dt_limit[0], dt_limit[1], torch.is_grad_enabled()
         y, h, _ = torch.ops.mambaverse.ssd(
-            x, dt, A, B, C, D, z, dt_bias, h, cu_seqlens, True, low, high, False, chunk, "auto", save
+            x, dt, A, B, C, D, z, dt_bias, h, cu_seqlens, True, low, high, reverse, chunk, "auto", save
         )
         return y, h
     else:
@@ -112,9 +113,40 @@ def ssd(
             dt_limit=dt_limit,
             initial_state=h,
             cu_seqlens=cu_seqlens,
+            reverse=reverse,
             return_final_state=True,
             chunk_size=chunk_size,
         )
+
+
+def bidirectional_ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    dt_bias: Tensor,
+    dt_limit: tuple[float, float],
+    cu_seqlens: Tensor | None,
+    chunk_size: int | None,
+) -> Tensor:
+    """Return the sum (B, L, H, P) of `ssd` and of `ssd` with `reverse`.
+
+    x, B and C are shared by the directions, or have a leading axis of 2 (forward, backward); A, D and dt_bias have that
+    axis; dt and z are shared.
+    """
+    pair = x.ndim == 5
+    y, _ = ssd(
+        x[0] if pair else x, dt, A[0], B[0] if pair else B, C[0] if pair else C, D[0], z, dt_bias[0], dt_limit, None,
+        cu_seqlens, chunk_size, False,
+    )  # fmt: skip
+    y_b, _ = ssd(
+        x[1] if pair else x, dt, A[1], B[1] if pair else B, C[1] if pair else C, D[1], z, dt_bias[1], dt_limit, None,
+        cu_seqlens, chunk_size, True,
+    )  # fmt: skip
+    return y + y_b
 
 
 def linear_recurrence(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mambaverse.errors import UserError, suggest
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, largest_divisor
+from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, resolve_inner_heads
 from mambaverse.mixers._trapezoid import angles_so_far, last, shifted, trapezoid_scan, trapezoid_step, turn
 from mambaverse.mixers.base import Mixer
 from mambaverse.mixers.ssd import GatedRMSNorm
@@ -102,14 +102,8 @@ class Mamba3(Mixer):
         if A_floor <= 0:
             raise UserError(f"mamba3: A_floor must be above 0, got {A_floor:g}")
         inner = expand * dim
-        headdim = largest_divisor(inner, 64) if headdim is None else headdim
-        if inner % headdim:
-            raise UserError(f"mamba3: headdim must divide expand · dim = {inner}, got {headdim}")
-        heads, rank = inner // headdim, mimo_rank if is_mimo else 1
-        if heads % ngroups:
-            raise UserError(
-                f"mamba3: ngroups must divide the number of heads {heads} = {inner} / {headdim}, got {ngroups}"
-            )
+        heads, headdim = resolve_inner_heads("mamba3", inner, headdim, ngroups)
+        rank = mimo_rank if is_mimo else 1
         angles = int(d_state * rope_fraction) // 2
         if not 0 < angles <= d_state // 2:
             raise UserError(

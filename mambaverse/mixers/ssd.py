@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mambaverse.errors import UserError
 from mambaverse.kernels.causal_conv1d import causal_conv1d_update
 from mambaverse.kernels.ssd import ssd_update
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, largest_divisor
+from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, resolve_inner_heads
 from mambaverse.mixers._ops import causal_conv1d, gated_rms_norm, ssd
 from mambaverse.mixers.base import Mixer
 
@@ -86,14 +85,7 @@ class SSD(Mixer):
         check_sizes("ssd", d_state=d_state, d_conv=d_conv, expand=expand, headdim=headdim, ngroups=ngroups)
         check_range("ssd", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
         inner = expand * dim
-        headdim = largest_divisor(inner, 64) if headdim is None else headdim
-        if inner % headdim:
-            raise UserError(f"ssd: headdim must divide expand · dim = {inner}, got {headdim}")
-        heads = inner // headdim
-        if heads % ngroups:
-            raise UserError(
-                f"ssd: ngroups must divide the number of heads {heads} = {inner} / {headdim}, got {ngroups}"
-            )
+        heads, headdim = resolve_inner_heads("ssd", inner, headdim, ngroups)
         self.d_inner, self.d_state, self.headdim, self.ngroups = inner, d_state, headdim, ngroups
         self.dt_range, self.chunk_size = (dt_min, dt_max, dt_init_floor), chunk_size
         self.A_init_range = check_range("ssd", "A_init_range", A_init_range, above=0)

@@ -40,6 +40,12 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"d_state": 5, "merge": "add", "bias": True, "conv_bias": False},  # as Caduceus
         {"merge": "add", "shared": True},  # as Audio Mamba Fo-Bi
     ],
+    "bissd": [
+        {"d_state": 8},
+        {"d_state": 5, "headdim": 4, "ngroups": 2, "merge": "add", "bias": True, "dt_limit": (0.001, 0.05)},
+        {"d_state": 8, "headdim": 16, "shared": True, "norm_before_gate": True},
+        {"d_state": 8, "headdim": 16, "rmsnorm": False, "conv_bias": False},
+    ],
     "bidirectional": [
         {"mixer": "s6", "merge": "add"},
         {"mixer": "ssd", "mixer_args": {"d_state": 8}, "merge": "concat"},

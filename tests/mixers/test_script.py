@@ -21,6 +21,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("mamba3", {"d_state": 8, "is_mimo": True, "is_outproj_norm": True}),
     ("vim", {}),
     ("vim", {"shared": True}),
+    ("bissd", {"d_state": 8}),
+    ("bissd", {"d_state": 8, "shared": True, "rmsnorm": False}),
     ("bidirectional", {"mixer": "s6"}),
     ("attention", {"causal": True, "rotary": True}),
 ]
