@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from sklearn.datasets import load_digits
 
 from mambaverse.cli import main
@@ -162,7 +163,9 @@ def test_half_written_run(run: Path, capsys: pytest.CaptureFixture[str], tmp_pat
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     expected = {
-        "mixers": {"attention", "bidirectional", "linear_attention", "retnet", "s4d", "s6", "ssd", "vim"},
+        "mixers": {
+            *("attention", "bidirectional", "bissd", "linear_attention", "mamba3", "retnet", "s4d", "s6", "ssd", "vim")
+        },
         "models": {"vim_tiny_patch16_224", "vim_nano_patch4_32"},
         "datasets": {"vision/digits", "vision/cifar10", "vision/cifar100", "vision/fashion_mnist", "vision/folder"},
         "configs": {"vision/digits", "vision/cifar10", "vision/fashion_mnist", "vision/folder"},
@@ -222,3 +225,25 @@ def test_mixer_may_be_named_by_its_path(tmp_path: Path) -> None:
         f"trainer.output_dir={tmp_path}",
     ]
     assert main(["train", "vision/digits", *overrides, "model.mixer_args[mambaverse.mixers.s6:S6].d_state=2"]) == 0
+
+
+def test_a_config_of_mixers_that_alternate_trains_and_predicts(tmp_path: Path, images: list[Path]) -> None:
+    (tmp_path / "hybrid.yaml").write_text(
+        "# Three blocks of two kinds, as Samba and Zamba are built.\n"
+        "defaults: [vision/digits]\n"
+        "model:\n"
+        "  mixer: [ssd, ssd, attention]\n"
+        "  mixer_args: {ssd: {d_state: 8}}\n"
+        "  args: {depth: 3}\n"
+        "trainer: {epochs: 2, num_threads: 1}\n"
+    )
+    where = [f"trainer.output_dir={tmp_path}", "trainer.run_name=hybrid", "--config-dir", str(tmp_path)]
+    assert main(["train", "hybrid", *where]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "hybrid/metrics.jsonl").read_text().splitlines()]
+    losses = [row["train_loss"] for row in rows if "train_loss" in row]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    with safe_open(tmp_path / "hybrid/best.safetensors", "pt") as weights:
+        names = set(weights.keys())
+    for layer, own in enumerate(("mixer.fwd.A_log", "mixer.fwd.A_log", "mixer.qkv.weight")):
+        assert f"layers.{layer}.{own}" in names
+    assert main(["predict", str(tmp_path / "hybrid"), *map(str, images)]) == 0

@@ -137,13 +137,13 @@ def angles_so_far(turns: Tensor, before: Tensor | None, cu_seqlens: Tensor | Non
     return (2 * math.pi * (total - total.floor())).to(turns.dtype)
 
 
-def turn(x: Tensor, angles: Tensor, pairing: str) -> Tensor:
-    """Turn S pairs of the channels of x (..., R, H, N) by the angles (..., H, S); the other channels stay.
+def turn(x: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
+    """Turn S pairs of the channels of x (..., R, H, N) by the angles of `cos` and `sin` (..., H, S); the rest stays.
 
     "interleaved" turns the pairs (2 i, 2 i + 1), "half_split" the pairs (i, i + N / 2), i < S.
     """
-    count = angles.shape[-1]
-    cos, sin = angles.cos().unsqueeze(-3), angles.sin().unsqueeze(-3)
+    count = cos.shape[-1]
+    cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)
     if pairing == "interleaved":
         a, b = x[..., : 2 * count].unflatten(-1, (count, 2)).unbind(-1)
         turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)

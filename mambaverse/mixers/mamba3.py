@@ -199,7 +199,7 @@ class Mamba3(Mixer):
         theta, h, k_before, x_before = state
         z, x, B, C, dt, rate, trap, turns = self._project(x_t)
         theta = angles_so_far(turns[:, None], theta, None)[:, 0]
-        k, q = self._turned(B, self.B_bias, theta, x), self._turned(C, self.C_bias, theta, x)
+        k, q = self._keys_and_queries(B, C, theta, x.dtype)
         v = self._inputs(x)
         y = trapezoid_step(h, q, k, v, k_before, self._inputs(x_before), rate, (1 - trap) * dt, trap * dt)
         return self._output(y, v, z), (theta, h, k, x)
@@ -215,7 +215,7 @@ class Mamba3(Mixer):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         z, x, B, C, dt, rate, trap, turns = self._project(x)
         angles = angles_so_far(turns, theta, cu_seqlens)  # (B, L, H, S)
-        k, q = self._turned(B, self.B_bias, angles, x), self._turned(C, self.C_bias, angles, x)
+        k, q = self._keys_and_queries(B, C, angles, x.dtype)
         v, v_before = self._inputs(x), self._inputs(shifted(x, x_before, cu_seqlens))
         gamma = trap * dt
         k_shifted = shifted(k, k_before, cu_seqlens)
@@ -250,10 +250,13 @@ class Mamba3(Mixer):
         x = at_least_fp32(x)
         return F.rms_norm(x, [self.d_state], weight.to(x.dtype), self.norm_eps)
 
-    def _turned(self, x: Tensor, bias: Tensor, angles: Tensor, like: Tensor) -> Tensor:
-        """Return x (..., R, G, N) plus its bias (H, R, N), turned: (..., R, H, N), in the dtype of `like`."""
-        x = x.repeat_interleave(bias.shape[0] // self.ngroups, dim=-2) + bias.transpose(0, 1).to(x.dtype)
-        return turn(x, angles, self.rope_pairing).to(like.dtype)
+    def _keys_and_queries(self, B: Tensor, C: Tensor, angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return k and q (..., R, H, N) of B and C (..., R, G, N): with their biases, and turned by (..., H, S)."""
+        repeats = self.B_bias.shape[0] // self.ngroups
+        k = B.repeat_interleave(repeats, dim=-2) + self.B_bias.transpose(0, 1).to(B.dtype)
+        q = C.repeat_interleave(repeats, dim=-2) + self.C_bias.transpose(0, 1).to(C.dtype)
+        cos, sin = angles.cos(), angles.sin()
+        return turn(k, cos, sin, self.rope_pairing).to(dtype), turn(q, cos, sin, self.rope_pairing).to(dtype)
 
     def _inputs(self, x: Tensor) -> Tensor:
         """Return the R inputs (..., R, H, P) of x (..., H, P)."""

@@ -13,7 +13,7 @@ from mambaverse.errors import UserError
 from mambaverse.tasks.audio.checkpoints import load_aum
 from mambaverse.tasks.audio.raw import AudioRaw
 
-MIXERS = ["vim", "s6", "ssd", "s4d", "attention", ["s6", "attention"]]
+MIXERS = ["vim", "s6", "ssd", "s4d", "mamba3", "bissd", "attention", ["s6", "attention"]]
 
 
 def small(**arguments: Any) -> Any:
