@@ -13,10 +13,11 @@ DIM = 16
 SMALL = {
     "s6": {"d_state": 4},
     "ssd": {"d_state": 8, "headdim": 8},
+    "mamba3": {"d_state": 8, "headdim": 8, "is_mimo": True, "mimo_rank": 2},
     "s4d": {"d_state": 4},
     "attention": {"num_heads": 2},
 }
-CAUSAL = ["s6", "ssd", "s4d", "attention"]
+CAUSAL = ["s6", "ssd", "mamba3", "s4d", "attention"]
 
 
 def stack(mixer: str | list[str], *, causal: bool = True, depth: int = 2, **arguments: object) -> Isotropic:
