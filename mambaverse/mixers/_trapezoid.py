@@ -12,8 +12,8 @@ so SSD runs on the inputs of the token before, and what a token adds to its own 
 is subtracted, which would cost the accuracy of 16-bit inputs. With R inputs a token, SSD runs over R L places, of which
 each first one decays; an output misses the inputs that come later among its R, and those are added too.
 
-Source: Lahoti et al. 2026, "Mamba-3: Improved Sequence Modeling using State Space Principles" (arXiv 2603.15569).
-Shapes: q, k (B, L, R, H, N); v (B, L, R, H, P); rate, β and γ (B, L, H); h (S, H, P, N), S sequences.
+Source: Lahoti et al. 2026, "Mamba-3: Improved Sequence Modeling using State Space Principles" (arXiv 2603.15569),
+section 3. Shapes: q, k (B, L, R, H, N); v (B, L, R, H, P); rate, β and γ (B, L, H); h (S, H, P, N), S sequences.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mambaverse.mixers._common import at_least_fp32
@@ -106,10 +107,14 @@ def last(x: Tensor, first: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
         if x.shape[1] > 0:
             return x[:, -1]
         return x.sum(1) if first is None else first.to(x.dtype)  # a sum of nothing: zeros
-    padded = torch.cat([torch.zeros_like(x[:, :1]), x], dim=1)[0]
-    ends = padded[cu_seqlens[1:]]
+    ends = _after_zeros(x)[0, cu_seqlens[1:]]
     empty = (cu_seqlens[1:] == cu_seqlens[:-1]).view([-1] + [1] * (x.ndim - 2))
     return torch.where(empty, torch.zeros_like(ends) if first is None else first.to(ends), ends)
+
+
+def _after_zeros(x: Tensor) -> Tensor:
+    """Return x (B, L, ...) with a place of zeros before the first: (B, L + 1, ...)."""
+    return F.pad(x, [0, 0] * (x.ndim - 2) + [1, 0])
 
 
 def sequence_of_tokens(cu_seqlens: Tensor, length: int) -> Tensor:
@@ -130,7 +135,7 @@ def angles_so_far(turns: Tensor, before: Tensor | None, cu_seqlens: Tensor | Non
             total = total + before[:, None].double() / (2 * math.pi)
     else:
         sequence = sequence_of_tokens(cu_seqlens, turns.shape[1])
-        start = torch.cat([torch.zeros_like(total[:, :1]), total], dim=1)[0, cu_seqlens[sequence]]
+        start = _after_zeros(total)[0, cu_seqlens[sequence]]
         if before is not None:
             start = start - before.double()[sequence] / (2 * math.pi)
         total = total - start

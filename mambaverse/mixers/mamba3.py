@@ -8,9 +8,9 @@
 Turning k and q by θ is what a complex A does to the state. R = 1 input ("SISO") has no p, g and o. λ = 1 is the rule of
 Mamba-2. There is no convolution: the term of the token before takes its place.
 
-Source: Lahoti et al. 2026, "Mamba-3: Improved Sequence Modeling using State Space Principles" (arXiv 2603.15569);
-parameter names, their order in `in_proj` and their first values are those of the authors' code. `_trapezoid.py` says
-how the recurrence becomes a call of SSD.
+Source: Lahoti et al. 2026, "Mamba-3: Improved Sequence Modeling using State Space Principles" (arXiv 2603.15569),
+section 3; parameter names, their order in `in_proj` and their first values are those of the authors' code.
+`_trapezoid.py` says how the recurrence becomes a call of SSD.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaverse.errors import UserError, suggest
+from mambaverse.kernels.checks import num_sequences, sequence_bounds
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, resolve_inner_heads
 from mambaverse.mixers._trapezoid import angles_so_far, last, shifted, trapezoid_scan, trapezoid_step, turn
@@ -169,6 +170,7 @@ class Mamba3(Mixer):
         spatial_shape: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Any]:
         """See `Mixer.mix_sequence`."""
+        self._check(x, state, cu_seqlens)
         theta, h, k, x_before = (None, None, None, None) if state is None else state
         y, *after = self._run(x, theta, h, k, x_before, cu_seqlens)
         return y, tuple(after)
@@ -180,13 +182,10 @@ class Mamba3(Mixer):
         """See `Mixer.init_state`."""
         weight = self.in_proj.weight
         device, dtype = device or weight.device, dtype or weight.dtype
-        wide, heads = torch.promote_types(dtype, torch.float32), len(self.dt_bias)
-        return (
-            torch.zeros(batch_size, heads, self.sizes[-1], device=device, dtype=wide),
-            torch.zeros(batch_size, heads, self.headdim, self.d_state, device=device, dtype=wide),
-            torch.zeros(batch_size, self.rank, heads, self.d_state, device=device, dtype=dtype),
-            torch.zeros(batch_size, heads, self.headdim, device=device, dtype=dtype),
-        )
+        wide = torch.promote_types(dtype, torch.float32)
+        kinds = (wide, wide, dtype, dtype)
+        shapes = self._state_shapes(batch_size)
+        return tuple(torch.zeros(shape, device=device, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True))
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -203,6 +202,23 @@ class Mamba3(Mixer):
         v = self._inputs(x)
         y = trapezoid_step(h, q, k, v, k_before, self._inputs(x_before), rate, (1 - trap) * dt, trap * dt)
         return self._output(y, v, z), (theta, h, k, x)
+
+    @torch.jit.ignore
+    def _state_shapes(self, sequences: int) -> list[tuple[int, ...]]:
+        """Return the shapes of θ, h, k and x."""
+        S, H, P, N = sequences, len(self.dt_bias), self.headdim, self.d_state
+        return [(S, H, self.sizes[-1]), (S, H, P, N), (S, self.rank, H, N), (S, H, P)]
+
+    @torch.jit.ignore
+    def _check(self, x: Tensor, state: Any, cu_seqlens: Tensor | None) -> None:
+        """Raise ValueError for a state or boundaries that do not fit x; without a look at boundaries on a GPU."""
+        shapes = self._state_shapes(num_sequences("mamba3", cu_seqlens, x.shape[0]))
+        if cu_seqlens is not None and cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+            sequence_bounds("mamba3", cu_seqlens, x.shape[1])
+        if state is not None:
+            got = [tuple(part.shape) for part in state]
+            if got != shapes:
+                raise ValueError(f"mamba3: expected a state (θ, h, k, x) of shapes {shapes}, got {got}")
 
     def _run(
         self,

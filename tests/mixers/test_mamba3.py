@@ -203,3 +203,34 @@ def test_an_argument_that_cannot_be_used_is_named(arguments: dict[str, Any], mes
     with pytest.raises(UserError) as error:
         create_mixer("mamba3", DIM, **arguments)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ([0, 13], "mamba3: cu_seqlens goes from 0 to 13; expected from 0 to the length 12"),
+        ([0, 5, 3, 12], "mamba3: cu_seqlens falls from 5 to 3 at index 2"),
+        ([0.0, 12.0], "mamba3: cu_seqlens has dtype torch.float32; expected int32 or int64"),
+    ],
+)
+def test_boundaries_that_do_not_fit_are_named_in_tokens_not_in_places(bounds: list[Any], message: str) -> None:
+    mixer = create_mixer("mamba3", DIM, d_state=8, **MIMO)
+    with pytest.raises(ValueError, match=message):
+        mixer(x=torch.zeros(1, 12, DIM), cu_seqlens=torch.tensor(bounds))
+
+
+def test_a_state_of_another_batch_is_refused() -> None:
+    mixer = create_mixer("mamba3", DIM, d_state=8, headdim=8)
+    with pytest.raises(ValueError, match=r"expected a state .* of shapes \[\(1, 4, 2\), .* got \[\(2, 4, 2\), "):
+        mixer(x=torch.zeros(1, 12, DIM), state=mixer.init_state(2))
+
+
+def test_no_tokens_leave_the_state_as_it_was() -> None:
+    mixer = create_mixer("mamba3", DIM, d_state=8, **MIMO)
+    _, state = mixer(x=torch.randn(1, 5, DIM), return_state=True)
+    nothing, bounds = torch.zeros(1, 0, DIM), torch.zeros(2, dtype=torch.int32)
+    for packing in (None, bounds):
+        y, after = mixer(x=nothing, state=state, cu_seqlens=packing, return_state=True)
+        assert y.shape == nothing.shape
+        for part, kept in zip(after, state, strict=True):
+            assert torch.equal(part, kept)
