@@ -76,6 +76,52 @@ def selective_scan(
         )
 
 
+def bidirectional_selective_scan(
+    u: tuple[Tensor, Tensor],
+    delta: tuple[Tensor, Tensor],
+    A: tuple[Tensor, Tensor],
+    B: tuple[Tensor, Tensor],
+    C: tuple[Tensor, Tensor],
+    D: tuple[Tensor, Tensor],
+    z: Tensor,
+    delta_bias: tuple[Tensor, Tensor],
+    cu_seqlens: Tensor | None,
+    shared: bool,
+    mean: bool,
+) -> Tensor:
+    """Return the sum, or mean, of the gated scans of u (B, L, D) in both directions, Δ = softplus(delta + delta_bias).
+
+    If `shared`, of each pair but A the first is that of both directions.
+    """
+    if torch.jit.is_scripting():
+        save = torch.is_grad_enabled()
+        if shared:
+            y, _, _ = torch.ops.mambaverse.bidirectional_selective_scan(
+                u[0], delta[0], A[0], B[0], C[0], D[0], z, delta_bias[0], None,
+                None, None, A[1], None, None, None, None, None, None, cu_seqlens, True, mean, "auto", save,
+            )  # fmt: skip
+        else:
+            y, _, _ = torch.ops.mambaverse.bidirectional_selective_scan(
+                u[0], delta[0], A[0], B[0], C[0], D[0], z, delta_bias[0], None,
+                u[1], delta[1], A[1], B[1], C[1], D[1], None, delta_bias[1], None, cu_seqlens, True, mean, "auto", save,
+            )  # fmt: skip
+        return y
+    else:
+        return _scan.bidirectional_selective_scan(
+            u[0] if shared else u,
+            delta[0] if shared else delta,
+            A,
+            B[0] if shared else B,
+            C[0] if shared else C,
+            D[0] if shared else D,
+            merge="mean" if mean else "add",
+            z=z,
+            delta_bias=delta_bias[0] if shared else delta_bias,
+            delta_softplus=True,
+            cu_seqlens=cu_seqlens,
+        )
+
+
 def ssd(
     x: Tensor,
     dt: Tensor,

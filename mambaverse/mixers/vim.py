@@ -27,7 +27,7 @@ from mambaverse.mixers._common import (
     init_s4d_real_,
     resolve_dt_rank,
 )
-from mambaverse.mixers._ops import causal_conv1d, selective_scan
+from mambaverse.mixers._ops import bidirectional_selective_scan, causal_conv1d
 from mambaverse.mixers.base import Mixer
 
 
@@ -163,20 +163,20 @@ class Vim(Mixer):
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
         conv, x_proj, dt_proj = self.conv1d, self.x_proj, self.dt_proj
         v, delta, B, C = self._scan_inputs(u, conv.weight, conv.bias, x_proj.weight, dt_proj.weight, cu_seqlens, False)
-        D: Tensor = self.D
-        delta_bias: Tensor = dt_proj.bias
-        A = -torch.exp(at_least_fp32(self.A_log))
-        y, _ = selective_scan(v, delta, A, B, C, D, z, delta_bias, None, cu_seqlens, False)
+        D, bias = self.D, dt_proj.bias
+        v_b, delta_b, B_b, C_b, D_2, bias_2 = v, delta, B, C, D, bias
         conv_b, x_proj_b, dt_proj_b, D_b = self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.D_b
         if conv_b is not None and x_proj_b is not None and dt_proj_b is not None and D_b is not None:
-            v, delta, B, C = self._scan_inputs(
+            v_b, delta_b, B_b, C_b = self._scan_inputs(
                 u, conv_b.weight, conv_b.bias, x_proj_b.weight, dt_proj_b.weight, cu_seqlens, True
             )
-            D, delta_bias = D_b, dt_proj_b.bias
-        A = -torch.exp(at_least_fp32(self.A_b_log))
-        y_b, _ = selective_scan(v, delta, A, B, C, D, z, delta_bias, None, cu_seqlens, True)
-        y = y + y_b
-        return self.out_proj(y if self.merge == "add" else y / 2)
+            D_2, bias_2 = D_b, dt_proj_b.bias
+        A, A_b = -torch.exp(at_least_fp32(self.A_log)), -torch.exp(at_least_fp32(self.A_b_log))
+        y = bidirectional_selective_scan(
+            (v, v_b), (delta, delta_b), (A, A_b), (B, B_b), (C, C_b), (D, D_2), z, (bias, bias_2), cu_seqlens,
+            self.shared, self.merge == "mean",
+        )  # fmt: skip
+        return self.out_proj(y)
 
     def _scan_inputs(
         self,

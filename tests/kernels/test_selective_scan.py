@@ -152,6 +152,14 @@ def test_bidirectional_equals_two_scans(names, merge):
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
+def test_bidirectional_takes_pairs():
+    inputs = per_direction(make_inputs(SMALL), ("u", "A", "D", "B"))
+    pairs = {k: tuple(v) if k in ("u", "A", "D", "B") else v for k, v in inputs.items()}
+    assert torch.equal(*(bidirectional_selective_scan(**given, delta_softplus=True) for given in (inputs, pairs)))
+    with pytest.raises(ValueError, match=r"u is \(torch.float32 .*, torch.float16 .*\); expected a pair"):
+        bidirectional_selective_scan(**pairs | {"u": (pairs["u"][0], pairs["u"][1].half())})
+
+
 def test_bidirectional_reads_four_axes_by_the_shape_of_u():
     u, delta = torch.randn(2, 3, 4), torch.rand(2, 3, 4)
     A, C = -torch.rand(4, 5), torch.randn(2, 3, 5)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mambaverse.kernels.backend import BackendError, use_backend
-from mambaverse.kernels.selective_scan import selective_scan
+from mambaverse.kernels.selective_scan import bidirectional_selective_scan, selective_scan
 from mambaverse.kernels.selective_scan.cases import Case, make_inputs
 from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
 
@@ -38,12 +38,12 @@ def test_in_a_process_of_its_own():
     assert " passed" in done.stdout
 
 
-def check_against_reference(inputs, dtype=torch.float32, **flags):
+def check_against_reference(inputs, dtype=torch.float32, op=selective_scan, **flags):
     flags = {"delta_softplus": True, **flags, "return_final_state": True}
     with use_backend("triton"), nan_filled_empty():
-        actual = outputs_and_gradients(selective_scan, inputs, **flags)
+        actual = outputs_and_gradients(op, inputs, **flags)
     wide = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-    expected = outputs_and_gradients(selective_scan, wide, **flags)
+    expected = outputs_and_gradients(op, wide, **flags)
     assert actual.keys() == expected.keys()
     for name in actual:
         assert_close(name, actual[name], expected[name], dtype)
@@ -80,6 +80,43 @@ def test_packed_equals_reference(reverse):
     inputs["initial_state"] = torch.cat([inputs["initial_state"] * (0.5 + s) for s in range(len(LENGTHS))])
     cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
     check_against_reference(inputs, cu_seqlens=cu_seqlens, reverse=reverse)
+
+
+OWNED = ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "case, owned, merge",
+    [(case, owned, "add") for case in (SPLIT, WHOLE, GROUPS, OWN) for owned in ((), ("A",), OWNED)]
+    + [(GROUPS, ("A",), "mean")],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_both_directions_equal_reference(case, owned, merge):
+    inputs, other = make_inputs(case), make_inputs(case, seed=1)
+    inputs = {k: v.unsqueeze(2) if k in "BC" and v.ndim == 3 else v for k, v in inputs.items()}
+    other = {k: v.unsqueeze(2) if k in "BC" and v.ndim == 3 else v for k, v in other.items()}
+    inputs = {k: torch.stack((v, other[k])) if k in owned else v for k, v in inputs.items()}
+    check_against_reference(inputs, op=bidirectional_selective_scan, merge=merge)
+
+
+@interpreted
+def test_both_directions_of_packed_sequences():
+    inputs = make_inputs(PACKED) | {"A": torch.stack([make_inputs(PACKED, seed=s)["A"] for s in range(2)])}
+    inputs["initial_state"] = torch.cat([inputs["initial_state"] * (0.5 + s) for s in range(len(LENGTHS))])
+    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
+    check_against_reference(inputs, op=bidirectional_selective_scan, cu_seqlens=cu_seqlens)
+
+
+@interpreted
+def test_directions_whose_strides_differ():
+    one, two = make_inputs(ONE_STEP) | make_inputs(WHOLE), make_inputs(WHOLE, seed=1)["u"]
+    turned = two.transpose(1, 2).contiguous().transpose(1, 2)
+    with use_backend("triton"):
+        results = [
+            bidirectional_selective_scan(**one | {"u": (one["u"], u)}, delta_softplus=True) for u in (two, turned)
+        ]
+    assert torch.equal(*results)
 
 
 @interpreted
