@@ -19,6 +19,7 @@ from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.causal_conv1d import triton_kernels as kernels
 from mambaverse.kernels.causal_conv1d import triton_packed as packed
 from mambaverse.kernels.checks import num_sequences, sequence_bounds
+from mambaverse.kernels.launch import Spec, launch, memo_of
 
 MAX_WIDTH = 32  # the window is in registers and its loops are unrolled
 _WARPS = 4
@@ -55,12 +56,17 @@ def forward(
                 W=width, REVERSE=reverse, HAS_STATE=initial_state is not None, BD=128, num_warps=4,
             )  # fmt: skip
         if cu_seqlens is None or length:
-            kernels.forward[(-(-groups // tile[0]) * blocks,)](
-                x, weight, bias, initial_state, spans, y, final, groups, chunks, rows, length, dim,
-                *x.stride()[:2], *weight.stride(), 0 if bias is None else bias.stride(0), *steps,
-                W=width, SILU=silu, REVERSE=reverse, HAS_BIAS=bias is not None, HAS_STATE=initial_state is not None,
-                PACKED=cu_seqlens is not None, TB=tile[0], BD=tile[1],
-                U=_AHEAD if cu_seqlens is None else 2, num_warps=_WARPS, num_stages=1,
+            specs = (Spec.of(t) for t in (x, weight, bias, initial_state))
+            launch(
+                memo_of("conv", x.device, *specs, spans is None, silu, reverse), "forward", kernels.forward,
+                (-(-groups // tile[0]) * blocks,),
+                (x, weight, bias, initial_state, spans, y, final, groups, chunks, rows, length, dim,
+                 *x.stride()[:2], *weight.stride(), 0 if bias is None else bias.stride(0), *steps),
+                lambda: {
+                    "W": width, "SILU": silu, "REVERSE": reverse, "HAS_BIAS": bias is not None,
+                    "HAS_STATE": initial_state is not None, "PACKED": cu_seqlens is not None, "TB": tile[0],
+                    "BD": tile[1], "U": _AHEAD if cu_seqlens is None else 2, "num_warps": _WARPS, "num_stages": 1,
+                },
             )  # fmt: skip
     return y, final
 
@@ -108,16 +114,22 @@ def backward(
                 dy, dfinal, x, weight, bias, initial_state, cu_seqlens, dstate, length, dim,
                 dy.stride(1), x.stride(1), *strides, **flags, BD=128, num_warps=4,
             )  # fmt: skip
-        kernels.backward[(programs * blocks,)](
-            dy, dfinal, x, weight, bias, initial_state, spans, dx, dstate, partial, groups, chunks, rows, length, dim,
-            *dy.stride()[:2], *x.stride()[:2], *strides, **flags, HAS_STATE=initial_state is not None,
-            PACKED=cu_seqlens is not None, TB=tile[0], BD=tile[1],
-            U=_AHEAD if cu_seqlens is None else 1, num_warps=_WARPS, num_stages=1,
-            maxnreg=128 if plain else None,  # four programs on an SM instead of three
+        specs = (Spec.of(t) for t in (dy, dfinal, x, weight, bias, initial_state))
+        memo = memo_of("conv", x.device, *specs, spans is None, silu, reverse)
+        launch(
+            memo, "backward", kernels.backward, (programs * blocks,),
+            (dy, dfinal, x, weight, bias, initial_state, spans, dx, dstate, partial, groups, chunks, rows, length, dim,
+             *dy.stride()[:2], *x.stride()[:2], *strides),
+            lambda: flags | {
+                "HAS_STATE": initial_state is not None, "PACKED": cu_seqlens is not None, "TB": tile[0],
+                "BD": tile[1], "U": _AHEAD if cu_seqlens is None else 1, "num_warps": _WARPS, "num_stages": 1,
+                "maxnreg": 128 if plain else None,  # four programs on an SM instead of three
+            },
         )  # fmt: skip
-        packed.reduce[(-(-(width + 1) * dim // 16),)](
-            partial, dweight, dbias, programs, dim, W=width, HAS_BIAS=bias is not None, BP=256, BC=16, num_warps=8
-        )
+        launch(
+            memo, "reduce", packed.reduce, (-(-(width + 1) * dim // 16),), (partial, dweight, dbias, programs, dim),
+            lambda: {"W": width, "HAS_BIAS": bias is not None, "BP": 256, "BC": 16, "num_warps": 8},
+        )  # fmt: skip
     return dx, dweight, dbias, dstate
 
 
@@ -184,4 +196,5 @@ def _spans(x: Tensor, cu_seqlens: Tensor | None, num_states: int, reverse: bool)
 
 def _on(x: Tensor) -> AbstractContextManager[Any]:
     """Launch on the GPU that holds x."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    here = not x.is_cuda or x.device.index == torch.cuda.current_device()
+    return nullcontext() if here else torch.cuda.device(x.device)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaverse.kernels.launch import Spec, launch, memo_of
 from mambaverse.kernels.norm import triton_kernels as kernels
 from mambaverse.kernels.norm import triton_wide as wide
 from mambaverse.kernels.norm.triton_kernels import GATE_FIRST, NO_GATE, NORM_FIRST
@@ -120,9 +121,12 @@ def _forward(
             )
         else:
             k, rows, v, _, warps = tiling(num_rows, size, 16)
-            kernels.forward[(-(-num_rows // rows) * groups,)](
-                x, weight, bias, other, y, t, num_rows, size, groups, *strides, eps,
-                **flags, K=k, BR=rows, V=v, num_warps=warps, num_stages=1,
+            specs = (Spec.of(t) for t in (x, weight, bias, other, t))
+            launch(
+                memo_of("norm", x.device, *specs, size, gate, center), "forward", kernels.forward,
+                (-(-num_rows // rows) * groups,),
+                (x, weight, bias, other, y, t, num_rows, size, groups, *strides, eps),
+                lambda: flags | {"K": k, "BR": rows, "V": v, "num_warps": warps, "num_stages": 1},
             )  # fmt: skip
     return y
 
@@ -158,11 +162,17 @@ def _backward(
     has_bias = dbias.numel() > 0
     partial = torch.empty((programs, 2 if has_bias else 1, dim), dtype=torch.float32, device=t.device)
     flags: dict[str, Any] = {"CENTER": center, "GATE": gate, "HAS_DT": dt is not None, "NARROW": narrow.numel() > 0}
+    specs = (Spec.of(t) for t in (dy, dt, t, z, weight, dbias, narrow, dz))
+    memo = memo_of("norm", t.device, *specs, size, gate, center)
     with _on(t):
         if in_registers:
-            kernels.backward[(programs * groups,)](
-                dy, dt, t, z, weight, grad, narrow, dz, partial, num_rows, size, groups, span, *strides,
-                weight.stride(0), eps, **flags, HAS_BIAS=has_bias, K=k, BR=rows, V=v, num_warps=warps, num_stages=1,
+            launch(
+                memo, "backward", kernels.backward, (programs * groups,),
+                (dy, dt, t, z, weight, grad, narrow, dz, partial, num_rows, size, groups, span, *strides,
+                 weight.stride(0), eps),
+                lambda: flags | {
+                    "HAS_BIAS": has_bias, "K": k, "BR": rows, "V": v, "num_warps": warps, "num_stages": 1
+                },
             )  # fmt: skip
         else:
             stats = torch.empty((2, num_rows * groups), dtype=torch.float32, device=t.device)
@@ -174,9 +184,10 @@ def _backward(
                 dy, t, z, stats, partial, num_rows, size, groups, span, strides[0], strides[2], strides[3],
                 GATE=gate, HAS_BIAS=has_bias, V=256, num_warps=4,
             )  # fmt: skip
-        kernels.reduce[(-(-partial[0].numel() // 16),)](
-            partial, dweight, dbias, programs, dim, HAS_BIAS=has_bias, BP=256, BC=16, num_warps=8
-        )
+        launch(
+            memo, "reduce", kernels.reduce, (-(-partial[0].numel() // 16),), (partial, dweight, dbias, programs, dim),
+            lambda: {"HAS_BIAS": has_bias, "BP": 256, "BC": 16, "num_warps": 8},
+        )  # fmt: skip
     return grad, dweight
 
 
@@ -192,4 +203,5 @@ def _power_of_two(n: int) -> int:
 
 def _on(x: Tensor) -> AbstractContextManager[Any]:
     """Launch on the GPU that holds x."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    here = not x.is_cuda or x.device.index == torch.cuda.current_device()
+    return nullcontext() if here else torch.cuda.device(x.device)
