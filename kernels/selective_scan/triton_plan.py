@@ -29,7 +29,7 @@ MAX_STATES = 256
 PAIRS = {torch.bfloat16: 16, torch.float16: -16}  # how B and C of these are packed: see `unpack`
 # The length is split until there are so many warps a multiprocessor, if that takes at least so many segments: each of
 # them costs its exponentials twice.
-WARPS_PER_SM, LEAST_SEGMENTS = 16, 4
+WARPS_PER_SM, LEAST_SEGMENTS = 16, 5
 
 
 @dataclass(frozen=True)
