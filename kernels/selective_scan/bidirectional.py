@@ -120,7 +120,7 @@ def bidirectional_selective_scan(
     _check(cu_seqlens, *first)
     _check(cu_seqlens, *(a if b is None else b for a, b in zip(first, second, strict=True)))
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*first, *second))
-    y, final_state, _ = both_forward(
+    y, final_state, _, _ = both_forward(
         *first, *second, cu_seqlens, delta_softplus, merge == "mean", current_backend(), save
     )
     return (y, final_state) if return_final_state else y

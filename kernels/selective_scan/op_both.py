@@ -20,6 +20,7 @@ from mambaverse.kernels.selective_scan.shapes import (
     chunk_state_dtype,
     keeps_states,
     num_chunk_states,
+    on_gpu,
     state_dtype,
 )
 
@@ -31,6 +32,7 @@ _INPUTS = ", ".join(
 )
 _NUM = len(_OF_ONE)
 _NUM_GRADIENTS = 2 * _NUM
+_Z = _OF_ONE.index("z")
 
 
 def _directions(tensors: tuple[Tensor | None, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -39,7 +41,16 @@ def _directions(tensors: tuple[Tensor | None, ...]) -> tuple[tuple[Any, ...], tu
     return first, tuple(a if b is None else b for a, b in zip(first, tensors[_NUM:_NUM_GRADIENTS], strict=True))
 
 
-def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _outer_gate(tensors: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], Tensor | None]:
+    """Return what each direction takes, and z apart where they share it: it may gate their sum instead."""
+    first, second = _directions(tuple(tensors))
+    z, own = first[_Z], tensors[_NUM + _Z]
+    if z is None or own is not None:
+        return first, second, None
+    return (*first[:_Z], None, *first[_Z + 1 :]), (*second[:_Z], None, *second[_Z + 1 :]), z
+
+
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *tensors, cu_seqlens, delta_softplus, mean, backend, save = inputs
     first, second = _directions(tuple(tensors))
     u = first[0]
@@ -48,9 +59,9 @@ def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     save = keeps_states(u, first[2], backend, save)
     module = backends.load("selective_scan", backend, u)
     if hasattr(module, "forward_both"):
+        first, second, z = _outer_gate(tensors)
         scale = 0.5 if mean else 1.0
-        y, final_state, chunk_states = module.forward_both(first, second, scale, cu_seqlens, delta_softplus, save)
-        y = torch.add(y[0], y[1])
+        return module.forward_both(first, second, z, scale, cu_seqlens, delta_softplus, save)
     else:
         runs = [
             module.forward(*tensors, cu_seqlens, delta_softplus, reverse, save)
@@ -58,48 +69,53 @@ def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         ]
         ys, final_states, kept = zip(*runs, strict=True)
         y, final_state, chunk_states = torch.add(*ys), torch.stack(final_states), torch.cat(kept)
-        y = y / 2 if mean else y
-    return y, final_state, chunk_states
+        return (y / 2 if mean else y), final_state, chunk_states, u.new_empty(0)
 
 
-def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     u, _, A, *_, cu_seqlens, _, _, backend, save = inputs
+    save = keeps_states(u, A, backend, save)
+    gated = save and on_gpu(u, backend) and inputs[_Z] is not None and inputs[_NUM + _Z] is None
     dim, state_dim = A.shape
     sequences = num_sequences("bidirectional_selective_scan", cu_seqlens, u.shape[0])
-    kept = 2 * num_chunk_states(u, backend, keeps_states(u, A, backend, save))
+    kept = 2 * num_chunk_states(u, backend, save)
     return (
         u.new_empty(u.shape),
         u.new_empty(2, sequences, dim, state_dim, dtype=state_dtype(u, A)),
         u.new_empty(kept, dim, state_dim, dtype=chunk_state_dtype(u, A, backend)),
+        u.new_empty(u.shape if gated else (0,)),
     )
 
 
 def _backward(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
-    *tensors, cu_seqlens, chunk_states, delta_softplus, mean, backend = inputs
+    *tensors, cu_seqlens, chunk_states, total, delta_softplus, mean, backend = inputs
     first, second = _directions(tuple(tensors))
     u = first[0]
     module = backends.load("selective_scan", backend, u)
     of_each: list[list[Any]] = []
+    dz = None
     dy, scale = u.new_zeros(u.shape) if dy is None else dy, 0.5 if mean else 1.0
     rows = num_chunk_states(u, backend, True)
     if hasattr(module, "backward_both"):
-        if chunk_states.shape[0] < 2 * rows:  # forward kept none
-            chunk_states = module.forward_both(first, second, scale, cu_seqlens, delta_softplus, True)[2]
-        gradients = module.backward_both(
-            dy, scale, dfinal_state, first, second, cu_seqlens, chunk_states, delta_softplus
-        )
+        one, two, z = _outer_gate(tensors)
+        kept = chunk_states, total
+        if chunk_states.shape[0] < 2 * rows or (z is not None and total.shape != z.shape):  # forward kept none
+            kept = module.forward_both(one, two, z, scale, cu_seqlens, delta_softplus, True)[2:]
+        gradients, dz = module.backward_both(dy, dfinal_state, one, two, z, scale, cu_seqlens, *kept, delta_softplus)
         of_each = [[None if g is None else g[direction] for g in gradients] for direction in range(2)]
     else:
         for direction, (used, reverse) in enumerate(((first, False), (second, True))):
-            kept = chunk_states[direction * rows : (direction + 1) * rows]
-            if kept.shape[0] < rows:
-                kept = module.forward(*used, cu_seqlens, delta_softplus, reverse, True)[2]
+            states = chunk_states[direction * rows : (direction + 1) * rows]
+            if states.shape[0] < rows:
+                states = module.forward(*used, cu_seqlens, delta_softplus, reverse, True)[2]
             dfinal = None if dfinal_state is None else dfinal_state[direction]
-            arguments = *used, cu_seqlens, kept, delta_softplus, reverse
+            arguments = *used, cu_seqlens, states, delta_softplus, reverse
             of_each.append(list(module.backward(dy * scale, dfinal, *arguments)))
     firsts, seconds = of_each
+    if dz is not None:
+        firsts[_Z], seconds[_Z] = dz, None
     for i, own in enumerate(tensors[_NUM:]):
-        if own is None and firsts[i] is not None:  # shared
+        if own is None and firsts[i] is not None and seconds[i] is not None:  # shared
             firsts[i], seconds[i] = firsts[i] + seconds[i], None
     return tuple(like_tensor(g, t, u) for g, t in zip((*firsts, *seconds), tensors, strict=True))
 
@@ -111,13 +127,13 @@ def _backward_fake(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any)
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, delta_softplus, mean, backend, _ = inputs
-    ctx.save_for_backward(*tensors, output[2])
+    ctx.save_for_backward(*tensors, *output[2:])
     ctx.flags = delta_softplus, mean, backend
-    ctx.mark_non_differentiable(output[2])
+    ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     gradients = both_backward(dy, dfinal_state, *saved, *ctx.flags)
     used = tuple(None if t is None else g for g, t in zip(gradients, saved[:_NUM_GRADIENTS], strict=True))
@@ -137,14 +153,14 @@ def _backward_flops(
 
 define_op(
     "bidirectional_selective_scan",
-    f"({_INPUTS}, bool delta_softplus, bool mean, str backend, bool save) -> (Tensor, Tensor, Tensor)",
+    f"({_INPUTS}, bool delta_softplus, bool mean, str backend, bool save) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
 define_op(
     "bidirectional_selective_scan_backward",
-    f"(Tensor? dy, Tensor? dfinal_state, {_INPUTS}, Tensor chunk_states, bool delta_softplus, bool mean, str backend) "
-    f"-> ({', '.join(['Tensor'] * _NUM_GRADIENTS)})",
+    f"(Tensor? dy, Tensor? dfinal_state, {_INPUTS}, Tensor chunk_states, Tensor total, bool delta_softplus, "
+    f"bool mean, str backend) -> ({', '.join(['Tensor'] * _NUM_GRADIENTS)})",
     _backward,
     _backward_fake,
 )

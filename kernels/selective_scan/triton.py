@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.launch import Spec, launch
+from mambaverse.kernels.launch import Spec, launch, memo_of
 from mambaverse.kernels.selective_scan.shapes import chunk_state_dtype, num_chunk_states
-from mambaverse.kernels.selective_scan.triton_around import combine, pack
+from mambaverse.kernels.selective_scan.triton_around import combine, gate, gate_gradient, pack
 from mambaverse.kernels.selective_scan.triton_backward import gradient, reduce_BC, reduce_params
 from mambaverse.kernels.selective_scan.triton_forward import scan
 from mambaverse.kernels.selective_scan.triton_plan import (
@@ -31,6 +31,7 @@ from mambaverse.kernels.selective_scan.triton_plan import (
 )
 
 COMBINED = 128  # channels of a program of `combine`
+GATED = 16, 128  # rows and channels of a program of `gate`
 SCAN, SUMMARY, GRADIENT = 0, 1, 2  # the modes of `scan`
 
 # u, delta, A, B, C, D, z, delta_bias and initial_state of a direction.
@@ -47,10 +48,31 @@ def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def forward_both(
-    first: Inputs, second: Inputs, scale: float, cu_seqlens: Tensor | None, delta_softplus: bool, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `forward` returns of two directions, the second reverse, stacked, y times `scale`."""
-    return _forward(_alike(first, second), scale, cu_seqlens, delta_softplus, False, save)
+    first: Inputs, second: Inputs, z: Tensor | None, scale: float, cu_seqlens: Tensor | None, delta_softplus: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Scan in two directions, the second reverse.
+
+    Returns:
+        `scale` times the sum of both outputs, gated by z, if there is one beside the gates that the directions have;
+        their final states, stacked; chunk states, joined; and what z gates (with no elements where that is not needed).
+    """
+    inner = scale if z is None else 1.0
+    ys, final_state, states = _forward(_alike(first, second), inner, cu_seqlens, delta_softplus, False, save)
+    if z is None:
+        return torch.add(ys[0], ys[1]), final_state, states, ys.new_empty(0)
+    y = torch.empty(z.shape, dtype=ys.dtype, device=ys.device)
+    total = torch.empty(z.shape if save else (0,), dtype=ys.dtype, device=ys.device)
+    if y.numel():
+        (batch, length, dim), (rows, columns) = z.shape, GATED
+        with _on(z):
+            launch(
+                memo_of("gate", z.device, ys.dtype, Spec.of(z), scale, save), "forward", gate,
+                (-(-batch * length // rows), -(-dim // columns)),
+                (ys, z, y, total, batch * length, length, dim, *z.stride()),
+                lambda: {"SCALE": scale, "SAVE": save, "FAST": not INTERPRETED, "ROWS": rows, "BD": columns},
+            )  # fmt: skip
+    return y, final_state, states, total
 
 
 def backward(dy: Tensor, dfinal_state: Tensor | None, *arguments: Any) -> tuple[Tensor | None, ...]:
@@ -63,11 +85,27 @@ def backward(dy: Tensor, dfinal_state: Tensor | None, *arguments: Any) -> tuple[
 
 
 def backward_both(
-    dy: Tensor, scale: float, dfinal_state: Tensor | None, first: Inputs, second: Inputs, cu_seqlens: Tensor | None,
-    chunk_states: Tensor, delta_softplus: bool,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Return the gradients of both directions, stacked; dy times `scale` is that of the output of each."""
-    return _backward(dy, scale, dfinal_state, _alike(first, second), cu_seqlens, chunk_states, delta_softplus, False)
+    dy: Tensor, dfinal_state: Tensor | None, first: Inputs, second: Inputs, z: Tensor | None, scale: float,
+    cu_seqlens: Tensor | None, chunk_states: Tensor, total: Tensor, delta_softplus: bool,
+) -> tuple[tuple[Tensor | None, ...], Tensor | None]:  # fmt: skip
+    """Return the gradients of both directions, stacked, and that of z: see `forward_both`, which returned `total`."""
+    dz = None
+    if z is not None:
+        dtotal = torch.empty(z.shape, dtype=dy.dtype, device=z.device)
+        dz = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+        if dz.numel():
+            (batch, length, dim), (rows, columns) = z.shape, GATED
+            key = Spec.of(dy), Spec.of(z), total.dtype, total.data_ptr() % 16
+            with _on(z):
+                launch(
+                    memo_of("gate", z.device, *key, scale), "backward", gate_gradient,
+                    (-(-batch * length // rows), -(-dim // columns)),
+                    (dy, z, total, dtotal, dz, batch * length, length, dim, *dy.stride(), *z.stride()),
+                    lambda: {"SCALE": scale, "FAST": not INTERPRETED, "ROWS": rows, "BD": columns},
+                )  # fmt: skip
+        dy, scale = dtotal, 1.0
+    pair = _alike(first, second)
+    return _backward(dy, scale, dfinal_state, pair, cu_seqlens, chunk_states, delta_softplus, False), dz
 
 
 def _alike(first: Inputs, second: Inputs) -> tuple[Inputs, Inputs]:

@@ -1,4 +1,8 @@
-"""Triton kernels around those that walk the length: operands packed before them, segments joined between them."""
+"""Triton kernels around those that walk the length.
+
+Operands are packed before them, segments joined between them, and where both directions share a gate, it comes after
+them, once: their sum is gated, so that neither reads z or works out what it does to a step.
+"""
 
 # What Triton compiles has its own types, and it knows no unpacking into a tuple.
 # mypy: ignore-errors
@@ -7,7 +11,7 @@
 import triton
 import triton.language as tl
 
-from mambaverse.kernels.selective_scan.triton_common import LOG2E
+from mambaverse.kernels.selective_scan.triton_common import LOG2E, sigmoid
 
 
 @triton.jit
@@ -78,3 +82,42 @@ def combine(
             c = i_q * num_segments + (num_segments - 1 - first - k if BACKWARD else first + k)
             tl.store(starts + (c * N + n) * dim + o_d, h, mask=m_d & (first + k < num_segments))
             h = decay[k] * h + end[k]
+
+
+@triton.jit
+def gate(
+    ys, z, y, total, num_rows, L, dim, sz_b, sz_l, sz_d,
+    SCALE: tl.constexpr, SAVE: tl.constexpr, FAST: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Write y = total silu(z), where total is SCALE times the sum of ys (2, B, L, D), and if SAVE total too.
+
+    Grid: (blocks of rows, blocks of D).
+    """
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    o_d = tl.program_id(1) * BD + tl.arange(0, BD)[None, :]
+    mask = (row < num_rows) & (o_d < dim)
+    o = row * dim + o_d
+    first = tl.load(ys + o, mask=mask, other=0.0).to(tl.float32)
+    value = (first + tl.load(ys + num_rows.to(tl.int64) * dim + o, mask=mask, other=0.0).to(tl.float32)) * SCALE
+    g = tl.load(z + row // L * sz_b + row % L * sz_l + o_d * sz_d, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + o, (value * g * sigmoid(g, FAST)).to(y.dtype.element_ty), mask=mask)
+    if SAVE:
+        tl.store(total + o, value.to(total.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gate_gradient(
+    dy, z, total, dtotal, dz, num_rows, L, dim, sy_b, sy_l, sy_d, sz_b, sz_l, sz_d,
+    SCALE: tl.constexpr, FAST: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Write SCALE dy silu(z) to dtotal and dy total silu'(z) to dz. Grid: as `gate`."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    o_d = tl.program_id(1) * BD + tl.arange(0, BD)[None, :]
+    mask = (row < num_rows) & (o_d < dim)
+    o, i_b, i_l = row * dim + o_d, row // L, row % L
+    d = tl.load(dy + i_b * sy_b + i_l * sy_l + o_d * sy_d, mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(z + i_b * sz_b + i_l * sz_l + o_d * sz_d, mask=mask, other=0.0).to(tl.float32)
+    value = tl.load(total + o, mask=mask, other=0.0).to(tl.float32)
+    s = sigmoid(g, FAST)
+    tl.store(dtotal + o, (d * g * s * SCALE).to(dtotal.dtype.element_ty), mask=mask)
+    tl.store(dz + o, (d * value * s * (1.0 + g * (1.0 - s))).to(dz.dtype.element_ty), mask=mask)

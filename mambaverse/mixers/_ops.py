@@ -96,12 +96,12 @@ def bidirectional_selective_scan(
     if torch.jit.is_scripting():
         save = torch.is_grad_enabled()
         if shared:
-            y, _, _ = torch.ops.mambaverse.bidirectional_selective_scan(
+            y, _, _, _ = torch.ops.mambaverse.bidirectional_selective_scan(
                 u[0], delta[0], A[0], B[0], C[0], D[0], z, delta_bias[0], None,
                 None, None, A[1], None, None, None, None, None, None, cu_seqlens, True, mean, "auto", save,
             )  # fmt: skip
         else:
-            y, _, _ = torch.ops.mambaverse.bidirectional_selective_scan(
+            y, _, _, _ = torch.ops.mambaverse.bidirectional_selective_scan(
                 u[0], delta[0], A[0], B[0], C[0], D[0], z, delta_bias[0], None,
                 u[1], delta[1], A[1], B[1], C[1], D[1], None, delta_bias[1], None, cu_seqlens, True, mean, "auto", save,
             )  # fmt: skip

@@ -41,4 +41,5 @@ def test_a_model_is_counted_without_memory_or_time() -> None:
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(64, 3, 224, 224)).sum().backward()
     names = {str(name) for name in counter.get_flop_counts()["Global"]}
-    assert {"mambaverse.selective_scan", "mambaverse.selective_scan_backward", "mambaverse.norm"} <= names
+    scan = "mambaverse.bidirectional_selective_scan"
+    assert {scan, f"{scan}_backward", "mambaverse.norm"} <= names
