@@ -1,16 +1,20 @@
 """How `ssd` cuts sequences into chunks: what the operator, its fakes and its backends agree on; imports torch only.
 
 A sequence of L positions becomes K = ceil(L / chunk_size) chunks of ceil(L / K) positions (the last may be shorter), in
-the order of the recurrence: with `reverse` the first chunk holds the last positions.
+the order of the recurrence: with `reverse` the first chunk holds the last positions. On a GPU chunks are as long as the
+kernels take them, from a sequence's first position on, whatever chunk_size is.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+# Positions between the states that Triton keeps: shorter costs memory, longer makes backward work states out again.
+TRITON_KEEP = 32 if os.environ.get("TRITON_INTERPRET") == "1" else 128
 PAD = 16  # sides of the CPU's tiles and saved states are padded to a multiple of this: the widest SIMD register
 
 
@@ -51,12 +55,41 @@ def boundary_states(
         backend: One of `kernels.backend.BACKENDS`.
 
     Returns:
-        (boundaries, H, N, P), the last two padded. With `cu_seqlens` the first is the most that any values need. The
-        reference keeps none.
+        (boundaries, H, N, P), or (boundaries, H, P, N) on Triton, the last two padded. With `cu_seqlens` the first is
+        the most that any values need. The reference keeps none.
     """
     if backend == "reference" or x.dtype == torch.float64:
         return 0, 0, 0, 0
     batch, length, heads, head_dim = x.shape
+    if _on_triton(x, backend):
+        count = length // TRITON_KEEP if cu_seqlens is not None else batch * triton_boundaries(length)
+        block_p, block_n = triton_tile(head_dim, B.shape[3])
+        return count, heads, ceil_div(head_dim, block_p) * block_p, block_n
     size = chunk_size or cpu_chunk_size(B.shape[3])
     count = length // size if cu_seqlens is not None else batch * (torch.sym_max(length - 1, 0) // size)
     return count, heads, ceil_div(B.shape[3], PAD) * PAD, ceil_div(head_dim, PAD) * PAD
+
+
+def boundary_dtype(x: Tensor, B: Tensor, C: Tensor, backend: str) -> torch.dtype:
+    """Return the dtype of what `boundary_states` describes: bfloat16 where Triton multiplies in it."""
+    if _on_triton(x, backend) and x.dtype != torch.float64:
+        return torch.bfloat16 if torch.bfloat16 in (x.dtype, B.dtype, C.dtype) else torch.float32
+    return state_dtype(x)
+
+
+def triton_boundaries(length: Any) -> Any:
+    """Return how many states Triton keeps of a sequence: one every TRITON_KEEP positions, none at either end."""
+    return torch.sym_max(length - 1, 0) // TRITON_KEEP
+
+
+def triton_tile(head_dim: int, state_dim: int) -> tuple[int, int]:
+    """Return the tile of a state that a Triton program holds: up to 64 columns of x, and all of N."""
+    return min(64, max(16, _power_of_2(head_dim))), max(16, _power_of_2(state_dim))
+
+
+def _on_triton(x: Tensor, backend: str) -> bool:
+    return backend == "triton" or (backend == "auto" and x.device.type == "cuda")
+
+
+def _power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()

@@ -10,7 +10,7 @@ from torch import Tensor
 from mambaverse.kernels import backend as backends
 from mambaverse.kernels.checks import num_sequences, sequence_bounds
 from mambaverse.kernels.library import define_flops, define_gradient, define_op
-from mambaverse.kernels.ssd.layout import boundary_states, state_dtype
+from mambaverse.kernels.ssd.layout import boundary_dtype, boundary_states, state_dtype
 
 _INPUTS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? initial_state, "
@@ -29,11 +29,12 @@ def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, _, _, B, *_, cu_seqlens, _, _, _, _, chunk_size, backend, save = inputs
+    x, _, _, B, C, *_, cu_seqlens, _, _, _, _, chunk_size, backend, save = inputs
     rows, *shape = boundary_states(x, B, cu_seqlens, chunk_size, backend)
     sequences = num_sequences("ssd", cu_seqlens, x.shape[0])
     final_state = x.new_empty((sequences, *x.shape[2:], B.shape[3]), dtype=state_dtype(x))
-    return x.new_empty(x.shape), final_state, final_state.new_empty((rows if save else 0, *shape))
+    states = x.new_empty((rows if save else 0, *shape), dtype=boundary_dtype(x, B, C, backend))
+    return x.new_empty(x.shape), final_state, states
 
 
 def _backward(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:

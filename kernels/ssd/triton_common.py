@@ -1,0 +1,151 @@
+"""What the Triton kernels of ssd share: step sizes, decays, where a sequence lies, how a tile is read.
+
+A chunk has Q positions in the order of the recurrence; with REVERSE its rows lie in memory one before the other. Sums
+of log2 decays are kept in two floats, a whole number and the part above it: the difference of two whole numbers is
+exact, so that weak decays beside strong ones are not rounded away.
+
+FAST is False in Triton's interpreter, which knows no inline assembly.
+"""
+
+# What Triton compiles has its own types.
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LEAST = tl.constexpr(-1024.0)  # log2 of a decay that is 0 in float32; bounds the sums
+
+
+@triton.jit
+def softplus(x):
+    """Return log(1 + exp(x)); a series in e / (2 + e) where the sum would round e = exp(x) away."""
+    e = tl.exp(tl.minimum(x, 20.0))
+    s = e / (2.0 + e)
+    q = s * s
+    series = 2.0 * s * (1.0 + q * (1.0 / 3 + q * (1.0 / 5 + q * (1.0 / 7 + q * (1.0 / 9)))))
+    return tl.where(x <= 20.0, tl.where(e < 0.5, series, tl.log(1.0 + e)), x)  # a NaN stays one
+
+
+@triton.jit
+def sigmoid(x):
+    """Return 1 / (1 + exp(-x))."""
+    return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
+
+
+@triton.jit
+def step_sizes(p_dt, ok, b_bias, low, high, SOFTPLUS: tl.constexpr):
+    """Return dt + bias, Δ before its limits, and Δ, which is 0 where not `ok`."""
+    raw = tl.load(p_dt, mask=ok, other=0.0).to(tl.float32) + b_bias
+    free = softplus(raw) if SOFTPLUS else raw
+    delta = tl.where(free < low, low, free)  # a NaN stays one
+    delta = tl.where(delta > high, high, delta)
+    return raw, free, tl.where(ok, delta, 0.0)
+
+
+@triton.jit
+def split(total):
+    """Return a float64 as the whole number below it and the rest, in float32."""
+    whole = tl.floor(total)
+    return whole.to(tl.float32), (total - whole).to(tl.float32)
+
+
+@triton.jit
+def _sum_and_last(a_sum, a_last, b_sum, b_last):
+    return a_sum + b_sum, b_last
+
+
+@triton.jit
+def log_decays(delta, b_A, FAST: tl.constexpr):
+    """Return Δ, log2 of the decay from the chunk's start through each step, in two floats, and of the whole in float64.
+
+    Δ is what it was, but comes out of the scan: what does not, Triton loads and works out again for each of the layouts
+    that it is needed in.
+    """
+    a = delta * (b_A * LOG2E)
+    a = tl.where(a < LEAST, LEAST, a).to(tl.float64)  # a NaN stays one
+    if FAST:
+        sums, delta = tl.associative_scan((a, delta), 0, _sum_and_last)
+    else:
+        sums = tl.cumsum(a, 0)
+    whole, part = split(sums)
+    return delta, whole, part, tl.sum(a, 0)
+
+
+@triton.jit
+def decay_between(like, late, late_part, early, early_part, o_late, o_early, FAST: tl.constexpr):
+    """Return 2^(late - early) where o_late >= o_early, else 0, as a tile that is laid out as `like` is.
+
+    One operation on GPUs: Triton would work the tile out in a layout of its own and move it through shared memory.
+    """
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "{ .reg .f32 a, b; .reg .pred q; sub.f32 a, $2, $4; sub.f32 b, $3, $5; add.f32 a, a, b; "
+            "setp.ge.s32 q, $6, $7; selp.f32 a, a, 0fFF800000, q; ex2.approx.ftz.f32 $0, a; }",
+            "=f,f,f,f,f,f,r,r", [like, late, late_part, early, early_part, o_late, o_early],
+            dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        exponent = (late - early) + (late_part - early_part)
+        return tl.exp2(tl.where(o_late >= o_early, exponent, float("-inf")))
+
+
+@triton.jit
+def sequence_of(cu, i_s, L, PACKED: tl.constexpr):
+    """First position (int64) and length of sequence i_s, inside [0, L] whatever the offsets are."""
+    if PACKED:
+        start = tl.minimum(tl.maximum(tl.load(cu + i_s).to(tl.int64), 0), L)
+        end = tl.minimum(tl.maximum(tl.load(cu + i_s + 1).to(tl.int64), start), L)
+        return start, (end - start).to(tl.int32)
+    else:
+        return tl.full([], 0, tl.int64), tl.full([], 0, tl.int32) + L
+
+
+@triton.jit
+def position(start, count, i, REVERSE: tl.constexpr):
+    """Where in memory the i-th position of a sequence is, in the order of the recurrence; int64."""
+    if REVERSE:
+        return start + (count - 1 - i)
+    else:
+        return start + i
+
+
+@triton.jit
+def load_tile(p, ok_l, o_c, C: tl.constexpr, BC: tl.constexpr, DT: tl.constexpr):
+    """Load a tile of pointers with rows `ok_l` and the columns `o_c` below C as DT; zeros elsewhere."""
+    if C % BC == 0:
+        return tl.load(p, mask=ok_l[:, None], other=0.0).to(DT)
+    else:
+        return tl.load(p, mask=ok_l[:, None] & (o_c < C)[None, :], other=0.0).to(DT)
+
+
+@triton.jit
+def load_state(p, o_p, o_n, P: tl.constexpr, N: tl.constexpr):
+    """Load a tile (BP, BN) of a state from its pointers as float32; zeros where it has no rows or columns."""
+    return tl.load(p, mask=(o_p < P)[:, None] & (o_n < N)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def advance(
+    S, p_x, p_z, p_B, p_dt, ok, o_p, o_n, b_A, b_bias, low, high,
+    P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, DT: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, GRADIENT: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Take a state over the chunk that the pointers are at; with GRADIENT its gradient, the other way: x is dy, B is C.
+
+    Returns the state and log2 of the chunk's decay.
+    """
+    b_x = load_tile(p_x, ok, o_p, P, BP, tl.float32)
+    b_B = load_tile(p_B, ok, o_n, N, BN, DT)
+    _, _, delta = step_sizes(p_dt, ok, b_bias, low, high, SOFTPLUS)
+    delta, whole, part, total = log_decays(delta, b_A, FAST)
+    end, end_part = split(total)
+    if GRADIENT:
+        weight = tl.exp2(whole + part)
+        if HAS_Z:
+            b_z = load_tile(p_z, ok, o_p, P, BP, tl.float32)
+            b_x *= b_z * sigmoid(b_z)
+    else:
+        weight = tl.exp2((end - whole) + (end_part - part)) * delta
+    weighted = (b_x * weight[:, None]).to(DT)
+    return tl.dot(tl.trans(weighted), b_B, acc=S * tl.exp2(end + end_part), input_precision=PRECISION), total

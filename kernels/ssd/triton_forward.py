@@ -1,0 +1,213 @@
+"""Triton kernels of ssd's forward pass, and the walk that carries states or their gradients through a sequence.
+
+In a chunk of Q positions, with c[t] the sum of log2 decays through t and E its value at the end:
+
+    y[t] = Σ_(s<=t) (C[t]·B[s]) 2^(c[t] - c[s]) Δ[s] x[s] + 2^c[t] S C[t]
+    S   <- 2^E S + Σ_s 2^(E - c[s]) Δ[s] x[s] B[s]ᵀ                            S (P, N)
+
+`scan` walks a sequence, or a segment of it, with one head's state in registers. Where heads and sequences are too few
+to fill the GPU, the length is split: `carry` finds each segment's end from a start of zero, `combine` the starts.
+`carry` also takes gradients of states backward, dS <- 2^E dS + Σ_t 2^c[t] dy[t] C[t]ᵀ, and leaves those that backward
+needs. A program has up to 64 columns of x: the columns of a head do not meet in a state.
+
+PRECISION is that of a product of float32 tiles: "tf32" where an input is float16, whose mantissa is as long and whose
+range is too small for states; "tf32x3", three products of tf32 parts, where all are float32.
+"""
+
+# What Triton compiles has its own types.
+# mypy: ignore-errors
+# ruff: noqa: SIM102
+
+import triton
+import triton.language as tl
+
+from mambaverse.kernels.ssd.triton_common import (
+    advance,
+    decay_between,
+    load_state,
+    load_tile,
+    log_decays,
+    position,
+    sequence_of,
+    sigmoid,
+    split,
+    step_sizes,
+)
+
+
+@triton.jit
+def scan(
+    x, dt, A, B, C, D, z, bias, initial, cu, starts, y, final, states,
+    L, segment, num_segments, H, per_group, kept, low, high,
+    sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
+    sD_h, sD_p, sz_b, sz_l, sz_h, sz_p, sbias, si_s, si_h, si_p, si_n,
+    P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr, KEEP: tl.constexpr,
+    DT: tl.constexpr, PRECISION: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    SPLIT: tl.constexpr, SAVE: tl.constexpr, STAGES: tl.constexpr,
+    OFFSETS: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Write y, the final state (S, H, P, N), and with SAVE the state (PB BP, BN) after every KEEP positions."""
+    PB: tl.constexpr = (P + BP - 1) // BP
+    STEP: tl.constexpr = -1 if REVERSE else 1
+    pid = tl.program_id(0)
+    i_s, i_h = (pid // (PB * H)).to(tl.int64), (pid // PB % H).to(tl.int64)
+    first_p = pid % PB * BP
+    first = tl.program_id(1) * segment
+    start, count = sequence_of(cu, i_s, L, PACKED)
+    left = tl.minimum(count - first, segment)
+    row = i_s * 0 if PACKED else i_s
+    i_g = i_h // per_group
+    o_l, o_p, o_n = tl.arange(0, Q), first_p + tl.arange(0, BP), tl.arange(0, BN)
+    s_l, s_p, s_n = STEP * o_l.to(OFFSETS), o_p.to(OFFSETS), o_n.to(OFFSETS)
+    p_x = x + row * sx_b + i_h * sx_h + s_l[:, None] * sx_l + s_p[None, :] * sx_p
+    p_z = z + row * sz_b + i_h * sz_h + s_l[:, None] * sz_l + s_p[None, :] * sz_p
+    p_B = B + row * sB_b + i_g * sB_g + s_l[:, None] * sB_l + s_n[None, :] * sB_n
+    p_C = C + row * sC_b + i_g * sC_g + s_l[:, None] * sC_l + s_n[None, :] * sC_n
+    p_y = y + (row * L * H + i_h) * P + s_l[:, None] * (H * P) + s_p[None, :]
+    p_dt = dt + row * sdt_b + i_h * sdt_h + s_l * sdt_l
+    b_A = tl.load(A + i_h * sA).to(tl.float32)
+    b_bias = tl.load(bias + i_h * sbias).to(tl.float32) if HAS_BIAS else 0.0
+    if HAS_D:
+        b_D = tl.load(D + i_h * sD_h + s_p * sD_p, mask=o_p < P, other=0.0).to(tl.float32)
+    ok_state = (o_p < P)[:, None] & (o_n < N)[None, :]
+    o_state = s_p[:, None] * N + s_n[None, :]
+    if SPLIT:
+        p_start = starts + ((i_s * H + i_h) * num_segments + tl.program_id(1)) * (P * N) + o_state
+        S = tl.load(p_start, mask=ok_state, other=0.0)
+    elif HAS_INITIAL:
+        p_start = initial + i_s * si_s + i_h * si_h + s_p[:, None] * si_p + s_n[None, :] * si_n
+        S = load_state(p_start, o_p, o_n, P, N)
+    else:
+        S = tl.zeros([BP, BN], tl.float32)
+
+    for t in tl.range(0, left, Q, num_stages=STAGES):
+        here = position(start, count, first + t, REVERSE)
+        if SAVE:
+            if ((first + t) % KEEP == 0) & (first + t > 0):
+                boundary = row * kept + start // KEEP + (first + t) // KEEP - 1
+                p_S = states + (boundary * H + i_h) * (PB * BP * BN) + s_p[:, None] * BN + s_n[None, :]
+                tl.store(p_S, S.to(states.dtype.element_ty))
+        ok = t + o_l < left
+        b_x = load_tile(p_x + here * sx_l, ok, o_p, P, BP, DT)
+        b_B = load_tile(p_B + here * sB_l, ok, o_n, N, BN, DT)
+        b_C = load_tile(p_C + here * sC_l, ok, o_n, N, BN, DT)
+        _, _, delta = step_sizes(p_dt + here * sdt_l, ok, b_bias, low, high, SOFTPLUS)
+        delta, whole, part, total = log_decays(delta, b_A, FAST)
+        end, end_part = split(total)
+        G = tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION)
+        decay = decay_between(
+            G, whole[:, None], part[:, None], whole[None, :], part[None, :], o_l[:, None], o_l[None, :], FAST
+        )
+        M = G * decay * delta[None, :]
+        out = tl.dot(b_C, tl.trans(S.to(DT)), input_precision=PRECISION) * tl.exp2(whole + part)[:, None]
+        out = tl.dot(M.to(DT), b_x, acc=out, input_precision=PRECISION)
+        weight = tl.exp2((end - whole) + (end_part - part)) * delta
+        weighted = (b_x.to(tl.float32) * weight[:, None]).to(DT)
+        S = tl.dot(tl.trans(weighted), b_B, acc=S * tl.exp2(end + end_part), input_precision=PRECISION)
+        if HAS_D:
+            out += b_D[None, :] * b_x.to(tl.float32)
+        if HAS_Z:
+            b_z = load_tile(p_z + here * sz_l, ok, o_p, P, BP, tl.float32)
+            out *= b_z * sigmoid(b_z)
+        tl.store(p_y + here * (H * P), out.to(y.dtype.element_ty), mask=ok[:, None] & (o_p < P)[None, :])
+
+    if first + segment >= count:
+        tl.store(final + (i_s * H + i_h) * (P * N) + o_state, S, mask=ok_state)
+
+
+@triton.jit
+def carry(
+    x, dt, A, B, z, bias, incoming, cu, starts, ends, sums, outgoing, states,
+    L, segment, num_segments, H, per_group, kept, low, high,
+    sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sz_b, sz_l, sz_h, sz_p, sbias,
+    si_s, si_h, si_p, si_n,
+    P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr, KEEP: tl.constexpr,
+    DT: tl.constexpr, PRECISION: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_INCOMING: tl.constexpr, HAS_OUTGOING: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr,
+    REVERSE: tl.constexpr, SPLIT: tl.constexpr, GRADIENT: tl.constexpr, SUMMARY: tl.constexpr, STAGES: tl.constexpr,
+    OFFSETS: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Carry a state through a segment, or with GRADIENT (x is dy then, and B is C) its gradient the other way.
+
+    SUMMARY: from zero; write what comes out to `ends` and the factor 2^ΣE to `sums`. Else: from `starts` or `incoming`;
+    write to `states` what enters every KEEP positions and to `outgoing` what leaves the sequence.
+    """
+    PB: tl.constexpr = (P + BP - 1) // BP
+    STEP: tl.constexpr = -1 if REVERSE else 1
+    pid = tl.program_id(0)
+    i_s, i_h = (pid // (PB * H)).to(tl.int64), (pid // PB % H).to(tl.int64)
+    first_p = pid % PB * BP
+    i_k = tl.program_id(1)
+    first = i_k * segment
+    start, count = sequence_of(cu, i_s, L, PACKED)
+    left = tl.minimum(count - first, segment)
+    row = i_s * 0 if PACKED else i_s
+    i_g = i_h // per_group
+    o_l, o_p, o_n = tl.arange(0, Q), first_p + tl.arange(0, BP), tl.arange(0, BN)
+    s_l, s_p, s_n = STEP * o_l.to(OFFSETS), o_p.to(OFFSETS), o_n.to(OFFSETS)
+    p_x = x + row * sx_b + i_h * sx_h + s_l[:, None] * sx_l + s_p[None, :] * sx_p
+    p_z = z + row * sz_b + i_h * sz_h + s_l[:, None] * sz_l + s_p[None, :] * sz_p
+    p_B = B + row * sB_b + i_g * sB_g + s_l[:, None] * sB_l + s_n[None, :] * sB_n
+    p_dt = dt + row * sdt_b + i_h * sdt_h + s_l * sdt_l
+    b_A = tl.load(A + i_h * sA).to(tl.float32)
+    b_bias = tl.load(bias + i_h * sbias).to(tl.float32) if HAS_BIAS else 0.0
+    ok_state = (o_p < P)[:, None] & (o_n < N)[None, :]
+    o_state = s_p[:, None] * N + s_n[None, :]
+    at_segment = (i_s * H + i_h) * num_segments + i_k
+    if SUMMARY:
+        S = tl.zeros([BP, BN], tl.float32)
+    elif SPLIT:
+        S = tl.load(starts + at_segment * (P * N) + o_state, mask=ok_state, other=0.0)
+    elif HAS_INCOMING:
+        p_start = incoming + i_s * si_s + i_h * si_h + s_p[:, None] * si_p + s_n[None, :] * si_n
+        S = load_state(p_start, o_p, o_n, P, N)
+    else:
+        S = tl.zeros([BP, BN], tl.float32)
+    summed = tl.full([], 0.0, tl.float64)
+    chunks = tl.cdiv(left, Q)
+
+    for k in tl.range(0, chunks, num_stages=STAGES):
+        t = (chunks - 1 - k) * Q if GRADIENT else k * Q
+        here = position(start, count, first + t, REVERSE)
+        if not SUMMARY:
+            entered = first + t + Q  # of gradients: what enters from the right
+            if (entered % KEEP == 0) & (entered < count):
+                boundary = row * kept + start // KEEP + entered // KEEP - 1
+                p_S = states + (boundary * H + i_h) * (PB * BP * BN) + s_p[:, None] * BN + s_n[None, :]
+                tl.store(p_S, S.to(states.dtype.element_ty))
+        ok = t + o_l < left
+        S, total = advance(
+            S, p_x + here * sx_l, p_z + here * sz_l, p_B + here * sB_l, p_dt + here * sdt_l, ok, o_p, o_n,
+            b_A, b_bias, low, high, P, N, BP, BN, DT, PRECISION, HAS_Z, SOFTPLUS, GRADIENT, FAST,
+        )  # fmt: skip
+        summed += total
+
+    if SUMMARY:
+        tl.store(ends + at_segment * (P * N) + o_state, S, mask=ok_state)
+        end, end_part = split(summed)
+        tl.store(sums + at_segment, tl.exp2(end + end_part))
+    elif HAS_OUTGOING:
+        if i_k == 0:
+            tl.store(outgoing + (i_s * H + i_h) * (P * N) + o_state, S, mask=ok_state)
+
+
+@triton.jit
+def combine(
+    ends, sums, incoming, starts, H, num_segments, si_s, si_h, si_p, si_n,
+    SIZE: tl.constexpr, N: tl.constexpr, HAS_INCOMING: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write what enters each segment: the state from the segments before it, or the gradient from those after it."""
+    pid = tl.program_id(0).to(tl.int64)
+    o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    ok = o < SIZE
+    S = tl.zeros([BLOCK], tl.float32)
+    if HAS_INCOMING:
+        p_start = incoming + pid // H * si_s + pid % H * si_h
+        S += tl.load(p_start + (o // N).to(tl.int64) * si_p + (o % N).to(tl.int64) * si_n, mask=ok, other=0.0).to(
+            tl.float32
+        )
+    for k in range(num_segments):
+        at = pid * num_segments + (num_segments - 1 - k if GRADIENT else k)
+        tl.store(starts + at * SIZE + o, S, mask=ok)
+        S = S * tl.load(sums + at) + tl.load(ends + at * SIZE + o, mask=ok, other=0.0)

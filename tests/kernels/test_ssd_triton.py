@@ -1,0 +1,230 @@
+"""The Triton kernels of ssd in Triton's interpreter, on small shapes: every option, forward and backward.
+
+Triton reads TRITON_INTERPRET when it is imported, so these tests are a pytest process of their own, which the first
+test starts. There a chunk has 16 positions, a state is kept every 32, and the GPU has four multiprocessors: a sequence
+is split into segments if there are at most 4 programs, a group's heads if there are less than 4 chunks and groups.
+"""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from mambaverse.kernels.backend import BackendError, use_backend
+from mambaverse.kernels.ssd import ssd
+from mambaverse.kernels.ssd.cases import Case, make_inputs
+from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
+
+inside = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not inside, reason="runs in the process that the first test starts")
+
+CASES = {
+    "split": Case(1, 75, 2, 5, 1, 7, "three segments of a head, the last short; two groups' heads are one's"),
+    "whole": Case(3, 50, 4, 16, 2, 16, "so many programs that nothing is split; two heads a group; full tiles"),
+    "boundary": Case(1, 64, 5, 3, 5, 4, "the length is a multiple of what is kept; multi-input: a group for each head"),
+    "shared": Case(1, 17, 6, 4, 1, 33, "multi-value: one B and C for all heads, which are split among programs"),
+    "wide": Case(1, 40, 1, 80, 1, 20, "two tiles of a head, the second not full"),
+    "one_step": Case(2, 1, 3, 5, 3, 7, "as in decoding"),
+    "scalar": Case(1, 33, 1, 1, 1, 1, "one scalar recurrence; one position in the last chunk"),
+}
+OPTIONAL = ("D", "z", "dt_bias", "initial_state")
+PACKED = [[0, 0, 3, 3, 68, 70, 70], [0, 70], [0, 32, 70]]  # empty and short sequences, at and beside boundaries
+
+
+@pytest.mark.skipif(inside, reason="this is that process")
+def test_in_a_process_of_its_own():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert " passed" in done.stdout
+
+
+def check(inputs: dict[str, Any], dtype: torch.dtype = torch.float32, **flags: Any) -> None:
+    flags = {"dt_softplus": True, **flags, "return_final_state": True}
+    with use_backend("triton"), nan_filled_empty():
+        actual = outputs_and_gradients(ssd, inputs, **flags)
+    wide = {k: v.double() for k, v in inputs.items()}
+    expected = outputs_and_gradients(ssd, wide, **flags)
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        assert_close(name, actual[name], expected[name], dtype)
+
+
+@interpreted
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_equals_reference(name, reverse):
+    inputs = make_inputs(CASES[name])
+    check(inputs, reverse=reverse)
+    check({k: v for k, v in inputs.items() if k not in OPTIONAL}, reverse=reverse)
+
+
+@interpreted
+def test_half_precision_and_mixed_dtypes():
+    """fp16, whose products are float32 here. Not bf16: the interpreter cuts a float off where a GPU rounds it."""
+    half, single = make_inputs(CASES["split"], dtype=torch.float16), make_inputs(CASES["split"])
+    check(half, torch.float16)
+    mixed = single | {k: half[k] for k in ("x", "B")} | {"D": half["D"].half()}
+    check(mixed, torch.float16)
+    with use_backend("triton"):
+        results = outputs_and_gradients(ssd, mixed, return_final_state=True)
+    assert (results["out0"].dtype, results["out1"].dtype) == (torch.float16, torch.float32)
+    assert {name: results[f"d{name}"].dtype for name in mixed} == {name: v.dtype for name, v in mixed.items()}
+
+
+@interpreted
+@pytest.mark.parametrize("present", OPTIONAL)
+def test_each_option_alone(present):
+    inputs = make_inputs(CASES["split"])
+    check({k: v for k, v in inputs.items() if k not in OPTIONAL or k == present})
+
+
+@interpreted
+@pytest.mark.parametrize("limits", [(0.1, 0.15), (0.0, 0.2), (0.05, float("inf"))])
+@pytest.mark.parametrize("softplus", [False, True])
+def test_limits_of_the_step_size(limits, softplus):
+    inputs = make_inputs(CASES["split"])
+    if not softplus:
+        inputs |= {"dt": 0.1 * inputs["dt"], "dt_bias": 0.1 * (inputs["dt_bias"] + 3)}
+    check(inputs, dt_limit=limits, dt_softplus=softplus)
+
+
+@interpreted
+def test_skip_per_channel():
+    for name in ("split", "wide", "scalar"):
+        inputs = make_inputs(CASES[name])
+        check(inputs | {"D": inputs["z"][0, 0].clone()})
+
+
+@interpreted
+def test_strong_and_weak_decays_side_by_side():
+    """Decays from nothing to e^-60 a step in one chunk: sums of logs lose the weak ones."""
+    inputs = {k: v for k, v in make_inputs(Case(1, 70, 4, 8, 2, 8, "")).items() if k not in OPTIONAL}
+    inputs["dt"] = torch.where(torch.arange(70)[:, None] % 7 < 3, 3.0, 1e-3) * (inputs["dt"] - 2).exp()
+    inputs["A"] = torch.tensor([-1e-3, -1.0, -16.0, -160.0])
+    check(inputs, dt_softplus=False)
+    check(inputs | {"A": torch.full((4,), -40.0), "dt": inputs["dt"].clamp(0.5)}, dt_softplus=False)
+    check(inputs | {"A": torch.full((4,), -1e30)}, dt_softplus=False)
+
+
+@interpreted
+def test_growing_states():
+    inputs = make_inputs(CASES["split"])
+    check(inputs | {"A": 0.1 * inputs["A"].abs()})
+
+
+@interpreted
+@pytest.mark.parametrize("bounds", PACKED)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_packed_equals_reference(bounds, reverse):
+    inputs = make_inputs(Case(1, bounds[-1], 2, 8, 1, 8, "packed"))
+    scales = torch.arange(1.0, len(bounds)).view(-1, 1, 1, 1)
+    inputs["initial_state"] = inputs["initial_state"] * scales
+    check(inputs, cu_seqlens=torch.tensor(bounds, dtype=torch.int32), reverse=reverse)
+
+
+@interpreted
+def test_packed_sequences_are_bit_equal_to_separate_calls():
+    inputs: dict[str, Any] = make_inputs(Case(1, 70, 2, 8, 1, 8, "packed"))
+    del inputs["initial_state"]
+    bounds = PACKED[0]
+    with use_backend("triton"):
+        y = ssd(**inputs, cu_seqlens=torch.tensor(bounds), dt_softplus=True)
+        for begin, end in ((0, 3), (68, 70)):  # not split into segments alone either
+            one: dict[str, Any] = {
+                k: v[:, begin:end] if k in ("x", "dt", "B", "C", "z") else v for k, v in inputs.items()
+            }
+            assert torch.equal(y[:, begin:end], ssd(**one, dt_softplus=True))
+
+
+@interpreted
+def test_any_strides():
+    inputs = make_inputs(CASES["split"])
+    plain = {k: v.clone() for k, v in inputs.items()}
+    inputs["x"], inputs["z"] = torch.cat((inputs["x"], inputs["z"]), -1).chunk(2, -1)
+    inputs["dt"] = inputs["dt"].transpose(1, 2).contiguous().transpose(1, 2)
+    inputs["B"] = torch.stack((inputs["B"], inputs["B"]), -1)[..., 0]
+    inputs["C"] = inputs["C"].transpose(1, 3).contiguous().transpose(1, 3)
+    inputs["A"] = torch.stack((inputs["A"], inputs["A"]), -1)[..., 0]
+    inputs["D"] = inputs["D"][:1].expand(2)
+    plain["D"] = inputs["D"].clone()
+    inputs["initial_state"] = inputs["initial_state"].transpose(1, 3).contiguous().transpose(1, 3)
+    results = []
+    for tensors in (inputs, plain):
+        leaves = [v.requires_grad_() for v in tensors.values()]
+        arguments: dict[str, Any] = dict(zip(inputs, leaves, strict=True))
+        with use_backend("triton"):
+            y, state = ssd(**arguments, dt_softplus=True, return_final_state=True)
+        seeds = torch.ones(1, 1, 1, 1).expand(y.shape), torch.ones(1, 1, 1, 1).expand(state.shape)
+        results.append((y, state, *torch.autograd.grad((y, state), leaves, seeds)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert results[0][0].is_contiguous()
+
+
+@interpreted
+@pytest.mark.parametrize("output", [0, 1])
+def test_gradient_through_one_output_alone(output):
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        leaves: dict[str, Any] = {k: v.to(dtype).requires_grad_() for k, v in make_inputs(CASES["split"]).items()}
+        with use_backend("triton"):
+            out = ssd(**leaves, return_final_state=True)[output]
+        gradients.append(torch.autograd.grad(out.square().sum(), list(leaves.values()), materialize_grads=True))
+    for actual, expected in zip(*gradients, strict=True):
+        assert_close("gradient", actual, expected)
+
+
+@interpreted
+def test_gradient_without_kept_states():
+    results = []
+    for save in (True, False):
+        leaves = [v.requires_grad_() for v in make_inputs(CASES["split"]).values()]
+        call = torch.ops.mambaverse.ssd.default
+        y, _, states = call(*leaves, None, True, 0.0, float("inf"), False, 0, "triton", save)
+        assert states.shape == (2 if save else 0, 2, 16, 16)
+        results.append(torch.autograd.grad(y.sum(), leaves))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@interpreted
+@pytest.mark.parametrize(("batch", "length", "bounds"), [(2, 0, None), (0, 5, None), (1, 0, [0, 0, 0]), (1, 0, [0])])
+def test_empty_inputs(batch, length, bounds):
+    inputs = make_inputs(Case(batch, length, 4, 3, 2, 2, "empty"))
+    if bounds is not None:
+        inputs["initial_state"] = torch.randn(len(bounds) - 1, 4, 3, 2)
+    with use_backend("triton"), nan_filled_empty():
+        cu_seqlens = None if bounds is None else torch.tensor(bounds)
+        out = outputs_and_gradients(ssd, inputs, cu_seqlens=cu_seqlens, return_final_state=True)
+    assert out["out0"].shape == (batch, length, 4, 3)
+    assert torch.equal(out["out1"], inputs["initial_state"])
+    assert all(torch.count_nonzero(out[f"d{name}"]) == 0 for name in ("A", "D", "dt_bias"))
+    assert out["dinitial_state"].isfinite().all()
+
+
+@interpreted
+def test_nan_stays_in_its_sequence_and_head():
+    inputs = make_inputs(CASES["whole"])
+    inputs["x"][0, 20, 1, 3] = float("nan")
+    inputs["dt"][1, 20, 2] = float("nan")
+    with use_backend("triton"):
+        results = outputs_and_gradients(ssd, inputs, dt_softplus=True, return_final_state=True)
+    y, state = results["out0"], results["out1"]
+    assert y[0, 20:, 1, 3].isnan().all()
+    assert state[0, 1, 3].isnan().all()
+    assert y[1, 20:, 2].isnan().all()
+    others = torch.ones(y.shape[:3], dtype=torch.bool)
+    others[0, :, 1] = others[1, :, 2] = False
+    assert y[others].isfinite().all()
+    assert results["dx"][others].isfinite().all()
+
+
+@interpreted
+@pytest.mark.parametrize(("head_dim", "state_dim", "message"), [(129, 8, "up to 128 columns a head, not 129"),
+                                                                (8, 257, "up to 256 states, not 257")])  # fmt: skip
+def test_sizes_past_the_limits_are_refused_clearly(head_dim, state_dim, message):
+    inputs: dict[str, Any] = make_inputs(Case(1, 1, 1, head_dim, 1, state_dim, "past a limit"))
+    with use_backend("triton"), pytest.raises(BackendError, match=message):
+        ssd(**inputs)
