@@ -39,8 +39,16 @@ PROGRAMS_PER_SM, LEAST_SEGMENTS = 2, 2
 # A group's heads are split among programs of `gradient` until there are so many a multiprocessor. Each part of a group
 # works out its products of B and C, and its parts of dB and dC are written and read.
 GRADIENTS_PER_SM = 1
-# (chunk, warps, stages) of each kernel, by the size of its tiles: see `_tuning`.
-OVERRIDE: dict[str, tuple[int, int, int]] = {}
+# (chunk, warps, stages) of each kernel, for up to 128 and up to 256 states: the longest chunks whose tiles registers
+# nearly hold. A chunk divides TRITON_KEEP. Float32 tiles take twice the room, and parts of them as much again.
+TUNING = {
+    ("scan", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
+    ("scan", torch.float32): ((32, 8, 1), (32, 8, 1)),
+    ("carry", torch.bfloat16): ((128, 4, 2), (64, 8, 1)),
+    ("carry", torch.float32): ((32, 4, 1), (32, 8, 1)),
+    ("gradient", torch.bfloat16): ((64, 8, 1), (32, 8, 1)),
+    ("gradient", torch.float32): ((32, 8, 1), (16, 8, 1)),
+}
 
 
 def forward(
@@ -170,11 +178,10 @@ def _plan(x: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> _Plan:
 
 def _tuning(kernel: str, p: _Plan) -> tuple[int, int, int]:
     """Return the length of a chunk, the warps of a program and the stages of its loop."""
-    if kernel in OVERRIDE:
-        return OVERRIDE[kernel]
     if INTERPRETED:
         return 16, 4, 1
-    return 64, 4, 1
+    dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32
+    return TUNING[kernel, dtype][p.tile[1] > 128]
 
 
 @lru_cache
@@ -193,11 +200,6 @@ def _outputs(like: Tensor, dtype: torch.dtype, cu_seqlens: Tensor | None) -> Ten
     return make(like.shape, dtype=dtype, device=like.device)
 
 
-def _far_apart(*tensors: Tensor | None) -> bool:
-    """Return whether the offsets inside a tile, up to 256 rows or columns, may not fit into 32 bits."""
-    return any(max(t.stride(), default=0) >= 2**23 for t in tensors if t is not None)
-
-
 def _strides(tensor: Tensor | None, ndim: int) -> tuple[int, ...]:
     return (0,) * ndim if tensor is None else tensor.stride()
 
@@ -213,22 +215,20 @@ class _Run:
         self.p = p
         self.x, self.dt, self.A, self.B, self.C, self.D, self.z = x, dt, A, B, C, D, z
         self.bias, self.initial, self.cu = bias, initial, cu_seqlens
+        self.D_width = 0 if D is None else 1 if D.ndim == 1 else p.head_dim  # gradients of D a head
         self.sizes = (p.heads, p.heads // p.groups)
         self.limits = (p.kept, low, high)
         self.flags: dict[str, Any] = {
             "P": p.head_dim, "N": p.state_dim, "BP": p.tile[0], "BN": p.tile[1], "KEEP": TRITON_KEEP,
             "DT": tl.bfloat16 if p.dtype == torch.bfloat16 else tl.float32,
             "PRECISION": "tf32x3" if p.dtype == torch.float32 else "tf32",
-            "OFFSETS": tl.int64 if _far_apart(x, dt, B, C, z, initial) else tl.int32, "FAST": not INTERPRETED,
             "HAS_BIAS": bias is not None, "SOFTPLUS": softplus, "PACKED": p.packed, "REVERSE": reverse,
+            "FAST": not INTERPRETED,
         }  # fmt: skip
 
     def _or_x(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """Put x, which a flag tells the kernels not to read, in the place of what is not there."""
         return tuple(self.x if t is None else t for t in tensors)
-
-    def _flags_with(self, *tensors: Tensor | None) -> dict[str, Any]:
-        return self.flags | {"OFFSETS": tl.int64} if _far_apart(*tensors) else self.flags
 
     def _tuned(self, kernel: str) -> dict[str, Any]:
         chunk, warps, stages = _tuning(kernel, self.p)
@@ -246,7 +246,7 @@ class _Run:
             *(y, final, states, p.length, p.segment, p.segments, *self.sizes, *self.limits),
             *(*self.x.stride(), *self.dt.stride(), *self.A.stride(), *self.B.stride(), *self.C.stride()),
             *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),
-            HAS_D=self.D is not None, HAS_Z=self.z is not None, HAS_INITIAL=self.initial is not None,
+            D_WIDTH=self.D_width, HAS_Z=self.z is not None, HAS_INITIAL=self.initial is not None,
             SPLIT=p.segments > 1, SAVE=save, **self.flags, **self._tuned("scan"),
         )  # fmt: skip
 
@@ -263,7 +263,7 @@ class _Run:
             *(*x.stride(), *self.dt.stride(), *self.A.stride(), *B.stride(), *_strides(z, 4), *_strides(self.bias, 1)),
             *_strides(incoming, 4), HAS_Z=z is not None, HAS_INCOMING=incoming is not None,
             HAS_OUTGOING=outgoing is not None and self.initial is not None, SPLIT=starts is not None,
-            GRADIENT=gradient, SUMMARY=ends is not None, **self._flags_with(x, incoming), **self._tuned("carry"),
+            GRADIENT=gradient, SUMMARY=ends is not None, **self.flags, **self._tuned("carry"),
         )  # fmt: skip
 
     def segment_starts(
@@ -290,7 +290,7 @@ class _Run:
         p, slots = self.p, self.p.slots
         if not slots:
             return
-        width = 0 if self.D is None else 1 if self.D.ndim == 1 else p.head_dim
+        width = self.D_width
         params = torch.empty((slots, p.heads, 2 + width), dtype=torch.float32, device=dy.device)
         to_B, to_C = dB, dC
         if p.parts > 1:
@@ -303,8 +303,8 @@ class _Run:
             *(dB.numel(), *self.limits, *dy.stride(), *_strides(dfinal, 4)),
             *(*self.x.stride(), *self.dt.stride(), *self.A.stride(), *self.B.stride(), *self.C.stride()),
             *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),
-            HAS_D=self.D is not None, D_WIDTH=width, HAS_Z=self.z is not None, HAS_INITIAL=self.initial is not None,
-            HAS_FINAL=dfinal is not None, **self._flags_with(dy, dfinal), **self._tuned("gradient"),
+            D_WIDTH=width, HAS_Z=self.z is not None, HAS_INITIAL=self.initial is not None,
+            HAS_FINAL=dfinal is not None, **self.flags, **self._tuned("gradient"),
         )  # fmt: skip
         columns = min(16, triton_tile(1, 2 + width)[1])
         reduce_params[(p.heads, ceil_div(2 + width, columns))](

@@ -27,9 +27,10 @@ import triton.language as tl
 from mambaverse.kernels.ssd.triton_common import (
     advance,
     decay_between,
+    first_row,
     load_tile,
     log_decays,
-    position,
+    pointers,
     sequence_of,
     sigmoid,
     split,
@@ -46,7 +47,7 @@ def _chunk_of(cu, slot, L, num_sequences, search, Q: tl.constexpr, PACKED: tl.co
     if PACKED:
         low = tl.full([], 0, tl.int64)
         high = low + num_sequences
-        for _ in range(search):
+        for _step in range(search):
             middle = (low + high) // 2
             first = tl.minimum(tl.maximum(tl.load(cu + middle).to(tl.int64), 0), L) // Q + middle
             low = tl.where(first <= slot, middle, low)
@@ -66,10 +67,10 @@ def gradient(
     sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
     sD_h, sD_p, sz_b, sz_l, sz_h, sz_p, sbias, si_s, si_h, si_p, si_n,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr, KEEP: tl.constexpr,
-    DT: tl.constexpr, PRECISION: tl.constexpr, HAS_D: tl.constexpr, D_WIDTH: tl.constexpr, HAS_Z: tl.constexpr,
+    DT: tl.constexpr, PRECISION: tl.constexpr, D_WIDTH: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, SOFTPLUS: tl.constexpr,
     PACKED: tl.constexpr, REVERSE: tl.constexpr, STAGES: tl.constexpr,
-    OFFSETS: tl.constexpr, FAST: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of a chunk for `heads` heads of a group.
 
@@ -77,7 +78,6 @@ def gradient(
     dA, d dt_bias and dD of the chunk go to `params` (slots, H, 2 + D_WIDTH).
     """
     PB: tl.constexpr = (P + BP - 1) // BP
-    STEP: tl.constexpr = -1 if REVERSE else 1
     WIDTH: tl.constexpr = 2 + D_WIDTH
     pid = tl.program_id(0).to(tl.int64)
     parts, groups = per_group // heads, H // per_group
@@ -88,17 +88,21 @@ def gradient(
     t = tl.where(there, i_c * Q, 0)
     left = tl.where(there, count - t, 0)
     row = i_s * 0 if PACKED else i_s
-    here = position(start, count, t, REVERSE)
 
     o_l, o_n = tl.arange(0, Q), tl.arange(0, BN)
-    s_l, s_n = STEP * o_l.to(OFFSETS), o_n.to(OFFSETS)
-    ok = o_l < left
-    p_B = B + row * sB_b + i_g * sB_g + s_l[:, None] * sB_l + s_n[None, :] * sB_n
-    p_C = C + row * sC_b + i_g * sC_g + s_l[:, None] * sC_l + s_n[None, :] * sC_n
-    b_B = load_tile(p_B + here * sB_l, ok, o_n, N, BN, DT)
-    b_C = load_tile(p_C + here * sC_l, ok, o_n, N, BN, DT)
-    K = tl.dot(b_B, tl.trans(b_C), input_precision=PRECISION)
-    strict, later = o_l[:, None] < o_l[None, :], (o_l[:, None] >= o_l[None, :]).to(DT)
+    s_n = o_n.to(tl.int64)
+    rows, ok = t + o_l, o_l < left
+    p_B, sB = first_row(B + row * sB_b + i_g * sB_g, start, count, sB_l, REVERSE)
+    p_C, sC = first_row(C + row * sC_b + i_g * sC_g, start, count, sC_l, REVERSE)
+    b_B = load_tile(pointers(p_B, rows, sB, o_n, sB_n), ok, o_n, N, BN, DT)
+    b_C = load_tile(pointers(p_C, rows, sC, o_n, sC_n), ok, o_n, N, BN, DT)
+    # Where a product leads to another, Triton gives its rows to all warps, and two of them the same ones if there are
+    # eight: half of the registers. It does not look past the end of a loop.
+    once = tl.minimum(heads, 1)
+    K = tl.zeros([Q, Q], tl.float32)
+    for _once in range(0, once):
+        K = tl.dot(b_B, tl.trans(b_C), acc=K, input_precision=PRECISION)
+    earlier = (o_l[:, None] > o_l[None, :]).to(tl.float32).to(DT)
     acc_B, acc_C = tl.zeros([Q, BN], tl.float32), tl.zeros([Q, BN], tl.float32)
     acc_K = tl.zeros([Q, Q], tl.float32)
 
@@ -111,123 +115,146 @@ def gradient(
 
     for k in tl.range(0, heads, num_stages=STAGES):
         i_h = i_g * per_group + i_part * heads + k
-        p_dt = dt + row * sdt_b + i_h * sdt_h + s_l * sdt_l
+        p_dt, sdt = first_row(dt + row * sdt_b + i_h * sdt_h, start, count, sdt_l, REVERSE)
         b_A = tl.load(A + i_h * sA).to(tl.float32)
         b_bias = tl.load(bias + i_h * sbias).to(tl.float32) if HAS_BIAS else 0.0
-        raw, free, delta = step_sizes(p_dt + here * sdt_l, ok, b_bias, low, high, SOFTPLUS)
+        raw, free, delta = step_sizes(p_dt + rows.to(tl.int64) * sdt, ok, b_bias, low, high, SOFTPLUS)
         delta, whole, part, total = log_decays(delta, b_A, FAST)
         end, end_part = split(total)
         factor = tl.exp2(end + end_part)
         from_start = tl.exp2(whole + part)
         to_end = tl.exp2((end - whole) + (end_part - part))
         decay = decay_between(
-            K, whole[None, :], part[None, :], whole[:, None], part[:, None], o_l[None, :], o_l[:, None], FAST
+            K, whole[None, :], part[None, :], whole[:, None], part[:, None], o_l[None, :] >= o_l[:, None], FAST
         )
         M = (K * decay).to(DT)
-        dM = tl.zeros([Q, Q], tl.float32)
-        through_start, through_end = tl.zeros([Q], tl.float32), tl.zeros([Q], tl.float32)
-        direct = tl.zeros([Q], tl.float32)
-        through, dD = 0.0, 0.0
+        p_x, sx = first_row(x + row * sx_b + i_h * sx_h, start, count, sx_l, REVERSE)
+        p_y, sy = first_row(dy + row * sy_b + i_h * sy_h, start, count, sy_l, REVERSE)
+        p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
         p_params = params + (slot * H + i_h) * WIDTH
+
+        # within the chunk
+        dM = tl.zeros([Q, Q], tl.float32)
         for i_p in tl.static_range(PB):
             o_p = i_p * BP + tl.arange(0, BP)
-            s_p = o_p.to(OFFSETS)
-            p_x = x + row * sx_b + i_h * sx_h + s_l[:, None] * sx_l + s_p[None, :] * sx_p
-            p_y = dy + row * sy_b + i_h * sy_h + s_l[:, None] * sy_l + s_p[None, :] * sy_p
-            p_z = z + row * sz_b + i_h * sz_h + s_l[:, None] * sz_l + s_p[None, :] * sz_p
-            o_out = ((row * L + here) * H + i_h) * P + s_l[:, None] * (H * P) + s_p[None, :]
+            b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
+            b_dy = load_tile(pointers(p_y, rows, sy, o_p, sy_p), ok, o_p, P, BP, tl.float32)
+            if HAS_Z:
+                b_z = load_tile(pointers(p_z, rows, sz, o_p, sz_p), ok, o_p, P, BP, tl.float32)
+                b_dy *= b_z * sigmoid(b_z)
+            for _once in range(0, once):
+                dM = tl.dot(b_x, tl.trans(b_dy.to(DT)), acc=dM, input_precision=PRECISION)
+        if D_WIDTH == 1:
+            tl.store(p_params + 2, tl.sum(tl.where(o_l[:, None] == o_l[None, :], dM, 0.0)))
+        dM *= decay
+        acc_K += dM * delta[:, None]
+        dM *= K
+        direct = tl.sum(dM, 1)
+        crossing = tl.dot(earlier, (dM * delta[:, None]).to(DT), input_precision=PRECISION)
+        da = tl.sum(tl.where(o_l[:, None] <= o_l[None, :], crossing, 0.0), 1)
+
+        # from the state before it, and to the state after it
+        through_start, through_end = tl.zeros([Q], tl.float32), tl.zeros([Q], tl.float32)
+        if D_WIDTH == 1:
+            b_D = tl.load(D + i_h * sD_h).to(tl.float32)
+        for i_p in tl.static_range(PB):
+            o_p = i_p * BP + tl.arange(0, BP)
+            s_p = o_p.to(tl.int64)
             ok_out = ok[:, None] & (o_p < P)[None, :]
             ok_state = (o_p < P)[:, None] & (o_n < N)[None, :]
-            o_state = (boundary * H + i_h) * (PB * BP * BN) + s_p[:, None] * BN + s_n[None, :]
-            step_state = H * (PB * BP * BN)
-            S = tl.load(states + (o_state - step_state), mask=ok_state & has_before, other=0.0).to(tl.float32)
+            at_out = (row * L * H + i_h) * P
+            at_state = (boundary * H + i_h) * (PB * BP * BN)
+            o_state = s_p[:, None] * BN + s_n[None, :]
+            p_S = states + (at_state - H * (PB * BP * BN)) + o_state
+            S = tl.load(p_S, mask=ok_state & has_before, other=0.0).to(tl.float32)
             if HAS_INITIAL:
-                p_S = initial + i_s * si_s + i_h * si_h + s_p[:, None] * si_p + s_n[None, :] * si_n
+                p_S = initial + i_s * si_s + i_h * si_h + (s_p[:, None] * si_p + s_n[None, :] * si_n)
                 S += tl.load(p_S, mask=ok_state & there & (i_k == 0), other=0.0).to(tl.float32)
-            dS = tl.load(dstates + o_state, mask=ok_state & has_after, other=0.0).to(tl.float32)
-            if HAS_FINAL:
-                p_S = dfinal + i_s * sf_s + i_h * sf_h + s_p[:, None] * sf_p + s_n[None, :] * sf_n
-                dS += tl.load(p_S, mask=ok_state & there & (first + KEEP >= count), other=0.0).to(tl.float32)
             if KEEP > Q:
                 for j in range(0, sub):
-                    there_j = position(start, count, first + j * Q, REVERSE)
-                    S, _ = advance(
-                        S, p_x + there_j * sx_l, p_z, p_B + there_j * sB_l, p_dt + there_j * sdt_l,
-                        first + j * Q + o_l < count, o_p, o_n, b_A, b_bias, low, high,
+                    rows_j = first + j * Q + o_l
+                    S, _total = advance(
+                        S, pointers(p_x, rows_j, sx, o_p, sx_p), p_z, pointers(p_B, rows_j, sB, o_n, sB_n),
+                        p_dt + rows_j.to(tl.int64) * sdt, rows_j < count, o_p, o_n, b_A, b_bias, low, high,
                         P, N, BP, BN, DT, PRECISION, False, SOFTPLUS, False, FAST,
                     )  # fmt: skip
-                for j in range(0, chunks - 1 - sub):
-                    t_j = first + (chunks - 1 - j) * Q
-                    there_j = position(start, count, t_j, REVERSE)
-                    dS, _ = advance(
-                        dS, p_y + there_j * sy_l, p_z + there_j * sz_l, p_C + there_j * sC_l, p_dt + there_j * sdt_l,
-                        t_j + o_l < count, o_p, o_n, b_A, b_bias, low, high,
-                        P, N, BP, BN, DT, PRECISION, HAS_Z, SOFTPLUS, True, FAST,
-                    )  # fmt: skip
-            through += tl.sum(S * dS) * factor
-            S16, dS16 = S.to(DT), dS.to(DT)
-
-            b_x = load_tile(p_x + here * sx_l, ok, o_p, P, BP, DT)
-            b_dy = load_tile(p_y + here * sy_l, ok, o_p, P, BP, tl.float32)
-            if HAS_D:
-                b_D = tl.load(D + i_h * sD_h + s_p * sD_p, mask=o_p < P, other=0.0).to(tl.float32)
+            S16 = S.to(DT)
+            if PB > 1 or HAS_Z:
+                b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
+                b_dy = load_tile(pointers(p_y, rows, sy, o_p, sy_p), ok, o_p, P, BP, tl.float32)
+            if D_WIDTH > 1:
+                b_D = tl.load(D + i_h * sD_h + s_p * sD_p, mask=o_p < P, other=0.0).to(tl.float32)[None, :]
+            b_y = tl.zeros([Q, BP], tl.float32)
+            for _once in range(0, once):
+                b_y = tl.dot(b_C, tl.trans(S16), acc=b_y, input_precision=PRECISION)
+            b_y *= from_start[:, None]
             if HAS_Z:
-                b_z = load_tile(p_z + here * sz_l, ok, o_p, P, BP, tl.float32)
+                b_z = load_tile(pointers(p_z, rows, sz, o_p, sz_p), ok, o_p, P, BP, tl.float32)
                 gate = sigmoid(b_z)
-                b_y = tl.dot(b_C, tl.trans(S16), input_precision=PRECISION) * from_start[:, None]
                 stepped = (b_x.to(tl.float32) * delta[:, None]).to(DT)
-                b_y = tl.dot(tl.trans(M), stepped, acc=b_y, input_precision=PRECISION)
-                if HAS_D:
-                    b_y += b_D[None, :] * b_x.to(tl.float32)
-                b_y = b_dy * b_y * gate * (1.0 + b_z * (1.0 - gate))
-                tl.store(dz + o_out, b_y.to(dz.dtype.element_ty), mask=ok_out)
+                whole_y = b_y + tl.dot(tl.trans(M), stepped, input_precision=PRECISION)
+                if D_WIDTH > 0:
+                    whole_y += b_D * b_x.to(tl.float32)
+                b_dz = b_dy * whole_y * gate * (1.0 + b_z * (1.0 - gate))
+                p_out, s_out = first_row(dz + at_out, start, count, H * P, REVERSE)
+                tl.store(pointers(p_out, rows, s_out, o_p, 1), b_dz.to(dz.dtype.element_ty), mask=ok_out)
                 b_dy *= b_z * gate
-            b_dy16 = b_dy.to(DT)
+            through_start += tl.sum(b_y * b_dy, 1)
+            acc_C = tl.dot((b_dy * from_start[:, None]).to(DT), S16, acc=acc_C, input_precision=PRECISION)
 
-            part_C = tl.dot((b_dy * from_start[:, None]).to(DT), S16, input_precision=PRECISION)
-            through_start += tl.sum(part_C * b_C.to(tl.float32), 1)
-            acc_C += part_C
+            dS = tl.load(dstates + at_state + o_state, mask=ok_state & has_after, other=0.0).to(tl.float32)
+            if HAS_FINAL:
+                p_S = dfinal + i_s * sf_s + i_h * sf_h + (s_p[:, None] * sf_p + s_n[None, :] * sf_n)
+                dS += tl.load(p_S, mask=ok_state & there & (first + KEEP >= count), other=0.0).to(tl.float32)
+            if KEEP > Q:
+                for j in range(0, chunks - 1 - sub):
+                    rows_j = first + (chunks - 1 - j) * Q + o_l
+                    dS, _total = advance(
+                        dS, pointers(p_y, rows_j, sy, o_p, sy_p), pointers(p_z, rows_j, sz, o_p, sz_p),
+                        pointers(p_C, rows_j, sC, o_n, sC_n), p_dt + rows_j.to(tl.int64) * sdt, rows_j < count,
+                        o_p, o_n, b_A, b_bias, low, high, P, N, BP, BN, DT, PRECISION, HAS_Z, SOFTPLUS, True, FAST,
+                    )  # fmt: skip
+            dS16 = dS.to(DT)
+            da += tl.sum(S16.to(tl.float32) * dS16.to(tl.float32)) * factor
             weighted = (b_x.to(tl.float32) * (to_end * delta)[:, None]).to(DT)
             acc_B = tl.dot(weighted, dS16, acc=acc_B, input_precision=PRECISION)
-            dM = tl.dot(b_x, tl.trans(b_dy16), acc=dM, input_precision=PRECISION)
-            dX = tl.dot(b_B, tl.trans(dS16), input_precision=PRECISION) * to_end[:, None]
+            dX = tl.zeros([Q, BP], tl.float32)
+            for _once in range(0, once):
+                dX = tl.dot(b_B, tl.trans(dS16), acc=dX, input_precision=PRECISION)
+            dX *= to_end[:, None]
             through_end += tl.sum(dX * b_x.to(tl.float32), 1)
-            dX = tl.dot(M, b_dy16, acc=dX, input_precision=PRECISION)
-            direct += tl.sum(dX * b_x.to(tl.float32), 1)
+            dX = tl.dot(M, b_dy.to(DT), acc=dX, input_precision=PRECISION)
             b_dx = dX * delta[:, None]
-            if HAS_D:
-                b_dx += b_D[None, :] * b_dy
-                if D_WIDTH == 1:
-                    dD += tl.sum(b_dy * b_x.to(tl.float32))
-                else:
-                    tl.store(p_params + 2 + o_p, tl.sum(b_dy * b_x.to(tl.float32), 0), mask=o_p < P)
-            tl.store(dx + o_out, b_dx.to(dx.dtype.element_ty), mask=ok_out)
+            if D_WIDTH > 0:
+                b_dx += b_D * b_dy
+            if D_WIDTH > 1:
+                tl.store(p_params + 2 + o_p, tl.sum(b_dy * b_x.to(tl.float32), 0), mask=o_p < P)
+            p_out, s_out = first_row(dx + at_out, start, count, H * P, REVERSE)
+            tl.store(pointers(p_out, rows, s_out, o_p, 1), b_dx.to(dx.dtype.element_ty), mask=ok_out)
 
-        dK = dM * (decay * delta[:, None])
-        acc_K += dK
-        late = tl.dot((dK * K).to(DT), later, input_precision=PRECISION)  # [s, t]: of W[s, r], r >= t
-        late += (through_end * delta)[:, None]
-        da = tl.sum(tl.where(strict, late, 0.0), 0) + tl.cumsum(through_start, 0, reverse=True) + through
+        direct += through_end
+        through_end *= delta  # row t has what goes from before t, or to t and later
+        da += tl.sum(tl.where(o_l[:, None] <= o_l[None, :], through_start[None, :], through_end[None, :]), 1)
         da = tl.where(ok, da, 0.0)
         b_ddt = direct + b_A * da
         b_ddt = tl.where((free >= low) & (free <= high), b_ddt, 0.0)
         if SOFTPLUS:
             b_ddt *= sigmoid(raw)
         b_ddt = tl.where(ok, b_ddt, 0.0)
-        p_ddt = ddt + (row * L + here) * H + i_h + s_l * H
-        tl.store(p_ddt, b_ddt.to(ddt.dtype.element_ty), mask=ok)
+        p_ddt, sddt = first_row(ddt + row * L * H + i_h, start, count, H, REVERSE)
+        tl.store(p_ddt + rows.to(tl.int64) * sddt, b_ddt.to(ddt.dtype.element_ty), mask=ok)
         tl.store(p_params, tl.sum(delta * da))
         tl.store(p_params + 1, tl.sum(b_ddt))
-        if D_WIDTH == 1:
-            tl.store(p_params + 2, dD)
 
     dK16 = acc_K.to(DT)
     acc_B = tl.dot(dK16, b_C, acc=acc_B, input_precision=PRECISION)
     acc_C = tl.dot(tl.trans(dK16), b_B, acc=acc_C, input_precision=PRECISION)
-    o_BC = i_part * part_size + ((row * L + here) * groups + i_g) * N + s_l[:, None] * (groups * N) + s_n[None, :]
+    at_BC = i_part * part_size + (row * L * groups + i_g) * N
+    p_dB, sdB = first_row(dB + at_BC, start, count, groups * N, REVERSE)
+    p_dC, sdC = first_row(dC + at_BC, start, count, groups * N, REVERSE)
     ok_BC = ok[:, None] & (o_n < N)[None, :]
-    tl.store(dB + o_BC, acc_B.to(dB.dtype.element_ty), mask=ok_BC)
-    tl.store(dC + o_BC, acc_C.to(dC.dtype.element_ty), mask=ok_BC)
+    tl.store(pointers(p_dB, rows, sdB, o_n, 1), acc_B.to(dB.dtype.element_ty), mask=ok_BC)
+    tl.store(pointers(p_dC, rows, sdC, o_n, 1), acc_C.to(dC.dtype.element_ty), mask=ok_BC)
 
 
 @triton.jit
@@ -259,7 +286,7 @@ def reduce_parts(parts_B, parts_C, dB, dC, size, num_parts, BLOCK: tl.constexpr)
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = o < size
     total_B, total_C = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    for _ in range(num_parts):
+    for _part in range(num_parts):
         total_B += tl.load(parts_B + o, mask=ok, other=0.0)
         total_C += tl.load(parts_C + o, mask=ok, other=0.0)
         parts_B += size

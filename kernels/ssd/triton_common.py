@@ -73,21 +73,20 @@ def log_decays(delta, b_A, FAST: tl.constexpr):
 
 
 @triton.jit
-def decay_between(like, late, late_part, early, early_part, o_late, o_early, FAST: tl.constexpr):
-    """Return 2^(late - early) where o_late >= o_early, else 0, as a tile that is laid out as `like` is.
+def decay_between(like, late, late_part, early, early_part, mask, FAST: tl.constexpr):
+    """Return 2^(late - early) where `mask`, else 0, as a tile that is laid out as `like` is.
 
     One operation on GPUs: Triton would work the tile out in a layout of its own and move it through shared memory.
     """
     if FAST:
-        return tl.inline_asm_elementwise(
-            "{ .reg .f32 a, b; .reg .pred q; sub.f32 a, $2, $4; sub.f32 b, $3, $5; add.f32 a, a, b; "
-            "setp.ge.s32 q, $6, $7; selp.f32 a, a, 0fFF800000, q; ex2.approx.ftz.f32 $0, a; }",
-            "=f,f,f,f,f,f,r,r", [like, late, late_part, early, early_part, o_late, o_early],
-            dtype=tl.float32, is_pure=True, pack=1,
+        decay = tl.inline_asm_elementwise(
+            "{ .reg .f32 a, b; sub.f32 a, $2, $4; sub.f32 b, $3, $5; add.f32 a, a, b; ex2.approx.ftz.f32 $0, a; }",
+            "=f,f,f,f,f,f", [like, late, late_part, early, early_part], dtype=tl.float32, is_pure=True, pack=1,
         )  # fmt: skip
+        return tl.where(mask, decay, 0.0)
     else:
         exponent = (late - early) + (late_part - early_part)
-        return tl.exp2(tl.where(o_late >= o_early, exponent, float("-inf")))
+        return tl.exp2(tl.where(mask, exponent, float("-inf")))
 
 
 @triton.jit
@@ -102,12 +101,21 @@ def sequence_of(cu, i_s, L, PACKED: tl.constexpr):
 
 
 @triton.jit
-def position(start, count, i, REVERSE: tl.constexpr):
-    """Where in memory the i-th position of a sequence is, in the order of the recurrence; int64."""
+def first_row(p, start, count, stride, REVERSE: tl.constexpr):
+    """Return the pointer to a sequence's first position in the order of the recurrence, and the step to the next."""
     if REVERSE:
-        return start + (count - 1 - i)
+        return p + (start + count - 1) * stride, -stride
     else:
-        return start + i
+        return p + start * stride, stride
+
+
+@triton.jit
+def pointers(p, rows, step, o_c, stride):
+    """Return a tile of pointers, of the positions `rows` (int32) after `p` and the columns `o_c`; offsets are int64.
+
+    Worked out anew for each chunk, which is one operation a row: kept, they would take more registers than there are.
+    """
+    return p + rows.to(tl.int64)[:, None] * step + (o_c.to(tl.int64) * stride)[None, :]
 
 
 @triton.jit

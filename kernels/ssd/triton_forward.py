@@ -24,10 +24,11 @@ import triton.language as tl
 from mambaverse.kernels.ssd.triton_common import (
     advance,
     decay_between,
+    first_row,
     load_state,
     load_tile,
     log_decays,
-    position,
+    pointers,
     sequence_of,
     sigmoid,
     split,
@@ -42,14 +43,13 @@ def scan(
     sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
     sD_h, sD_p, sz_b, sz_l, sz_h, sz_p, sbias, si_s, si_h, si_p, si_n,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr, KEEP: tl.constexpr,
-    DT: tl.constexpr, PRECISION: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
+    DT: tl.constexpr, PRECISION: tl.constexpr, D_WIDTH: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
     SPLIT: tl.constexpr, SAVE: tl.constexpr, STAGES: tl.constexpr,
-    OFFSETS: tl.constexpr, FAST: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """Write y, the final state (S, H, P, N), and with SAVE the state (PB BP, BN) after every KEEP positions."""
     PB: tl.constexpr = (P + BP - 1) // BP
-    STEP: tl.constexpr = -1 if REVERSE else 1
     pid = tl.program_id(0)
     i_s, i_h = (pid // (PB * H)).to(tl.int64), (pid // PB % H).to(tl.int64)
     first_p = pid % PB * BP
@@ -59,16 +59,16 @@ def scan(
     row = i_s * 0 if PACKED else i_s
     i_g = i_h // per_group
     o_l, o_p, o_n = tl.arange(0, Q), first_p + tl.arange(0, BP), tl.arange(0, BN)
-    s_l, s_p, s_n = STEP * o_l.to(OFFSETS), o_p.to(OFFSETS), o_n.to(OFFSETS)
-    p_x = x + row * sx_b + i_h * sx_h + s_l[:, None] * sx_l + s_p[None, :] * sx_p
-    p_z = z + row * sz_b + i_h * sz_h + s_l[:, None] * sz_l + s_p[None, :] * sz_p
-    p_B = B + row * sB_b + i_g * sB_g + s_l[:, None] * sB_l + s_n[None, :] * sB_n
-    p_C = C + row * sC_b + i_g * sC_g + s_l[:, None] * sC_l + s_n[None, :] * sC_n
-    p_y = y + (row * L * H + i_h) * P + s_l[:, None] * (H * P) + s_p[None, :]
-    p_dt = dt + row * sdt_b + i_h * sdt_h + s_l * sdt_l
+    s_p, s_n = o_p.to(tl.int64), o_n.to(tl.int64)
+    p_x, sx = first_row(x + row * sx_b + i_h * sx_h, start, count, sx_l, REVERSE)
+    p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
+    p_B, sB = first_row(B + row * sB_b + i_g * sB_g, start, count, sB_l, REVERSE)
+    p_C, sC = first_row(C + row * sC_b + i_g * sC_g, start, count, sC_l, REVERSE)
+    p_y, sy = first_row(y + (row * L * H + i_h) * P, start, count, H * P, REVERSE)
+    p_dt, sdt = first_row(dt + row * sdt_b + i_h * sdt_h, start, count, sdt_l, REVERSE)
     b_A = tl.load(A + i_h * sA).to(tl.float32)
     b_bias = tl.load(bias + i_h * sbias).to(tl.float32) if HAS_BIAS else 0.0
-    if HAS_D:
+    if D_WIDTH > 1:
         b_D = tl.load(D + i_h * sD_h + s_p * sD_p, mask=o_p < P, other=0.0).to(tl.float32)
     ok_state = (o_p < P)[:, None] & (o_n < N)[None, :]
     o_state = s_p[:, None] * N + s_n[None, :]
@@ -82,35 +82,38 @@ def scan(
         S = tl.zeros([BP, BN], tl.float32)
 
     for t in tl.range(0, left, Q, num_stages=STAGES):
-        here = position(start, count, first + t, REVERSE)
         if SAVE:
             if ((first + t) % KEEP == 0) & (first + t > 0):
                 boundary = row * kept + start // KEEP + (first + t) // KEEP - 1
-                p_S = states + (boundary * H + i_h) * (PB * BP * BN) + s_p[:, None] * BN + s_n[None, :]
+                p_S = states + (boundary * H + i_h) * (PB * BP * BN) + (s_p[:, None] * BN + s_n[None, :])
                 tl.store(p_S, S.to(states.dtype.element_ty))
+        rows = first + t + o_l
         ok = t + o_l < left
-        b_x = load_tile(p_x + here * sx_l, ok, o_p, P, BP, DT)
-        b_B = load_tile(p_B + here * sB_l, ok, o_n, N, BN, DT)
-        b_C = load_tile(p_C + here * sC_l, ok, o_n, N, BN, DT)
-        _, _, delta = step_sizes(p_dt + here * sdt_l, ok, b_bias, low, high, SOFTPLUS)
+        b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
+        b_B = load_tile(pointers(p_B, rows, sB, o_n, sB_n), ok, o_n, N, BN, DT)
+        b_C = load_tile(pointers(p_C, rows, sC, o_n, sC_n), ok, o_n, N, BN, DT)
+        _, _, delta = step_sizes(p_dt + rows.to(tl.int64) * sdt, ok, b_bias, low, high, SOFTPLUS)
         delta, whole, part, total = log_decays(delta, b_A, FAST)
         end, end_part = split(total)
         G = tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION)
         decay = decay_between(
-            G, whole[:, None], part[:, None], whole[None, :], part[None, :], o_l[:, None], o_l[None, :], FAST
+            G, whole[:, None], part[:, None], whole[None, :], part[None, :], o_l[:, None] >= o_l[None, :], FAST
         )
         M = G * decay * delta[None, :]
+        if D_WIDTH == 1:
+            b_D = tl.load(D + i_h * sD_h).to(tl.float32)  # here, or the tile that it becomes would be kept
+            M += tl.where(o_l[:, None] == o_l[None, :], b_D, 0.0)
         out = tl.dot(b_C, tl.trans(S.to(DT)), input_precision=PRECISION) * tl.exp2(whole + part)[:, None]
         out = tl.dot(M.to(DT), b_x, acc=out, input_precision=PRECISION)
         weight = tl.exp2((end - whole) + (end_part - part)) * delta
         weighted = (b_x.to(tl.float32) * weight[:, None]).to(DT)
         S = tl.dot(tl.trans(weighted), b_B, acc=S * tl.exp2(end + end_part), input_precision=PRECISION)
-        if HAS_D:
+        if D_WIDTH > 1:
             out += b_D[None, :] * b_x.to(tl.float32)
         if HAS_Z:
-            b_z = load_tile(p_z + here * sz_l, ok, o_p, P, BP, tl.float32)
+            b_z = load_tile(pointers(p_z, rows, sz, o_p, sz_p), ok, o_p, P, BP, tl.float32)
             out *= b_z * sigmoid(b_z)
-        tl.store(p_y + here * (H * P), out.to(y.dtype.element_ty), mask=ok[:, None] & (o_p < P)[None, :])
+        tl.store(pointers(p_y, rows, sy, o_p, 1), out.to(y.dtype.element_ty), mask=ok[:, None] & (o_p < P)[None, :])
 
     if first + segment >= count:
         tl.store(final + (i_s * H + i_h) * (P * N) + o_state, S, mask=ok_state)
@@ -126,7 +129,7 @@ def carry(
     DT: tl.constexpr, PRECISION: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_INCOMING: tl.constexpr, HAS_OUTGOING: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr,
     REVERSE: tl.constexpr, SPLIT: tl.constexpr, GRADIENT: tl.constexpr, SUMMARY: tl.constexpr, STAGES: tl.constexpr,
-    OFFSETS: tl.constexpr, FAST: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """Carry a state through a segment, or with GRADIENT (x is dy then, and B is C) its gradient the other way.
 
@@ -134,7 +137,6 @@ def carry(
     write to `states` what enters every KEEP positions and to `outgoing` what leaves the sequence.
     """
     PB: tl.constexpr = (P + BP - 1) // BP
-    STEP: tl.constexpr = -1 if REVERSE else 1
     pid = tl.program_id(0)
     i_s, i_h = (pid // (PB * H)).to(tl.int64), (pid // PB % H).to(tl.int64)
     first_p = pid % PB * BP
@@ -145,11 +147,11 @@ def carry(
     row = i_s * 0 if PACKED else i_s
     i_g = i_h // per_group
     o_l, o_p, o_n = tl.arange(0, Q), first_p + tl.arange(0, BP), tl.arange(0, BN)
-    s_l, s_p, s_n = STEP * o_l.to(OFFSETS), o_p.to(OFFSETS), o_n.to(OFFSETS)
-    p_x = x + row * sx_b + i_h * sx_h + s_l[:, None] * sx_l + s_p[None, :] * sx_p
-    p_z = z + row * sz_b + i_h * sz_h + s_l[:, None] * sz_l + s_p[None, :] * sz_p
-    p_B = B + row * sB_b + i_g * sB_g + s_l[:, None] * sB_l + s_n[None, :] * sB_n
-    p_dt = dt + row * sdt_b + i_h * sdt_h + s_l * sdt_l
+    s_p, s_n = o_p.to(tl.int64), o_n.to(tl.int64)
+    p_x, sx = first_row(x + row * sx_b + i_h * sx_h, start, count, sx_l, REVERSE)
+    p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
+    p_B, sB = first_row(B + row * sB_b + i_g * sB_g, start, count, sB_l, REVERSE)
+    p_dt, sdt = first_row(dt + row * sdt_b + i_h * sdt_h, start, count, sdt_l, REVERSE)
     b_A = tl.load(A + i_h * sA).to(tl.float32)
     b_bias = tl.load(bias + i_h * sbias).to(tl.float32) if HAS_BIAS else 0.0
     ok_state = (o_p < P)[:, None] & (o_n < N)[None, :]
@@ -169,17 +171,18 @@ def carry(
 
     for k in tl.range(0, chunks, num_stages=STAGES):
         t = (chunks - 1 - k) * Q if GRADIENT else k * Q
-        here = position(start, count, first + t, REVERSE)
         if not SUMMARY:
             entered = first + t + Q  # of gradients: what enters from the right
             if (entered % KEEP == 0) & (entered < count):
                 boundary = row * kept + start // KEEP + entered // KEEP - 1
-                p_S = states + (boundary * H + i_h) * (PB * BP * BN) + s_p[:, None] * BN + s_n[None, :]
+                p_S = states + (boundary * H + i_h) * (PB * BP * BN) + (s_p[:, None] * BN + s_n[None, :])
                 tl.store(p_S, S.to(states.dtype.element_ty))
+        rows = first + t + o_l
         ok = t + o_l < left
         S, total = advance(
-            S, p_x + here * sx_l, p_z + here * sz_l, p_B + here * sB_l, p_dt + here * sdt_l, ok, o_p, o_n,
-            b_A, b_bias, low, high, P, N, BP, BN, DT, PRECISION, HAS_Z, SOFTPLUS, GRADIENT, FAST,
+            S, pointers(p_x, rows, sx, o_p, sx_p), pointers(p_z, rows, sz, o_p, sz_p),
+            pointers(p_B, rows, sB, o_n, sB_n), p_dt + rows.to(tl.int64) * sdt, ok, o_p, o_n, b_A, b_bias, low, high,
+            P, N, BP, BN, DT, PRECISION, HAS_Z, SOFTPLUS, GRADIENT, FAST,
         )  # fmt: skip
         summed += total
 
