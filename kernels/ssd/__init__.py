@@ -20,7 +20,7 @@ from mambaverse.kernels.ssd.checks import check_inputs, check_real
 from mambaverse.kernels.ssd.op import ssd_forward
 from mambaverse.kernels.ssd.update import ssd_update
 
-__all__ = ["ssd", "ssd_update"]
+__all__ = ["bidirectional_ssd", "ssd", "ssd_update"]
 
 
 @overload
@@ -81,7 +81,7 @@ def ssd(
             then enters at the last position and the final state is that after the first.
         return_final_state: Also return the state after each sequence.
         chunk_size: Positions that are worked out as one matrix product, at most; a matter of speed only. None leaves it
-            to us.
+            to us. The Triton kernels have their own, whatever it is.
 
     Returns:
         y (B, L, H, P) in the dtype of x; with `return_final_state` also the final state (S, H, P, N), float32 (float64
@@ -111,3 +111,6 @@ def ssd(
 
 def _needs_gradient(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad
+
+
+from mambaverse.kernels.ssd.bidirectional import bidirectional_ssd  # noqa: E402  it calls `ssd`

@@ -1,18 +1,24 @@
-"""One step of SSD, for decoding: the recurrence itself, in plain PyTorch.
+"""One step of SSD, for decoding: plain PyTorch, and on a GPU one kernel.
 
 h <- exp(Δ A) h + Δ x Bᵀ,    y = (h C + D x) · silu(z),    Δ = clamp(softplus(dt + dt_bias), dt_limit)
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaverse.kernels.backend import current_backend, resolve
+from mambaverse.kernels.library import define_op
 from mambaverse.kernels.ssd.checks import check_inputs, check_real
 from mambaverse.kernels.ssd.layout import state_dtype
 from mambaverse.kernels.ssd.reference import step_sizes
 
 
+@torch.no_grad()
 def ssd_update(
     state: Tensor,
     x: Tensor,
@@ -27,7 +33,7 @@ def ssd_update(
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
 ) -> Tensor:
-    """Take one step of `ssd`.
+    """Take one step of `ssd`, in place. No gradients.
 
     Args:
         state: (B, H, P, N) float32 (float64 where x is), what `ssd` returns as the final state; changed in place.
@@ -47,13 +53,25 @@ def ssd_update(
 
     Raises:
         ValueError: for a wrong shape, dtype, device or limit.
+        BackendError: where no backend runs on the device of x.
     """
     B, C, low, high = check_inputs("ssd_update", x, dt, A, B, C, D, z, dt_bias, dt_limit, "B")
     wide = state_dtype(x)
     check_real("ssd_update", "state", state, (*x.shape, B.shape[-1]), "(B, H, P, N)", x)
     if state.dtype != wide:
         raise ValueError(f"ssd_update: state has dtype {state.dtype}; expected {wide} beside x of {x.dtype}")
-    repeats = x.shape[1] // B.shape[1]
+    backend = current_backend()
+    if x.is_cuda or backend == "triton":
+        return ssd_step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, low, high, backend)
+    return _step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, low, high)
+
+
+def _step(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, dt_softplus: bool, low: float, high: float,
+) -> Tensor:  # fmt: skip
+    """Return y and advance `state`: one step in plain PyTorch, on any device."""
+    wide, repeats = state.dtype, x.shape[1] // B.shape[1]
     b, c = (m.to(wide).repeat_interleave(repeats, dim=1) for m in (B, C))  # (B, H, N)
     Δ = step_sizes(dt, dt_bias, dt_softplus, low, high, wide)  # (B, H)
     v = x.to(wide)
@@ -62,3 +80,22 @@ def ssd_update(
     if D is not None:
         y = y + (D if D.ndim == 2 else D[:, None]).to(wide) * v
     return (y if z is None else y * F.silu(z.to(wide))).to(x.dtype)
+
+
+def _update(state: Tensor, x: Tensor, *others: Any) -> Tensor:
+    *arguments, backend = others
+    if resolve("ssd", backend, x, "_update") == "reference":
+        return _step(state, x, *arguments)
+    from mambaverse.kernels.ssd.triton_update import update
+
+    return update(state, x, *arguments)
+
+
+define_op(
+    "ssd_update",
+    "(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
+    "bool dt_softplus, float dt_min, float dt_max, str backend) -> Tensor",
+    _update,
+    lambda state, x, *others: x.new_empty(x.shape),
+)
+ssd_step = torch.ops.mambaverse.ssd_update.default

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mambaverse.kernels.backend import BackendError, use_backend
-from mambaverse.kernels.ssd import ssd
+from mambaverse.kernels.ssd import ssd, ssd_update
 from mambaverse.kernels.ssd.cases import Case, make_inputs
 from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
 
@@ -30,6 +30,7 @@ CASES = {
     "one_step": Case(2, 1, 3, 5, 3, 7, "as in decoding"),
     "scalar": Case(1, 33, 1, 1, 1, 1, "one scalar recurrence; one position in the last chunk"),
 }
+PER_STEP = ("x", "dt", "B", "C", "z")
 OPTIONAL = ("D", "z", "dt_bias", "initial_state")
 PACKED = [[0, 0, 3, 3, 68, 70, 70], [0, 70], [0, 32, 70]]  # empty and short sequences, at and beside boundaries
 
@@ -228,3 +229,25 @@ def test_sizes_past_the_limits_are_refused_clearly(head_dim, state_dim, message)
     inputs: dict[str, Any] = make_inputs(Case(1, 1, 1, head_dim, 1, state_dim, "past a limit"))
     with use_backend("triton"), pytest.raises(BackendError, match=message):
         ssd(**inputs)
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["split", "whole", "wide", "scalar"])
+@pytest.mark.parametrize("optional", [True, False])
+def test_update_is_one_step(name, optional):
+    inputs: dict[str, Any] = {k: v[:, :3] if k in PER_STEP else v for k, v in make_inputs(CASES[name]).items()}
+    state = inputs.pop("initial_state")
+    inputs = {k: v for k, v in inputs.items() if optional or k not in OPTIONAL}
+    wide = {k: v.double() for k, v in inputs.items()}
+    flags: dict[str, Any] = {"dt_softplus": True, "dt_limit": (0.1, 0.5)}
+    expected, final = ssd(**wide, initial_state=state.double(), return_final_state=True, **flags)
+    state = state.mT.contiguous().mT  # any strides, and stays where it is
+    place = state.data_ptr()
+    with use_backend("triton"):
+        steps = []
+        for t in range(3):
+            one: dict[str, Any] = {k: v[:, t] if k in PER_STEP else v for k, v in inputs.items()}
+            steps.append(ssd_update(state, **one, **flags))
+    assert_close("y", torch.stack(steps, 1), expected, torch.float32)
+    assert_close("state", state, final, torch.float32)
+    assert state.data_ptr() == place

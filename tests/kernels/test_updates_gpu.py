@@ -108,18 +108,36 @@ def test_scan_update_of_a_complex_state_is_torchs():
     assert_close("state", state.cpu(), on_cpu)
 
 
-def test_ssd_update_runs_on_a_gpu_also_in_a_graph():
-    batch, heads, head, groups, size = 2, 8, 32, 2, 64
-    x, z = normal(batch, heads, head), normal(batch, heads, head, seed=1)
-    dt, a = normal(batch, heads, seed=2), -normal(heads, seed=3).exp()
-    b, c = normal(batch, groups, size, seed=4), normal(batch, groups, size, seed=5)
-    state = normal(batch, heads, head, size, seed=6)
-    wide = state.double()
-    doubles = [v.double() for v in (x, dt, a, b, c)]
-    outs, _ = captured(lambda: ssd_update(state, x, dt, a, b, c, z=z, dt_softplus=True), state)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("batch", "heads", "head", "groups", "size"),
+    [(2, 8, 32, 2, 64), (3, 4, 64, 1, 128), (1, 3, 5, 3, 7), (2, 2, 128, 1, 256)],
+)
+def test_ssd_update_is_one_step_also_in_a_graph(batch, heads, head, groups, size, dtype):
+    inputs: dict[str, Any] = {
+        "x": normal(batch, heads, head, dtype=dtype),
+        "dt": normal(batch, heads, dtype=dtype, seed=2),
+        "A": -normal(heads, seed=3).exp(),
+        "B": normal(batch, groups, size, dtype=dtype, seed=4),
+        "C": normal(batch, groups, size, dtype=dtype, seed=5),
+        "D": normal(heads, head, seed=6),
+        "z": normal(batch, heads, head, dtype=dtype, seed=1),
+        "dt_bias": normal(heads, seed=7) - 2,
+    }
+    state = normal(batch, heads, head, size, seed=8)
+    wide, wide_state = {k: v.double() for k, v in inputs.items()}, state.double()
+    before = state.clone()
+    for more in ({}, {"D": None, "z": None, "dt_bias": None}, {"D": inputs["D"][:, 0]}):
+        flags: dict[str, Any] = {"dt_softplus": True, "dt_limit": (0.05, 1.0)} | more
+        wide_flags = {k: v.double() if isinstance(v, Tensor) else v for k, v in flags.items()}
+        expected = ssd_update(wide_state, **wide | wide_flags)
+        assert_close("y", ssd_update(state, **inputs | flags), expected, dtype)
+        assert_close("state", state, wide_state, torch.float32)
+    start = before.double()
+    outs, _ = captured(lambda: ssd_update(before, **inputs, dt_softplus=True), before)
     for out in outs:
-        assert_close("y", out, ssd_update(wide, *doubles, z=z.double(), dt_softplus=True))
-    assert_close("state", state, wide, torch.float32)
+        assert_close("replay", out, ssd_update(start, **wide, dt_softplus=True), dtype)
+    assert_close("state after replays", before, start, torch.float32)
 
 
 def test_updates_compile_as_one_graph():
