@@ -92,4 +92,4 @@ def _on_triton(x: Tensor, backend: str) -> bool:
 
 
 def _power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
+    return 1 << (int(n) - 1).bit_length()  # not of a symbol: tiles are compiled in

@@ -39,8 +39,10 @@ PROGRAMS_PER_SM, LEAST_SEGMENTS = 2, 2
 # A group's heads are split among programs of `gradient` until there are so many a multiprocessor. Each part of a group
 # works out its products of B and C, and its parts of dB and dC are written and read.
 GRADIENTS_PER_SM = 1
+TOUCH = not INTERPRETED  # whether `gradient` brings what the next head needs into the cache ahead of time
 # (chunk, warps, stages) of each kernel, for up to 128 and up to 256 states: the longest chunks whose tiles registers
-# nearly hold. A chunk divides TRITON_KEEP. Float32 tiles take twice the room, and parts of them as much again.
+# nearly hold. A chunk divides TRITON_KEEP, or is that if longer. Float32 tiles take twice the room, and the parts of
+# them as much again.
 TUNING = {
     ("scan", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
     ("scan", torch.float32): ((32, 8, 1), (32, 8, 1)),
@@ -181,7 +183,8 @@ def _tuning(kernel: str, p: _Plan) -> tuple[int, int, int]:
     if INTERPRETED:
         return 16, 4, 1
     dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32
-    return TUNING[kernel, dtype][p.tile[1] > 128]
+    chunk, warps, stages = TUNING[kernel, dtype][p.tile[1] > 128]
+    return min(chunk, TRITON_KEEP), warps, stages
 
 
 @lru_cache
@@ -292,6 +295,7 @@ class _Run:
             return
         width = self.D_width
         params = torch.empty((slots, p.heads, 2 + width), dtype=torch.float32, device=dy.device)
+        unread = torch.empty(256, dtype=torch.int32, device=dy.device)
         to_B, to_C = dB, dC
         if p.parts > 1:
             make = torch.zeros if p.packed else torch.empty
@@ -299,12 +303,12 @@ class _Run:
         gradient[(slots * p.groups * p.parts,)](
             *(dy, *self._or_x(dfinal), self.x, self.dt, self.A, self.B, self.C),
             *(*self._or_x(self.D, self.z, self.bias, self.initial, self.cu), states, dstates, dx, ddt, dz, to_B, to_C),
-            *(params, p.length, p.sequences, p.sequences.bit_length(), *self.sizes, p.heads // p.groups // p.parts),
-            *(dB.numel(), *self.limits, *dy.stride(), *_strides(dfinal, 4)),
+            *(params, unread, p.length, p.sequences, p.sequences.bit_length(), *self.sizes),
+            *(p.heads // p.groups // p.parts, dB.numel(), *self.limits, *dy.stride(), *_strides(dfinal, 4)),
             *(*self.x.stride(), *self.dt.stride(), *self.A.stride(), *self.B.stride(), *self.C.stride()),
             *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),
             D_WIDTH=width, HAS_Z=self.z is not None, HAS_INITIAL=self.initial is not None,
-            HAS_FINAL=dfinal is not None, **self.flags, **self._tuned("gradient"),
+            HAS_FINAL=dfinal is not None, TOUCH=TOUCH, **self.flags, **self._tuned("gradient"),
         )  # fmt: skip
         columns = min(16, triton_tile(1, 2 + width)[1])
         reduce_params[(p.heads, ceil_div(2 + width, columns))](

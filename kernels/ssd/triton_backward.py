@@ -28,6 +28,7 @@ from mambaverse.kernels.ssd.triton_common import (
     advance,
     decay_between,
     first_row,
+    load_rows,
     load_tile,
     log_decays,
     pointers,
@@ -35,6 +36,7 @@ from mambaverse.kernels.ssd.triton_common import (
     sigmoid,
     split,
     step_sizes,
+    touch,
 )
 
 
@@ -61,7 +63,7 @@ def _chunk_of(cu, slot, L, num_sequences, search, Q: tl.constexpr, PACKED: tl.co
 
 @triton.jit
 def gradient(
-    dy, dfinal, x, dt, A, B, C, D, z, bias, initial, cu, states, dstates, dx, ddt, dz, dB, dC, params,
+    dy, dfinal, x, dt, A, B, C, D, z, bias, initial, cu, states, dstates, dx, ddt, dz, dB, dC, params, unread,
     L, num_sequences, search, H, per_group, heads, part_size, kept, low, high,
     sy_b, sy_l, sy_h, sy_p, sf_s, sf_h, sf_p, sf_n,
     sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
@@ -69,8 +71,7 @@ def gradient(
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr, KEEP: tl.constexpr,
     DT: tl.constexpr, PRECISION: tl.constexpr, D_WIDTH: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, SOFTPLUS: tl.constexpr,
-    PACKED: tl.constexpr, REVERSE: tl.constexpr, STAGES: tl.constexpr,
-    FAST: tl.constexpr,
+    PACKED: tl.constexpr, REVERSE: tl.constexpr, STAGES: tl.constexpr, TOUCH: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of a chunk for `heads` heads of a group.
 
@@ -112,13 +113,15 @@ def gradient(
     chunks = tl.cdiv(tl.minimum(count - first, KEEP), Q)
     has_before, has_after = there & (i_k > 0), there & (first + KEEP < count)
     boundary = row * kept + start // KEEP + i_k
+    lane = tl.arange(0, 256)
+    seen = tl.zeros([256], tl.int32)
 
     for k in tl.range(0, heads, num_stages=STAGES):
         i_h = i_g * per_group + i_part * heads + k
         p_dt, sdt = first_row(dt + row * sdt_b + i_h * sdt_h, start, count, sdt_l, REVERSE)
         b_A = tl.load(A + i_h * sA).to(tl.float32)
         b_bias = tl.load(bias + i_h * sbias).to(tl.float32) if HAS_BIAS else 0.0
-        raw, free, delta = step_sizes(p_dt + rows.to(tl.int64) * sdt, ok, b_bias, low, high, SOFTPLUS)
+        raw, free, delta = step_sizes(load_rows(p_dt, rows, sdt, ok), ok, b_bias, low, high, SOFTPLUS)
         delta, whole, part, total = log_decays(delta, b_A, FAST)
         end, end_part = split(total)
         factor = tl.exp2(end + end_part)
@@ -132,6 +135,11 @@ def gradient(
         p_y, sy = first_row(dy + row * sy_b + i_h * sy_h, start, count, sy_l, REVERSE)
         p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
         p_params = params + (slot * H + i_h) * WIDTH
+        if TOUCH:
+            seen ^= _touch_next(
+                states, dstates, p_x + sx_h, p_y + sy_h, p_z + sz_h, sx, sy, sz, boundary * H + i_h + 1, H, first, t,
+                count, there & (k + 1 < heads), has_before, has_after, lane, PB * BP * BN, Q, KEEP, HAS_Z,
+            )  # fmt: skip
 
         # within the chunk
         dM = tl.zeros([Q, Q], tl.float32)
@@ -175,7 +183,7 @@ def gradient(
                     rows_j = first + j * Q + o_l
                     S, _total = advance(
                         S, pointers(p_x, rows_j, sx, o_p, sx_p), p_z, pointers(p_B, rows_j, sB, o_n, sB_n),
-                        p_dt + rows_j.to(tl.int64) * sdt, rows_j < count, o_p, o_n, b_A, b_bias, low, high,
+                        load_rows(p_dt, rows_j, sdt, rows_j < count), rows_j < count, o_p, o_n, b_A, b_bias, low, high,
                         P, N, BP, BN, DT, PRECISION, False, SOFTPLUS, False, FAST,
                     )  # fmt: skip
             S16 = S.to(DT)
@@ -211,8 +219,9 @@ def gradient(
                     rows_j = first + (chunks - 1 - j) * Q + o_l
                     dS, _total = advance(
                         dS, pointers(p_y, rows_j, sy, o_p, sy_p), pointers(p_z, rows_j, sz, o_p, sz_p),
-                        pointers(p_C, rows_j, sC, o_n, sC_n), p_dt + rows_j.to(tl.int64) * sdt, rows_j < count,
-                        o_p, o_n, b_A, b_bias, low, high, P, N, BP, BN, DT, PRECISION, HAS_Z, SOFTPLUS, True, FAST,
+                        pointers(p_C, rows_j, sC, o_n, sC_n), load_rows(p_dt, rows_j, sdt, rows_j < count),
+                        rows_j < count, o_p, o_n, b_A, b_bias, low, high,
+                        P, N, BP, BN, DT, PRECISION, HAS_Z, SOFTPLUS, True, FAST,
                     )  # fmt: skip
             dS16 = dS.to(DT)
             da += tl.sum(S16.to(tl.float32) * dS16.to(tl.float32)) * factor
@@ -255,6 +264,32 @@ def gradient(
     ok_BC = ok[:, None] & (o_n < N)[None, :]
     tl.store(pointers(p_dB, rows, sdB, o_n, 1), acc_B.to(dB.dtype.element_ty), mask=ok_BC)
     tl.store(pointers(p_dC, rows, sdC, o_n, 1), acc_C.to(dC.dtype.element_ty), mask=ok_BC)
+
+    if TOUCH:
+        tl.store(unread + lane, seen)
+
+
+@triton.jit
+def _touch_next(
+    states, dstates, p_x, p_y, p_z, sx, sy, sz, at, H, first, t, count, there, has_before, has_after, lane,
+    SIZE: tl.constexpr, Q: tl.constexpr, KEEP: tl.constexpr, HAS_Z: tl.constexpr,
+):  # fmt: skip
+    """`touch` what the next head needs: its kept states, and its rows of x, dy and z between them."""
+    LINE: tl.constexpr = 1024 // states.dtype.element_ty.primitive_bitwidth  # 128 bytes
+    seen = lane * 0
+    for o in tl.static_range(0, SIZE, 256 * LINE):
+        place = o + lane * LINE
+        ok = there & (place < SIZE)
+        seen ^= touch(states + (at - H) * SIZE + place, ok & has_before) ^ touch(
+            dstates + at * SIZE + place, ok & has_after
+        )
+    rows = first + lane
+    ok = there & (lane < KEEP) & (rows < count)
+    rows = rows.to(tl.int64)
+    seen ^= touch(p_x + rows * sx, ok & (rows < t + Q)) ^ touch(p_y + rows * sy, ok & (rows >= t))
+    if HAS_Z:
+        seen ^= touch(p_z + rows * sz, ok & (rows >= t))
+    return seen
 
 
 @triton.jit

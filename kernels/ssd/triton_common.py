@@ -34,9 +34,9 @@ def sigmoid(x):
 
 
 @triton.jit
-def step_sizes(p_dt, ok, b_bias, low, high, SOFTPLUS: tl.constexpr):
+def step_sizes(b_dt, ok, b_bias, low, high, SOFTPLUS: tl.constexpr):
     """Return dt + bias, Δ before its limits, and Δ, which is 0 where not `ok`."""
-    raw = tl.load(p_dt, mask=ok, other=0.0).to(tl.float32) + b_bias
+    raw = b_dt.to(tl.float32) + b_bias
     free = softplus(raw) if SOFTPLUS else raw
     delta = tl.where(free < low, low, free)  # a NaN stays one
     delta = tl.where(delta > high, high, delta)
@@ -48,6 +48,12 @@ def split(total):
     """Return a float64 as the whole number below it and the rest, in float32."""
     whole = tl.floor(total)
     return whole.to(tl.float32), (total - whole).to(tl.float32)
+
+
+@triton.jit
+def load_rows(p, rows, step, ok):
+    """Load one number a row of the positions `rows` after `p`; zeros where not `ok`."""
+    return tl.load(p + rows.to(tl.int64) * step, mask=ok, other=0.0)
 
 
 @triton.jit
@@ -135,7 +141,7 @@ def load_state(p, o_p, o_n, P: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def advance(
-    S, p_x, p_z, p_B, p_dt, ok, o_p, o_n, b_A, b_bias, low, high,
+    S, p_x, p_z, p_B, b_dt, ok, o_p, o_n, b_A, b_bias, low, high,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, DT: tl.constexpr, PRECISION: tl.constexpr,
     HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, GRADIENT: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
@@ -145,7 +151,7 @@ def advance(
     """
     b_x = load_tile(p_x, ok, o_p, P, BP, tl.float32)
     b_B = load_tile(p_B, ok, o_n, N, BN, DT)
-    _, _, delta = step_sizes(p_dt, ok, b_bias, low, high, SOFTPLUS)
+    _, _, delta = step_sizes(b_dt, ok, b_bias, low, high, SOFTPLUS)
     delta, whole, part, total = log_decays(delta, b_A, FAST)
     end, end_part = split(total)
     if GRADIENT:
@@ -157,3 +163,16 @@ def advance(
         weight = tl.exp2((end - whole) + (end_part - part)) * delta
     weighted = (b_x * weight[:, None]).to(DT)
     return tl.dot(tl.trans(weighted), b_B, acc=S * tl.exp2(end + end_part), input_precision=PRECISION), total
+
+
+@triton.jit
+def touch(p, mask):
+    """Load a byte from each of the pointers `p` where `mask`, so that its line is in the cache when it is needed.
+
+    The result must be stored, or nothing is loaded.
+    """
+    return tl.inline_asm_elementwise(
+        "{ .reg .pred q; .reg .b16 t; setp.ne.b32 q, $2, 0; mov.b16 t, 0; @q ld.global.u8 t, [$1]; "
+        "cvt.u32.u16 $0, t; }",
+        "=r,l,r", [p.to(tl.int64), mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip

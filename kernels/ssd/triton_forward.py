@@ -25,6 +25,7 @@ from mambaverse.kernels.ssd.triton_common import (
     advance,
     decay_between,
     first_row,
+    load_rows,
     load_state,
     load_tile,
     log_decays,
@@ -81,6 +82,7 @@ def scan(
     else:
         S = tl.zeros([BP, BN], tl.float32)
 
+    next_dt = load_rows(p_dt, first + o_l, sdt, o_l < left)  # a chunk ahead: much waits for it
     for t in tl.range(0, left, Q, num_stages=STAGES):
         if SAVE:
             if ((first + t) % KEEP == 0) & (first + t > 0):
@@ -89,10 +91,11 @@ def scan(
                 tl.store(p_S, S.to(states.dtype.element_ty))
         rows = first + t + o_l
         ok = t + o_l < left
+        b_dt, next_dt = next_dt, load_rows(p_dt, rows + Q, sdt, t + Q + o_l < left)
         b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
         b_B = load_tile(pointers(p_B, rows, sB, o_n, sB_n), ok, o_n, N, BN, DT)
         b_C = load_tile(pointers(p_C, rows, sC, o_n, sC_n), ok, o_n, N, BN, DT)
-        _, _, delta = step_sizes(p_dt + rows.to(tl.int64) * sdt, ok, b_bias, low, high, SOFTPLUS)
+        _, _, delta = step_sizes(b_dt, ok, b_bias, low, high, SOFTPLUS)
         delta, whole, part, total = log_decays(delta, b_A, FAST)
         end, end_part = split(total)
         G = tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION)
@@ -169,6 +172,8 @@ def carry(
     summed = tl.full([], 0.0, tl.float64)
     chunks = tl.cdiv(left, Q)
 
+    begin = (chunks - 1) * Q * GRADIENT + o_l
+    next_dt = load_rows(p_dt, first + begin, sdt, (begin >= 0) & (begin < left))  # a chunk ahead: much waits for it
     for k in tl.range(0, chunks, num_stages=STAGES):
         t = (chunks - 1 - k) * Q if GRADIENT else k * Q
         if not SUMMARY:
@@ -179,9 +184,12 @@ def carry(
                 tl.store(p_S, S.to(states.dtype.element_ty))
         rows = first + t + o_l
         ok = t + o_l < left
+        next_t = t - Q if GRADIENT else t + Q
+        next_ok = (next_t + o_l >= 0) & (next_t + o_l < left)
+        b_dt, next_dt = next_dt, load_rows(p_dt, first + next_t + o_l, sdt, next_ok)
         S, total = advance(
             S, pointers(p_x, rows, sx, o_p, sx_p), pointers(p_z, rows, sz, o_p, sz_p),
-            pointers(p_B, rows, sB, o_n, sB_n), p_dt + rows.to(tl.int64) * sdt, ok, o_p, o_n, b_A, b_bias, low, high,
+            pointers(p_B, rows, sB, o_n, sB_n), b_dt, ok, o_p, o_n, b_A, b_bias, low, high,
             P, N, BP, BN, DT, PRECISION, HAS_Z, SOFTPLUS, GRADIENT, FAST,
         )  # fmt: skip
         summed += total
