@@ -235,7 +235,7 @@ class _Run:
 
     def _tuned(self, kernel: str) -> dict[str, Any]:
         chunk, warps, stages = _tuning(kernel, self.p)
-        return {"Q": chunk, "num_warps": warps, "STAGES": stages}
+        return {"Q": chunk, "num_warps": warps, "num_stages": stages, "STAGES": stages}
 
     def _strides_of_D(self) -> tuple[int, int]:  # noqa: N802
         return (0, 0) if self.D is None else (self.D.stride(0), self.D.stride(1) if self.D.ndim == 2 else 0)

@@ -61,7 +61,7 @@ def _chunk_of(cu, slot, L, num_sequences, search, Q: tl.constexpr, PACKED: tl.co
         return slot // chunks, (slot % chunks).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "num_sequences", "search", "heads", "kept"])
 def gradient(
     dy, dfinal, x, dt, A, B, C, D, z, bias, initial, cu, states, dstates, dx, ddt, dz, dB, dC, params, unread,
     L, num_sequences, search, H, per_group, heads, part_size, kept, low, high,
@@ -292,7 +292,7 @@ def _touch_next(
     return seen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def reduce_params(
     params, dA, dbias, dD, rows, H,
     D_WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -315,7 +315,7 @@ def reduce_params(
         tl.store(dD + i_h * D_WIDTH + column - 2, total.to(dD.dtype.element_ty), mask=is_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts"])
 def reduce_parts(parts_B, parts_C, dB, dC, size, num_parts, BLOCK: tl.constexpr):
     """Add up the parts (num_parts, size) of dB and dC, always in the same order."""
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -37,7 +37,11 @@ from mambaverse.kernels.ssd.triton_common import (
 )
 
 
-@triton.jit
+# Triton compiles anew where a number is 1 or a multiple of 16 and was not before, which is of no use in these.
+LENGTHS = ["L", "segment", "num_segments", "kept"]
+
+
+@triton.jit(do_not_specialize=LENGTHS)
 def scan(
     x, dt, A, B, C, D, z, bias, initial, cu, starts, y, final, states,
     L, segment, num_segments, H, per_group, kept, low, high,
@@ -122,7 +126,7 @@ def scan(
         tl.store(final + (i_s * H + i_h) * (P * N) + o_state, S, mask=ok_state)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def carry(
     x, dt, A, B, z, bias, incoming, cu, starts, ends, sums, outgoing, states,
     L, segment, num_segments, H, per_group, kept, low, high,
@@ -203,7 +207,7 @@ def carry(
             tl.store(outgoing + (i_s * H + i_h) * (P * N) + o_state, S, mask=ok_state)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_segments"])
 def combine(
     ends, sums, incoming, starts, H, num_segments, si_s, si_h, si_p, si_n,
     SIZE: tl.constexpr, N: tl.constexpr, HAS_INCOMING: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,

@@ -115,9 +115,15 @@ def test_small_steps_keep_their_precision():
 
 
 def test_half_precision_has_the_range_of_float32_inside():
-    """States of 1e6, past what float16 holds; outputs within it."""
+    """States past 65504, the most that float16 holds; outputs within it."""
     inputs = gpu_inputs(CASES["vision"], torch.float16)
-    check(inputs | {"B": 300 * inputs["B"], "C": 1e-3 * inputs["C"], "x": 30 * inputs["x"]}, torch.float16)
+    inputs |= {"x": 100 * inputs["x"], "B": 1000 * inputs["B"], "C": 1e-3 * inputs["C"]}
+    with torch.no_grad():
+        y, state = ssd(**inputs, dt_softplus=True, return_final_state=True)
+        wide, wide_state = ssd(**{k: v.double() for k, v in inputs.items()}, dt_softplus=True, return_final_state=True)
+    assert wide_state.abs().max() > 65504 > wide.abs().max()
+    assert_close("y", y, wide, torch.float16)
+    assert_close("state", state, wide_state, torch.float16)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -251,3 +251,13 @@ def test_update_is_one_step(name, optional):
     assert_close("y", torch.stack(steps, 1), expected, torch.float32)
     assert_close("state", state, final, torch.float32)
     assert state.data_ptr() == place
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks there itself
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_opcheck(dtype):
+    inputs = make_inputs(Case(1, 35, 2, 3, 1, 2, "a state is kept"), dtype=dtype)
+    tensors = [v.requires_grad_() for v in inputs.values()]
+    flags = None, True, 0.0, float("inf"), False, 0, "triton"
+    torch.library.opcheck(torch.ops.mambaverse.ssd.default, (*tensors, *flags, True))
