@@ -63,7 +63,7 @@ def _chunk_of(cu, slot, L, num_sequences, search, Q: tl.constexpr, PACKED: tl.co
 
 @triton.jit(do_not_specialize=["L", "num_sequences", "search", "heads", "kept"])
 def gradient(
-    dy, dfinal, x, dt, A, B, C, D, z, bias, initial, cu, states, dstates, dx, ddt, dz, dB, dC, params, unread,
+    dy, dfinal, x, dt, A, B, C, D, z, bias, initial, cu, states, dstates, dx, ddt, dz, dB, dC, params,
     L, num_sequences, search, H, per_group, heads, part_size, kept, low, high,
     sy_b, sy_l, sy_h, sy_p, sf_s, sf_h, sf_p, sf_n,
     sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
@@ -114,7 +114,6 @@ def gradient(
     has_before, has_after = there & (i_k > 0), there & (first + KEEP < count)
     boundary = row * kept + start // KEEP + i_k
     lane = tl.arange(0, 256)
-    seen = tl.zeros([256], tl.int32)
 
     for k in tl.range(0, heads, num_stages=STAGES):
         i_h = i_g * per_group + i_part * heads + k
@@ -136,7 +135,7 @@ def gradient(
         p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
         p_params = params + (slot * H + i_h) * WIDTH
         if TOUCH:
-            seen ^= _touch_next(
+            _touch_next(
                 states, dstates, p_x + sx_h, p_y + sy_h, p_z + sz_h, sx, sy, sz, boundary * H + i_h + 1, H, first, t,
                 count, there & (k + 1 < heads), has_before, has_after, lane, PB * BP * BN, Q, KEEP, HAS_Z,
             )  # fmt: skip
@@ -265,9 +264,6 @@ def gradient(
     tl.store(pointers(p_dB, rows, sdB, o_n, 1), acc_B.to(dB.dtype.element_ty), mask=ok_BC)
     tl.store(pointers(p_dC, rows, sdC, o_n, 1), acc_C.to(dC.dtype.element_ty), mask=ok_BC)
 
-    if TOUCH:
-        tl.store(unread + lane, seen)
-
 
 @triton.jit
 def _touch_next(
@@ -276,20 +272,18 @@ def _touch_next(
 ):  # fmt: skip
     """`touch` what the next head needs: its kept states, and its rows of x, dy and z between them."""
     LINE: tl.constexpr = 1024 // states.dtype.element_ty.primitive_bitwidth  # 128 bytes
-    seen = lane * 0
     for o in tl.static_range(0, SIZE, 256 * LINE):
         place = o + lane * LINE
         ok = there & (place < SIZE)
-        seen ^= touch(states + (at - H) * SIZE + place, ok & has_before) ^ touch(
-            dstates + at * SIZE + place, ok & has_after
-        )
+        touch(states + (at - H) * SIZE + place, ok & has_before, lane)
+        touch(dstates + at * SIZE + place, ok & has_after, lane)
     rows = first + lane
     ok = there & (lane < KEEP) & (rows < count)
     rows = rows.to(tl.int64)
-    seen ^= touch(p_x + rows * sx, ok & (rows < t + Q)) ^ touch(p_y + rows * sy, ok & (rows >= t))
+    touch(p_x + rows * sx, ok & (rows < t + Q), lane)
+    touch(p_y + rows * sy, ok & (rows >= t), lane)
     if HAS_Z:
-        seen ^= touch(p_z + rows * sz, ok & (rows >= t))
-    return seen
+        touch(p_z + rows * sz, ok & (rows >= t), lane)
 
 
 @triton.jit(do_not_specialize=["rows"])

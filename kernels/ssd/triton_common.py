@@ -166,13 +166,13 @@ def advance(
 
 
 @triton.jit
-def touch(p, mask):
-    """Load a byte from each of the pointers `p` where `mask`, so that its line is in the cache when it is needed.
+def touch(p, mask, lane):
+    """Ask for the lines of the pointers `p` where `mask`, so that they are in the cache when needed. On a GPU only.
 
-    The result must be stored, or nothing is loaded.
+    An asynchronous copy of 4 bytes a thread into shared memory that nobody reads: nothing waits for it.
     """
-    return tl.inline_asm_elementwise(
-        "{ .reg .pred q; .reg .b16 t; setp.ne.b32 q, $2, 0; mov.b16 t, 0; @q ld.global.u8 t, [$1]; "
-        "cvt.u32.u16 $0, t; }",
-        "=r,l,r", [p.to(tl.int64), mask.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
+    tl.inline_asm_elementwise(
+        "{ .shared .align 16 .b8 unread[128]; .reg .b32 s; .reg .pred q; setp.ne.b32 q, $2, 0; mov.u32 s, unread; "
+        "mad.lo.u32 s, $3, 4, s; @q cp.async.ca.shared.global [s], [$1], 4; mov.u32 $0, 0; }",
+        "=r,l,r,r", [p.to(tl.int64) & -4, mask.to(tl.int32), lane % 32], dtype=tl.int32, is_pure=False, pack=1,
     )  # fmt: skip

@@ -36,7 +36,6 @@ from mambaverse.kernels.ssd.triton_common import (
     step_sizes,
 )
 
-
 # Triton compiles anew where a number is 1 or a multiple of 16 and was not before, which is of no use in these.
 LENGTHS = ["L", "segment", "num_segments", "kept"]
 
