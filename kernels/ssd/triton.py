@@ -294,7 +294,7 @@ class _Run:
         if not slots:
             return
         width = self.D_width
-        params = torch.empty((slots, p.heads, 2 + width), dtype=torch.float32, device=dy.device)
+        dparams = torch.empty((slots, p.heads, 2 + width), dtype=torch.float32, device=dy.device)
         to_B, to_C = dB, dC
         if p.parts > 1:
             make = torch.zeros if p.packed else torch.empty
@@ -302,7 +302,7 @@ class _Run:
         gradient[(slots * p.groups * p.parts,)](
             *(dy, *self._or_x(dfinal), self.x, self.dt, self.A, self.B, self.C),
             *(*self._or_x(self.D, self.z, self.bias, self.initial, self.cu), states, dstates, dx, ddt, dz, to_B, to_C),
-            *(params, p.length, p.sequences, p.sequences.bit_length(), *self.sizes),
+            *(dparams, p.length, p.sequences, p.sequences.bit_length(), *self.sizes),
             *(p.heads // p.groups // p.parts, dB.numel(), *self.limits, *dy.stride(), *_strides(dfinal, 4)),
             *(*self.x.stride(), *self.dt.stride(), *self.A.stride(), *self.B.stride(), *self.C.stride()),
             *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),
@@ -311,7 +311,7 @@ class _Run:
         )  # fmt: skip
         columns = min(16, triton_tile(1, 2 + width)[1])
         reduce_params[(p.heads, ceil_div(2 + width, columns))](
-            *(params, dA, dbias, dD, slots, p.heads),
+            *(dparams, dA, dbias, dD, slots, p.heads),
             D_WIDTH=width, HAS_BIAS=self.bias is not None, ROWS=128, COLUMNS=columns, num_warps=4,
         )  # fmt: skip
         if p.parts > 1:

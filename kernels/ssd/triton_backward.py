@@ -63,7 +63,7 @@ def _chunk_of(cu, slot, L, num_sequences, search, Q: tl.constexpr, PACKED: tl.co
 
 @triton.jit(do_not_specialize=["L", "num_sequences", "search", "heads", "kept"])
 def gradient(
-    dy, dfinal, x, dt, A, B, C, D, z, bias, initial, cu, states, dstates, dx, ddt, dz, dB, dC, params,
+    dy, dfinal, x, dt, A, B, C, D, z, bias, initial, cu, states, dstates, dx, ddt, dz, dB, dC, dparams,
     L, num_sequences, search, H, per_group, heads, part_size, kept, low, high,
     sy_b, sy_l, sy_h, sy_p, sf_s, sf_h, sf_p, sf_n,
     sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
@@ -76,7 +76,7 @@ def gradient(
     """Write the gradients of a chunk for `heads` heads of a group.
 
     dB and dC go to part i of their buffers, `part_size` elements each, where the program is the i-th of its group's;
-    dA, d dt_bias and dD of the chunk go to `params` (slots, H, 2 + D_WIDTH).
+    dA, d dt_bias and dD of the chunk go to `dparams` (slots, H, 2 + D_WIDTH).
     """
     PB: tl.constexpr = (P + BP - 1) // BP
     WIDTH: tl.constexpr = 2 + D_WIDTH
@@ -133,7 +133,7 @@ def gradient(
         p_x, sx = first_row(x + row * sx_b + i_h * sx_h, start, count, sx_l, REVERSE)
         p_y, sy = first_row(dy + row * sy_b + i_h * sy_h, start, count, sy_l, REVERSE)
         p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
-        p_params = params + (slot * H + i_h) * WIDTH
+        p_params = dparams + (slot * H + i_h) * WIDTH
         if TOUCH:
             _touch_next(
                 states, dstates, p_x + sx_h, p_y + sy_h, p_z + sz_h, sx, sy, sz, boundary * H + i_h + 1, H, first, t,
@@ -288,10 +288,10 @@ def _touch_next(
 
 @triton.jit(do_not_specialize=["rows"])
 def reduce_params(
-    params, dA, dbias, dD, rows, H,
+    dparams, dA, dbias, dD, rows, H,
     D_WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Add up what the chunks left in `params` (rows, H, 2 + D_WIDTH), always in the same order."""
+    """Add up what the chunks left in `dparams` (rows, H, 2 + D_WIDTH), always in the same order."""
     WIDTH: tl.constexpr = 2 + D_WIDTH
     i_h = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -299,7 +299,7 @@ def reduce_params(
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS).to(tl.int64)
         mask = (row < rows)[:, None] & (column < WIDTH)[None, :]
-        total += tl.load(params + (row[:, None] * H + i_h) * WIDTH + column[None, :], mask=mask, other=0.0)
+        total += tl.load(dparams + (row[:, None] * H + i_h) * WIDTH + column[None, :], mask=mask, other=0.0)
     total = tl.sum(total, 0)
     tl.store(dA + i_h + column * 0, total.to(dA.dtype.element_ty), mask=column == 0)
     if HAS_BIAS:
