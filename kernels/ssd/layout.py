@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 # Positions between the states that Triton keeps: shorter costs memory, longer makes backward work states out again.
-TRITON_KEEP = 32 if os.environ.get("TRITON_INTERPRET") == "1" else 128
+TRITON_KEEP = 16 if os.environ.get("TRITON_INTERPRET") == "1" else 64
 PAD = 16  # sides of the CPU's tiles and saved states are padded to a multiple of this: the widest SIMD register
 
 

@@ -28,7 +28,13 @@ from mambaverse.kernels.ssd.layout import (
     triton_boundaries,
     triton_tile,
 )
-from mambaverse.kernels.ssd.triton_backward import gradient, reduce_params, reduce_parts
+from mambaverse.kernels.ssd.triton_backward import (
+    gradient_BC,
+    gradient_x,
+    reduce_params,
+    reduce_parts,
+    steps,
+)
 from mambaverse.kernels.ssd.triton_forward import carry, combine, scan
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -36,20 +42,21 @@ MAX_HEAD_DIM, MAX_STATES = 128, 256
 # The length is split until there are so many programs a multiprocessor, if that takes at least so many segments: each
 # of them costs a pass over x and B more.
 PROGRAMS_PER_SM, LEAST_SEGMENTS = 2, 2
-# A group's heads are split among programs of `gradient` until there are so many a multiprocessor. Each part of a group
-# works out its products of B and C, and its parts of dB and dC are written and read.
+# A group's heads are split among programs of `gradient_BC` until there are so many a multiprocessor. The parts of dB
+# and dC are written and read.
 GRADIENTS_PER_SM = 1
-TOUCH = not INTERPRETED  # whether `gradient` brings what the next head needs into the cache ahead of time
 # (chunk, warps, stages) of each kernel, for up to 128 and up to 256 states: the longest chunks whose tiles registers
-# nearly hold. A chunk divides TRITON_KEEP, or is that if longer. Float32 tiles take twice the room, and the parts of
+# nearly hold. A chunk divides TRITON_KEEP, and is that in backward. Float32 tiles take twice the room, and the parts of
 # them as much again.
 TUNING = {
     ("scan", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
     ("scan", torch.float32): ((32, 8, 1), (32, 8, 1)),
-    ("carry", torch.bfloat16): ((128, 4, 2), (64, 8, 1)),
+    ("carry", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
     ("carry", torch.float32): ((32, 4, 1), (32, 8, 1)),
-    ("gradient", torch.bfloat16): ((64, 8, 1), (32, 8, 1)),
-    ("gradient", torch.float32): ((32, 8, 1), (16, 8, 1)),
+    ("gradient_x", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
+    ("gradient_x", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
+    ("gradient_BC", torch.bfloat16): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
+    ("gradient_BC", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
 }
 
 
@@ -140,11 +147,10 @@ class _Plan:
 
     @property
     def slots(self) -> int:
-        """Number of chunks of `gradient`; with packed sequences the most that there may be."""
-        chunk = _tuning("gradient", self)[0]
+        """Number of chunks of backward; with packed sequences the most that there may be."""
         if self.packed:
-            return (self.length - 1) // chunk + self.sequences if self.length else 0
-        return self.batch * ceil_div(self.length, chunk)
+            return (self.length - 1) // TRITON_KEEP + self.sequences if self.length else 0
+        return self.batch * ceil_div(self.length, TRITON_KEEP)
 
 
 def _plan(x: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> _Plan:
@@ -181,10 +187,10 @@ def _plan(x: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> _Plan:
 def _tuning(kernel: str, p: _Plan) -> tuple[int, int, int]:
     """Return the length of a chunk, the warps of a program and the stages of its loop."""
     if INTERPRETED:
-        return 16, 4, 1
+        return TRITON_KEEP, 4, 1
     dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32
     chunk, warps, stages = TUNING[kernel, dtype][p.tile[1] > 128]
-    return min(chunk, TRITON_KEEP), warps, stages
+    return chunk, warps, stages
 
 
 @lru_cache
@@ -222,12 +228,12 @@ class _Run:
         self.sizes = (p.heads, p.heads // p.groups)
         self.limits = (p.kept, low, high)
         self.flags: dict[str, Any] = {
-            "P": p.head_dim, "N": p.state_dim, "BP": p.tile[0], "BN": p.tile[1], "KEEP": TRITON_KEEP,
+            "P": p.head_dim, "N": p.state_dim, "BP": p.tile[0], "BN": p.tile[1],
             "DT": tl.bfloat16 if p.dtype == torch.bfloat16 else tl.float32,
             "PRECISION": "tf32x3" if p.dtype == torch.float32 else "tf32",
-            "HAS_BIAS": bias is not None, "SOFTPLUS": softplus, "PACKED": p.packed, "REVERSE": reverse,
-            "FAST": not INTERPRETED,
+            "PACKED": p.packed, "REVERSE": reverse, "FAST": not INTERPRETED,
         }  # fmt: skip
+        self.step_flags = {"HAS_BIAS": bias is not None, "SOFTPLUS": softplus}
 
     def _or_x(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """Put x, which a flag tells the kernels not to read, in the place of what is not there."""
@@ -235,7 +241,7 @@ class _Run:
 
     def _tuned(self, kernel: str) -> dict[str, Any]:
         chunk, warps, stages = _tuning(kernel, self.p)
-        return {"Q": chunk, "num_warps": warps, "num_stages": stages, "STAGES": stages}
+        return self.flags | {"Q": chunk, "num_warps": warps, "num_stages": stages}
 
     def _strides_of_D(self) -> tuple[int, int]:  # noqa: N802
         return (0, 0) if self.D is None else (self.D.stride(0), self.D.stride(1) if self.D.ndim == 2 else 0)
@@ -250,7 +256,8 @@ class _Run:
             *(*self.x.stride(), *self.dt.stride(), *self.A.stride(), *self.B.stride(), *self.C.stride()),
             *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),
             D_WIDTH=self.D_width, HAS_Z=self.z is not None, HAS_INITIAL=self.initial is not None,
-            SPLIT=p.segments > 1, SAVE=save, **self.flags, **self._tuned("scan"),
+            SPLIT=p.segments > 1, SAVE=save, KEEP=TRITON_KEEP, STAGES=_tuning("scan", p)[2], **self.step_flags,
+            **self._tuned("scan"),
         )  # fmt: skip
 
     def carry(
@@ -266,7 +273,8 @@ class _Run:
             *(*x.stride(), *self.dt.stride(), *self.A.stride(), *B.stride(), *_strides(z, 4), *_strides(self.bias, 1)),
             *_strides(incoming, 4), HAS_Z=z is not None, HAS_INCOMING=incoming is not None,
             HAS_OUTGOING=outgoing is not None and self.initial is not None, SPLIT=starts is not None,
-            GRADIENT=gradient, SUMMARY=ends is not None, **self.flags, **self._tuned("carry"),
+            GRADIENT=gradient, SUMMARY=ends is not None, KEEP=TRITON_KEEP, STAGES=_tuning("carry", p)[2],
+            **self.step_flags, **self._tuned("carry"),
         )  # fmt: skip
 
     def segment_starts(
@@ -299,15 +307,33 @@ class _Run:
         if p.parts > 1:
             make = torch.zeros if p.packed else torch.empty
             to_B, to_C = (make((p.parts, dB.numel()), dtype=torch.float32, device=dy.device) for _ in range(2))
-        gradient[(slots * p.groups * p.parts,)](
+        chunk_steps = torch.empty((slots, p.heads, 3, TRITON_KEEP), dtype=torch.float32, device=dy.device)
+        bounds = p.length, p.sequences, p.sequences.bit_length(), *self.sizes
+        kept, low, high = self.limits
+        heads_each = min(16, triton_tile(1, p.heads)[1])
+        steps[(slots, ceil_div(p.heads, heads_each))](
+            *(self.dt, self.A, *self._or_x(self.bias, self.cu), chunk_steps, *bounds[:4], low, high),
+            *(*self.dt.stride(), *self.A.stride(), *_strides(self.bias, 1)),
+            Q=TRITON_KEEP, HEADS=heads_each, PACKED=p.packed, REVERSE=self.flags["REVERSE"], **self.step_flags,
+            num_warps=4,
+        )  # fmt: skip
+        of_y, of_x = (*dy.stride(), *_strides(dfinal, 4)), self.x.stride()
+        of_BC = *self.B.stride(), *self.C.stride()
+        flags = {
+            "HAS_Z": self.z is not None, "HAS_INITIAL": self.initial is not None, "HAS_FINAL": dfinal is not None
+        }  # fmt: skip
+        gradient_x[(slots * p.heads,)](
             *(dy, *self._or_x(dfinal), self.x, self.dt, self.A, self.B, self.C),
-            *(*self._or_x(self.D, self.z, self.bias, self.initial, self.cu), states, dstates, dx, ddt, dz, to_B, to_C),
-            *(dparams, p.length, p.sequences, p.sequences.bit_length(), *self.sizes),
-            *(p.heads // p.groups // p.parts, dB.numel(), *self.limits, *dy.stride(), *_strides(dfinal, 4)),
-            *(*self.x.stride(), *self.dt.stride(), *self.A.stride(), *self.B.stride(), *self.C.stride()),
+            *(*self._or_x(self.D, self.z, self.bias, self.initial, self.cu), states, dstates, chunk_steps),
+            *(dx, ddt, dz, dparams, *bounds, *self.limits, *of_y, *of_x, *self.dt.stride(), *self.A.stride(), *of_BC),
             *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),
-            D_WIDTH=width, HAS_Z=self.z is not None, HAS_INITIAL=self.initial is not None,
-            HAS_FINAL=dfinal is not None, TOUCH=TOUCH, **self.flags, **self._tuned("gradient"),
+            D_WIDTH=width, **flags, **self.step_flags, **self._tuned("gradient_x"),
+        )  # fmt: skip
+        gradient_BC[(slots * p.groups * p.parts,)](
+            *(dy, *self._or_x(dfinal), self.x, self.B, self.C, *self._or_x(self.z, self.initial, self.cu), states),
+            *(dstates, chunk_steps, to_B, to_C, *bounds, p.heads // p.groups // p.parts, dB.numel(), kept),
+            *(*of_y, *of_x, *of_BC, *_strides(self.z, 4), *_strides(self.initial, 4)),
+            **flags, STAGES=_tuning("gradient_BC", p)[2], **self._tuned("gradient_BC"),
         )  # fmt: skip
         columns = min(16, triton_tile(1, 2 + width)[1])
         reduce_params[(p.heads, ceil_div(2 + width, columns))](

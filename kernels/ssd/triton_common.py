@@ -163,16 +163,3 @@ def advance(
         weight = tl.exp2((end - whole) + (end_part - part)) * delta
     weighted = (b_x * weight[:, None]).to(DT)
     return tl.dot(tl.trans(weighted), b_B, acc=S * tl.exp2(end + end_part), input_precision=PRECISION), total
-
-
-@triton.jit
-def touch(p, mask, lane):
-    """Ask for the lines of the pointers `p` where `mask`, so that they are in the cache when needed. On a GPU only.
-
-    An asynchronous copy of 4 bytes a thread into shared memory that nobody reads: nothing waits for it.
-    """
-    tl.inline_asm_elementwise(
-        "{ .shared .align 16 .b8 unread[128]; .reg .b32 s; .reg .pred q; setp.ne.b32 q, $2, 0; mov.u32 s, unread; "
-        "mad.lo.u32 s, $3, 4, s; @q cp.async.ca.shared.global [s], [$1], 4; mov.u32 $0, 0; }",
-        "=r,l,r,r", [p.to(tl.int64) & -4, mask.to(tl.int32), lane % 32], dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
