@@ -68,14 +68,20 @@ def nan_filled_empty() -> Iterator[None]:
 
 
 def outputs_and_gradients(
-    function: Callable[..., Any], inputs: Mapping[str, Any], *, seed: int = 0, **flags: Any
+    function: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    cotangents_as: Sequence[torch.dtype] = (),
+    **flags: Any,
 ) -> dict[str, Tensor]:
     """Run `function(**inputs, **flags)` and backpropagate fixed random cotangents through all of its outputs.
 
     Args:
         function: Returns a tensor or a tuple of tensors.
         inputs: Name to tensor (or None); floating tensors get gradients.
-        seed: Seeds the cotangents, which are drawn in float64: equal for every dtype.
+        seed: Seeds the cotangents, which are drawn in float64: equal for every dtype, but for their rounding to it.
+        cotangents_as: Dtypes that they are rounded to first, so that a wide run gets those of a narrow one.
         flags: Passed through.
 
     Returns:
@@ -85,7 +91,9 @@ def outputs_and_gradients(
     out = function(**leaves, **flags)
     outs = [o for o in (out if isinstance(out, Sequence) else (out,)) if o is not None]
     generator = torch.Generator().manual_seed(seed)
-    cotangents = [torch.randn(o.shape, dtype=torch.float64, generator=generator).to(o) for o in outs]
+    cotangents = [torch.randn(o.shape, dtype=torch.float64, generator=generator) for o in outs]
+    cotangents = [c.to(d) for c, d in zip(cotangents, cotangents_as or [torch.float64] * len(outs), strict=True)]
+    cotangents = [c.to(o) for c, o in zip(cotangents, outs, strict=True)]
     torch.autograd.backward(outs, cotangents)
     results = {f"out{i}": o.detach() for i, o in enumerate(outs)}
     for name, leaf in leaves.items():

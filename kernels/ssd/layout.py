@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Positions between the states that Triton keeps: shorter costs memory, longer makes backward work states out again.
+# Positions between the states that Triton keeps: chunks of backward, which works no state out again.
 TRITON_KEEP = 16 if os.environ.get("TRITON_INTERPRET") == "1" else 64
+TRITON_COLUMNS = 16 if os.environ.get("TRITON_INTERPRET") == "1" else 64
 PAD = 16  # sides of the CPU's tiles and saved states are padded to a multiple of this: the widest SIMD register
 
 
@@ -83,8 +84,11 @@ def triton_boundaries(length: Any) -> Any:
 
 
 def triton_tile(head_dim: int, state_dim: int) -> tuple[int, int]:
-    """Return the tile of a state that a Triton program holds: up to 64 columns of x, and all of N."""
-    return min(64, max(16, _power_of_2(head_dim))), max(16, _power_of_2(state_dim))
+    """Return the tile of a state that a Triton program holds: 64 columns of x, and all of N.
+
+    Backward's bfloat16 products of tiles with fewer columns came out wrong (Triton 3.6, sm_90).
+    """
+    return TRITON_COLUMNS, max(16, _power_of_2(state_dim))
 
 
 def _on_triton(x: Tensor, backend: str) -> bool:

