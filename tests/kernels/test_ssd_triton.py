@@ -24,8 +24,8 @@ interpreted = pytest.mark.skipif(not inside, reason="runs in the process that th
 
 CASES = {
     "split": Case(1, 75, 2, 5, 1, 7, "three segments of a head, the last short; two groups' heads are one's"),
-    "whole": Case(3, 50, 4, 16, 2, 16, "so many programs that nothing is split; two heads a group; full tiles"),
-    "boundary": Case(1, 64, 5, 3, 5, 4, "the length is a multiple of what is kept; multi-input: a group for each head"),
+    "whole": Case(3, 20, 4, 16, 2, 16, "so many programs that nothing is split; two heads a group; full tiles"),
+    "boundary": Case(1, 32, 5, 3, 5, 4, "the length is a multiple of what is kept; multi-input: a group for each head"),
     "shared": Case(1, 17, 6, 4, 1, 33, "multi-value: one B and C for all heads, which are split among programs"),
     "wide": Case(1, 40, 1, 80, 1, 20, "two tiles of a head, the second not full"),
     "one_step": Case(2, 1, 3, 5, 3, 7, "as in decoding"),
