@@ -54,6 +54,12 @@ def num_sequences(op: str, cu_seqlens: Tensor | None, batch: int) -> int:
     return cu_seqlens.shape[0] - 1
 
 
+def check_offsets(op: str, cu_seqlens: Tensor | None, name: str, x: Tensor) -> None:
+    """Raise ValueError unless `cu_seqlens` is where x, the argument `name`, is."""
+    if cu_seqlens is not None and cu_seqlens.device != x.device:
+        raise ValueError(f"{op}: cu_seqlens is on {cu_seqlens.device}; expected {x.device}, where {name} is")
+
+
 def sequence_bounds(op: str, cu_seqlens: Tensor, length: int) -> list[int]:
     """Return the values of `cu_seqlens` (on a GPU this waits for it), checked.
 

@@ -35,7 +35,7 @@ class Spec(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def memo_of(*key: Hashable) -> Memo:
-    """Return the memo of all launches with this key: device, `Spec`s, flags and numbers of an operator's call."""
+    """Return the memo of all launches with this key: device, `Spec`s, flags and integers of an operator's call."""
     return {}
 
 
@@ -51,7 +51,7 @@ def launch(
 
     Args:
         memo: What earlier launches found. Its owner makes sure that it is used with one device, one `Spec` an argument
-            and one set of numbers only.
+            and one set of integers only; floats may differ, on which Triton does not specialize.
         name: Of this launch in `memo`.
         function: A `triton.jit` function whose constants follow all other parameters.
         grid: Three numbers, or fewer.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
 from mambaverse.kernels.causal_conv1d.op import causal_conv1d_forward, causal_conv1d_step, step
-from mambaverse.kernels.checks import check_dims, check_tensor, num_sequences
+from mambaverse.kernels.checks import check_dims, check_offsets, check_tensor, num_sequences
 
 _OP = "causal_conv1d"
 _ACTIVATIONS = (None, "silu", "swish")
@@ -72,6 +72,7 @@ def causal_conv1d(
     check_dims(_OP, "x", x, "(B, L, D)")
     _check_filter(_OP, x, weight, bias, activation)
     num_states = num_sequences(_OP, cu_seqlens, x.shape[0])
+    check_offsets(_OP, cu_seqlens, "x", x)
     if initial_state is not None:
         _check_state(_OP, "initial_state", initial_state, num_states, weight, x)
     y, final_state = causal_conv1d_forward(

@@ -37,6 +37,7 @@ def forward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return y and the final state, as `reference.forward`."""
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     num_states = _check(x, weight, cu_seqlens)
     (batch, length, dim), width = x.shape, weight.shape[1]
     x = _side_by_side(x)
@@ -58,8 +59,8 @@ def forward(
         if cu_seqlens is None or length:
             specs = (Spec.of(t) for t in (x, weight, bias, initial_state))
             launch(
-                memo_of("conv", x.device, *specs, spans is None, silu, reverse), "forward", kernels.forward,
-                (-(-groups // tile[0]) * blocks,),
+                memo_of("conv", x.device, *specs, cu_seqlens is None, spans is None, silu, reverse), "forward",
+                kernels.forward, (-(-groups // tile[0]) * blocks,),
                 (x, weight, bias, initial_state, spans, y, final, groups, chunks, rows, length, dim,
                  *x.stride()[:2], *weight.stride(), 0 if bias is None else bias.stride(0), *steps),
                 lambda: {
@@ -83,6 +84,7 @@ def backward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return dx, dweight, dbias and dinitial_state, as `reference.backward`."""
+    cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
     num_states = _check(x, weight, cu_seqlens)
     (batch, length, dim), width = x.shape, weight.shape[1]
     x = _side_by_side(x)
@@ -115,7 +117,7 @@ def backward(
                 dy.stride(1), x.stride(1), *strides, **flags, BD=128, num_warps=4,
             )  # fmt: skip
         specs = (Spec.of(t) for t in (dy, dfinal, x, weight, bias, initial_state))
-        memo = memo_of("conv", x.device, *specs, spans is None, silu, reverse)
+        memo = memo_of("conv", x.device, *specs, cu_seqlens is None, spans is None, silu, reverse)
         launch(
             memo, "backward", kernels.backward, (programs * blocks,),
             (dy, dfinal, x, weight, bias, initial_state, spans, dx, dstate, partial, groups, chunks, rows, length, dim,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_tensor, num_sequences
+from mambaverse.kernels.checks import check_offsets, check_tensor, num_sequences
 from mambaverse.kernels.selective_scan.checks import check_inputs, check_real
 from mambaverse.kernels.selective_scan.op_both import both_forward
 
@@ -100,10 +100,13 @@ def bidirectional_selective_scan(
 
     Raises:
         ValueError: An argument is wrong (the message names it), or B or C can be read in two ways.
+        BackendError: The backend in force cannot run here.
     """
     if merge not in MERGES:
         raise ValueError(f"{_OP}: merge is {merge!r}; expected one of {', '.join(MERGES)}")
     one_u = u[0] if isinstance(u, (tuple, list)) else u
+    if one_u.ndim < 3:
+        raise ValueError(f"{_OP}: u has shape {tuple(one_u.shape)}; expected (B, L, D)")
     u_shape = tuple(one_u.shape[-3:])
     pairs = (
         _split("u", u, 3),
@@ -133,6 +136,7 @@ def _check(
     """Raise ValueError unless these are what `selective_scan` takes."""
     check_inputs(_OP, u, delta, A, B, C, D, z, delta_bias, "B, L")
     sequences = num_sequences(_OP, cu_seqlens, u.shape[0])
+    check_offsets(_OP, cu_seqlens, "u", u)
     if initial_state is not None:
         check_tensor(_OP, "initial_state", initial_state, (sequences, *A.shape), "(S, D, N)", u)
         check_real(_OP, "initial_state", initial_state, A)

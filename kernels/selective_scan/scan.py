@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_tensor, num_sequences
+from mambaverse.kernels.checks import check_offsets, check_tensor, num_sequences
 from mambaverse.kernels.selective_scan.checks import check_inputs, check_real
 from mambaverse.kernels.selective_scan.op import selective_scan_forward
 
@@ -99,6 +99,7 @@ def selective_scan(
     """
     check_inputs("selective_scan", u, delta, A, B, C, D, z, delta_bias, "B, L")
     sequences = num_sequences("selective_scan", cu_seqlens, u.shape[0])
+    check_offsets("selective_scan", cu_seqlens, "u", u)
     if initial_state is not None:
         shape = sequences, *A.shape
         check_tensor("selective_scan", "initial_state", initial_state, shape, "(S, D, N)", u)

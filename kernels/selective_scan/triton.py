@@ -187,6 +187,7 @@ class _Call:
     ) -> _Call:  # fmt: skip
         """Find the plan of a call; `others` are what backward's launches depend on beside."""
         inputs = tuple(_dense_params(i) for i in inputs)
+        cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
         u = inputs[0][0]
         specs = [Spec.of(t) for one in inputs for t in one]
         packed = None if cu_seqlens is None else cu_seqlens.numel() - 1
@@ -327,7 +328,7 @@ def _gradient(
         steps, each = 32, min(4, power_of_2(p.state_dim))
         launch(
             p.memo, "reduce_BC", reduce_BC,
-            (p.directions * p.batch * p.groups, -(-p.length // steps), -(-p.state_dim // each)),
-            (dBC, dB, dC, slice_size, p.length, p.state_dim, p.groups, p.slices),
+            (p.directions * p.batch * p.groups * -(-p.length // steps), -(-p.state_dim // each)),
+            (dBC, dB, dC, slice_size, p.length, p.state_dim, p.groups, p.batch * p.groups, p.slices),
             lambda: {"NB": each, "LB": steps, "TOGETHER": min(16, power_of_2(p.slices)), "num_warps": 2},
         )  # fmt: skip

@@ -539,24 +539,25 @@ def _walk(
 
 @triton.jit
 def reduce_BC(  # noqa: N802
-    dBC, dB, dC, slice_size, L, N, G, num_slices, NB: tl.constexpr, LB: tl.constexpr, TOGETHER: tl.constexpr,
+    dBC, dB, dC, slice_size, L, N, G, of_one, num_slices, NB: tl.constexpr, LB: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """Add up the slices of dBC (directions, slices, B, G, N, L, 2) into dB and dC (directions, B, L, G, N).
 
-    Grid: (directions B G, blocks of L, blocks of N). TOGETHER slices are on their way at once.
+    Grid: (directions B G, times blocks of L; blocks of N). `of_one` is B G. TOGETHER slices are on their way at once.
     """
-    i_bg = tl.program_id(0).to(tl.int64)
-    of_one = slice_size // (2 * N * L)  # B G
-    o_l = tl.program_id(1).to(tl.int64) * LB + tl.arange(0, LB)
-    o_pair = tl.program_id(1).to(tl.int64) * LB * 2 + tl.arange(0, 2 * LB)
-    n = tl.program_id(2) * NB + tl.arange(0, NB)
+    blocks = tl.cdiv(L, LB)
+    i_bg, i_l = tl.program_id(0).to(tl.int64) // blocks, tl.program_id(0).to(tl.int64) % blocks
+    o_l = i_l * LB + tl.arange(0, LB)
+    o_pair = i_l * LB * 2 + tl.arange(0, 2 * LB)
+    n = tl.program_id(1) * NB + tl.arange(0, NB)
     mask = (n < N)[:, None] & (o_pair < 2 * L)[None, :]
     p = dBC + i_bg // of_one * num_slices * slice_size + (i_bg % of_one * N + n)[:, None] * L * 2 + o_pair[None, :]
     total = tl.zeros([NB, 2 * LB], tl.float32)
     for s in range(0, num_slices, TOGETHER):
         parts = ()
         for k in tl.static_range(TOGETHER):
-            parts = parts + (tl.load(p + (s + k) * slice_size, mask=mask & (s + k < num_slices), other=0.0),)
+            i_slice = tl.full([], k, tl.int64) + s
+            parts = parts + (tl.load(p + i_slice * slice_size, mask=mask & (s + k < num_slices), other=0.0),)
         for k in tl.static_range(TOGETHER):
             total += parts[k]
     b, c = tl.split(tl.reshape(total, [NB, LB, 2]))

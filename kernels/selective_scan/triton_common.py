@@ -267,6 +267,7 @@ def store_rows(
 def touch(address, lane):
     """Ask for the lines at the addresses (int64), so that they are in the cache when they are needed. On a GPU only.
 
+    Only for kernels that use no shared memory of Triton's, whose place it would move.
     An asynchronous copy of 4 bytes a thread into shared memory that nobody reads. Nothing waits for it, whereas a load
     into a register shares one of six scoreboards with other loads, whose users then wait for both; prefetch.global does
     nothing that could be measured.
@@ -276,6 +277,25 @@ def touch(address, lane):
         "cp.async.ca.shared.global [s], [$1], 4; mov.u32 $0, 0; }",
         "=r,l,r", [address & -4, lane], dtype=tl.int32, is_pure=False, pack=1,
     )  # fmt: skip
+
+
+@triton.jit
+def touch_tile(
+    p_u, p_delta, p_z, p_BC, lane, ahead, left,
+    u_step: tl.constexpr, delta_step: tl.constexpr, z_step: tl.constexpr, BC_STEP: tl.constexpr,
+    WITH_Z: tl.constexpr, OWN_BC: tl.constexpr, T: tl.constexpr, WARP: tl.constexpr,
+):  # fmt: skip
+    """`touch` what a warp will read `ahead` steps on: a row a thread, of u and delta by half of the warp each.
+
+    There are `left` rows.
+    """
+    row = tl.minimum(ahead + lane % T, left - 1).to(tl.int64)
+    at_u, at_delta = (p_u + row * u_step).to(tl.int64), (p_delta + row * delta_step).to(tl.int64)
+    touch(tl.where(lane < WARP // 2, at_u, at_delta), lane)
+    if WITH_Z:
+        touch((p_z + row * z_step).to(tl.int64), lane)
+    if not OWN_BC:
+        touch((p_BC + row * BC_STEP).to(tl.int64), lane)  # with two threads a channel, each has half of a row
 
 
 @triton.jit

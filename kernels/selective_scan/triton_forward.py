@@ -28,7 +28,7 @@ from mambaverse.kernels.selective_scan.triton_common import (
     step_size,
     store,
     store_rows,
-    touch,
+    touch_tile,
     unpack,
     widen,
 )
@@ -50,25 +50,6 @@ def load_tile(
     if HAS_Z and MODE != SUMMARY:
         b_z = load_rows(p_z, z_step, which, left, T, SHARE, FULL, FAST)
     return b_u, b_delta, b_z
-
-
-@triton.jit
-def _touch_tile(
-    p_u, p_delta, p_z, p_BC, lane, ahead, left,
-    u_step: tl.constexpr, delta_step: tl.constexpr, z_step: tl.constexpr, BC_STEP: tl.constexpr,
-    WITH_Z: tl.constexpr, OWN_BC: tl.constexpr, T: tl.constexpr, WARP: tl.constexpr,
-):  # fmt: skip
-    """`touch` what a warp will read `ahead` steps on: a row a thread, of u and delta by half of the warp each.
-
-    There are `left` rows.
-    """
-    row = tl.minimum(ahead + lane % T, left - 1).to(tl.int64)
-    at_u, at_delta = (p_u + row * u_step).to(tl.int64), (p_delta + row * delta_step).to(tl.int64)
-    touch(tl.where(lane < WARP // 2, at_u, at_delta), lane)
-    if WITH_Z:
-        touch((p_z + row * z_step).to(tl.int64), lane)
-    if not OWN_BC:
-        touch((p_BC + row * BC_STEP).to(tl.int64), lane)  # with two threads a channel, each has half of a row
 
 
 @triton.jit
@@ -303,7 +284,7 @@ def _walk(
     p_A2 = A2 + i_2 * N * dim + o_d + o_n * dim
     if FAST and count > 0:  # the first two tiles, before anything is waited for
         for i in tl.static_range(2):
-            _touch_tile(
+            touch_tile(
                 p_u, p_delta, p_z, p_BC, lane, i * T, count, u_step, delta_step, z_step,
                 sign * BC_STEP, HAS_Z and MODE != SUMMARY, OWN_BC, T, WARP,
             )  # fmt: skip
@@ -350,7 +331,7 @@ def _walk(
                 q_u, q_delta, q_z, which, T, u_step, delta_step, z_step, MODE, HAS_Z, T, SHARE, True, FAST
             )
             if FAST:
-                _touch_tile(
+                touch_tile(
                     p_u, p_delta, p_z, p_BC, lane, 2 * T, count - t, u_step, delta_step, z_step,
                     sign * BC_STEP, HAS_Z and MODE != SUMMARY, OWN_BC, T, WARP,
                 )  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import num_sequences
+from mambaverse.kernels.checks import check_offsets, num_sequences
 from mambaverse.kernels.ssd.checks import check_inputs, check_real
 from mambaverse.kernels.ssd.op import ssd_forward
 from mambaverse.kernels.ssd.update import ssd_update
@@ -93,8 +93,7 @@ def ssd(
     """
     B, C, low, high = check_inputs("ssd", x, dt, A, B, C, D, z, dt_bias, dt_limit, "B, L")
     num_states = num_sequences("ssd", cu_seqlens, x.shape[0])
-    if cu_seqlens is not None and cu_seqlens.device != x.device:
-        raise ValueError(f"ssd: cu_seqlens is on {cu_seqlens.device}; expected {x.device}, where x is")
+    check_offsets("ssd", cu_seqlens, "x", x)
     if initial_state is not None:
         shape = (num_states, *x.shape[2:], B.shape[3])
         check_real("ssd", "initial_state", initial_state, shape, "(S, H, P, N)", x)

@@ -64,17 +64,17 @@ def boundary_states(
     batch, length, heads, head_dim = x.shape
     if _on_triton(x, backend):
         count = length // TRITON_KEEP if cu_seqlens is not None else batch * triton_boundaries(length)
-        block_p, block_n = triton_tile(head_dim, B.shape[3])
+        block_p, block_n = triton_tile(B.shape[3])
         return count, heads, ceil_div(head_dim, block_p) * block_p, block_n
     size = chunk_size or cpu_chunk_size(B.shape[3])
     count = length // size if cu_seqlens is not None else batch * (torch.sym_max(length - 1, 0) // size)
     return count, heads, ceil_div(B.shape[3], PAD) * PAD, ceil_div(head_dim, PAD) * PAD
 
 
-def boundary_dtype(x: Tensor, B: Tensor, C: Tensor, backend: str) -> torch.dtype:
+def boundary_dtype(x: Tensor, backend: str) -> torch.dtype:
     """Return the dtype of what `boundary_states` describes: bfloat16 where Triton multiplies in it."""
     if _on_triton(x, backend) and x.dtype != torch.float64:
-        return torch.bfloat16 if torch.bfloat16 in (x.dtype, B.dtype, C.dtype) else torch.float32
+        return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
     return state_dtype(x)
 
 
@@ -83,7 +83,7 @@ def triton_boundaries(length: Any) -> Any:
     return torch.sym_max(length - 1, 0) // TRITON_KEEP
 
 
-def triton_tile(head_dim: int, state_dim: int) -> tuple[int, int]:
+def triton_tile(state_dim: int) -> tuple[int, int]:
     """Return the tile of a state that a Triton program holds: 64 columns of x, and all of N.
 
     Backward's bfloat16 products of tiles with fewer columns came out wrong (Triton 3.6, sm_90).

@@ -29,11 +29,11 @@ def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, _, _, B, C, *_, cu_seqlens, _, _, _, _, chunk_size, backend, save = inputs
+    x, _, _, B, *_, cu_seqlens, _, _, _, _, chunk_size, backend, save = inputs
     rows, *shape = boundary_states(x, B, cu_seqlens, chunk_size, backend)
     sequences = num_sequences("ssd", cu_seqlens, x.shape[0])
     final_state = x.new_empty((sequences, *x.shape[2:], B.shape[3]), dtype=state_dtype(x))
-    states = x.new_empty((rows if save else 0, *shape), dtype=boundary_dtype(x, B, C, backend))
+    states = x.new_empty((rows if save else 0, *shape), dtype=boundary_dtype(x, backend))
     return x.new_empty(x.shape), final_state, states
 
 

@@ -2,9 +2,9 @@
 
 Same equations, arguments and results as `reference`. Why it is done so: docs/gpu_ssd.md.
 
-Products run in bfloat16 if x, B or C is bfloat16. Else they run on float32 tiles: in tf32 if one of them is float16,
-in three tf32 products for each if all are float32, and in `gradient_x`, whose sums of many signs make dA. Sums, decays
-and states are float32.
+Products run in bfloat16 if x is bfloat16. Else they run on float32 tiles: in tf32 if x, B or C has 16 bits, in three
+tf32 products for each if all are float32, and in `gradient_x`, whose sums of many signs make dA. Sums, decays and
+states are float32.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def forward(
     y = _outputs(x, x.dtype, cu_seqlens)
     final = torch.empty((p.sequences, p.heads, p.head_dim, p.state_dim), dtype=torch.float32, device=x.device)
     rows, *shape = boundary_states(x, B, cu_seqlens, 0, "triton")
-    states = torch.empty((rows if save else 0, *shape), dtype=boundary_dtype(x, B, C, "triton"), device=x.device)
+    states = torch.empty((rows if save else 0, *shape), dtype=boundary_dtype(x, "triton"), device=x.device)
     if p.programs:
         with _device(x):
             run = _Run(
@@ -106,31 +106,15 @@ def backward(
     if p.programs:
         with _device(x):
             run = _Run(
-                p,
-                x,
-                dt,
-                A,
-                B,
-                C,
-                D,
-                z,
-                dt_bias,
-                initial_state,
-                cu_seqlens,
-                dt_softplus,
-                dt_min,
-                dt_max,
-                reverse,
-                dy,
-                dfinal,
-                chunk_states,
-            )
+                p, x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, dt_min, dt_max, reverse, dy,
+                dfinal, chunk_states,
+            )  # fmt: skip
             starts = None if p.segments == 1 else run.segment_starts(dy, C, z, dfinal, gradient=True)
             before = torch.empty_like(chunk_states)
             run.carry(dy, C, z, dfinal, starts=starts, outgoing=dinitial, states=before, gradient=True)
             run.gradient(dy, dfinal, chunk_states, before, dx, ddt, dz, dB, dC, dA, dbias, dD)
     if not p.slots or not p.programs:  # no positions, or no sequences
-        for t in (dB, dC, dA, dD, dbias):
+        for t in (ddt, dB, dC, dA, dD, dbias):
             t.zero_()
     return dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial
 
@@ -147,14 +131,14 @@ class _Plan:
     state_dim: int
     sequences: int
     packed: bool
-    dtype: torch.dtype  # of products: bfloat16, float16 (tf32) or float32
+    dtype: torch.dtype  # of products: bfloat16, float16 (which stands for tf32) or float32
     segments: int = 1
     segment: int = 1  # positions, a multiple of TRITON_KEEP
     parts: int = 1  # of a group's heads
 
     @property
     def tile(self) -> tuple[int, int]:
-        return triton_tile(self.head_dim, self.state_dim)
+        return triton_tile(self.state_dim)
 
     @property
     def programs(self) -> int:
@@ -182,8 +166,9 @@ def _plan(x: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> _Plan:
             raise BackendError(
                 f"ssd: backend 'triton' takes up to {most} {name}, not {size}; use_backend(\"reference\") runs anywhere"
             )
-    dtypes = x.dtype, B.dtype, C.dtype
-    dtype = next((d for d in (torch.bfloat16, torch.float16) if d in dtypes), torch.float32)
+    dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float16
+    if {x.dtype, B.dtype, C.dtype} == {torch.float32}:
+        dtype = torch.float32
     sequences = num_sequences("ssd", cu_seqlens, batch)
     p = _Plan(batch, length, heads, groups, head_dim, state_dim, sequences, cu_seqlens is not None, dtype)
     p = replace(p, segment=max(length, 1))
@@ -243,6 +228,7 @@ class _Run:
         reverse: bool, *others: Tensor | None,
     ) -> None:  # fmt: skip
         self.p = p
+        cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
         specs = (Spec.of(t) for t in (x, dt, A, B, C, D, z, bias, initial, cu_seqlens, *others))
         self.memo: Memo = memo_of("ssd", x.device, *specs, softplus, reverse)
         self.x, self.dt, self.A, self.B, self.C, self.D, self.z = x, dt, A, B, C, D, z

@@ -8,7 +8,7 @@ In a chunk of Q positions, with c[t] the sum of log2 decays through t and E its 
 `scan` walks a sequence, or a segment of it, with one head's state in registers. Where heads and sequences are too few
 to fill the GPU, the length is split: `carry` finds each segment's end from a start of zero, `combine` the starts.
 `carry` also takes gradients of states backward, dS <- 2^E dS + Σ_t 2^c[t] dy[t] C[t]ᵀ, and leaves those that backward
-needs. A program has up to 64 columns of x: the columns of a head do not meet in a state.
+needs. A program has 64 columns of x, some of them padding: those of a head do not meet in a state.
 
 PRECISION is that of a product of float32 tiles: "tf32" where an input is float16, whose mantissa is as long and whose
 range is too small for states; "tf32x3", three products of tf32 parts, where all are float32.
@@ -142,6 +142,7 @@ def carry(
     SUMMARY: from zero; write what comes out to `ends` and the factor 2^ΣE to `sums`. Else: from `starts` or `incoming`;
     write to `states` what enters every KEEP positions and to `outgoing` what leaves the sequence.
     """
+    tl.static_assert(GRADIENT or SUMMARY)  # boundaries and ends are those of gradients
     PB: tl.constexpr = (P + BP - 1) // BP
     pid = tl.program_id(0)
     i_s, i_h = (pid // (PB * H)).to(tl.int64), (pid // PB % H).to(tl.int64)

@@ -108,6 +108,19 @@ def test_both_directions_of_packed_sequences():
 
 
 @interpreted
+def test_offsets_of_any_stride():
+    inputs = make_inputs(PACKED)
+    inputs.pop("initial_state")
+    offsets = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
+    with use_backend("triton"):
+        results = [
+            selective_scan(**inputs, delta_softplus=True, cu_seqlens=cu)
+            for cu in (offsets, torch.stack((offsets, offsets + 1), 1)[:, 0])
+        ]
+    assert torch.equal(*results)
+
+
+@interpreted
 def test_directions_whose_strides_differ():
     one, two = make_inputs(ONE_STEP) | make_inputs(WHOLE), make_inputs(WHOLE, seed=1)["u"]
     turned = two.transpose(1, 2).contiguous().transpose(1, 2)

@@ -23,7 +23,7 @@ CASES = {
     "vision": Case(3, 197, 4, 64, 1, 64, "two chunks that are kept, the last not full; one group"),
     "language": Case(2, 300, 4, 64, 2, 128, "the usual sizes of Mamba-2; two heads a group"),
     "long": Case(1, 1333, 2, 64, 1, 32, "so few programs that the length is split"),
-    "many": Case(40, 70, 8, 16, 1, 16, "so many programs that nothing is split; the smallest tiles"),
+    "many": Case(40, 70, 8, 16, 1, 16, "so many programs that nothing is split; heads narrower than a tile"),
     "own": Case(2, 130, 5, 33, 5, 20, "a group for each head; tiles that are not full"),
     "shared": Case(1, 65, 12, 32, 1, 48, "so few chunks that the heads of a group are split among programs"),
     "wide": Case(1, 150, 2, 128, 1, 128, "two tiles a head"),
