@@ -87,11 +87,11 @@ def why_not(op: str, backend: str, device: str, suffix: str = "") -> str | None:
     """Return why `backend` cannot run `op` on `device` ("cpu", "cuda", ...), or None if it can."""
     if backend == "reference":
         return None
+    if backend == "cpu" and device != "cpu":
+        return "it takes CPU tensors only"
     if importlib.util.find_spec(f"mambaverse.kernels.{op}.{backend}{suffix}") is None:
         return f'{op} has no {backend}{suffix}.py; use_backend("reference") runs anywhere'
     if backend == "cpu":
-        if device != "cpu":
-            return "it takes CPU tensors only"
         if importlib.util.find_spec("numba") is None:
             return 'numba is not installed: `pip install numba`, or use_backend("reference")'
         return None
