@@ -340,15 +340,9 @@ def gradient(
         sy_b, sy_d, su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
         sh_s, sh_d, sh_n, batch, L, group_dim, segment,
     )  # fmt: skip
-    if not BOTH:
+    if not BOTH or tl.program_id(2) == 0:
         _walk(
             (dy, dfinal, u, delta, z, B, C, D, bias, h0), others, strides, N, sy_l, su_l, sd_l, sz_l, dim, REVERSE,
-            SOFTPLUS, SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, HAS_FINAL, PACKED, SPLIT, OWN_BC, BC_STEP, PAIR, EVEN,
-            CHUNK, ROUND, TAIL, BD, WARP, UNROLL, NU, SHARE, EXACT, FAST,
-        )  # fmt: skip
-    elif tl.program_id(2) == 0:
-        _walk(
-            (dy, dfinal, u, delta, z, B, C, D, bias, h0), others, strides, N, sy_l, su_l, sd_l, sz_l, dim, False,
             SOFTPLUS, SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, HAS_FINAL, PACKED, SPLIT, OWN_BC, BC_STEP, PAIR, EVEN,
             CHUNK, ROUND, TAIL, BD, WARP, UNROLL, NU, SHARE, EXACT, FAST,
         )  # fmt: skip

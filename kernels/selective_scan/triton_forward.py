@@ -205,15 +205,9 @@ def scan(
         su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
         batch, L, group_dim, segment,
     )  # fmt: skip
-    if not BOTH:
+    if not BOTH or tl.program_id(2) == 0:  # each order has code of its own: strides as arguments cost 5 to 7 %
         _walk(
             (u, delta, z, B, C, D, bias, h0), outputs, strides, N, su_l, sd_l, sz_l, dim, MODE, REVERSE, SOFTPLUS,
-            SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, PACKED, SPLIT, SAVE, OWN_BC, BC_STEP, PAIR, EVEN, CHUNK, T, TAIL,
-            BD, WARP, UNROLL, SHARE, FAST,
-        )  # fmt: skip
-    elif tl.program_id(2) == 0:  # each order has code of its own: strides that are not constants cost 5 to 7 %
-        _walk(
-            (u, delta, z, B, C, D, bias, h0), outputs, strides, N, su_l, sd_l, sz_l, dim, MODE, False, SOFTPLUS,
             SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, PACKED, SPLIT, SAVE, OWN_BC, BC_STEP, PAIR, EVEN, CHUNK, T, TAIL,
             BD, WARP, UNROLL, SHARE, FAST,
         )  # fmt: skip
