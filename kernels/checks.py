@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -58,6 +59,15 @@ def check_offsets(op: str, cu_seqlens: Tensor | None, name: str, x: Tensor) -> N
     """Raise ValueError unless `cu_seqlens` is where x, the argument `name`, is."""
     if cu_seqlens is not None and cu_seqlens.device != x.device:
         raise ValueError(f"{op}: cu_seqlens is on {cu_seqlens.device}; expected {x.device}, where {name} is")
+
+
+def check_bounds(op: str, cu_seqlens: Tensor | None, length: int) -> None:
+    """Raise ValueError for values of `cu_seqlens` that `sequence_bounds` refuses, where they may be read.
+
+    Reading them on a GPU waits for it, and no graph can be captured: only with MAMBAVERSE_CHECK=1.
+    """
+    if cu_seqlens is not None and (not cu_seqlens.is_cuda or os.environ.get("MAMBAVERSE_CHECK") == "1"):
+        sequence_bounds(op, cu_seqlens, length)
 
 
 def sequence_bounds(op: str, cu_seqlens: Tensor, length: int) -> list[int]:

@@ -8,6 +8,7 @@ Triton finds the compiled kernel of a call by the type, the alignment and some v
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -37,6 +38,18 @@ class Spec(NamedTuple):
 def memo_of(*key: Hashable) -> Memo:
     """Return the memo of all launches with this key: device, `Spec`s, flags and integers of an operator's call."""
     return {}
+
+
+@lru_cache
+def num_multiprocessors(device: torch.device) -> int:
+    """Return the number of multiprocessors of a GPU."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Make the GPU that holds `tensor` the current one, to which launches go; cheap where it is."""
+    here = not tensor.is_cuda or tensor.device.index == torch.cuda.current_device()
+    return nullcontext() if here else torch.cuda.device(tensor.device)
 
 
 def launch(

@@ -7,8 +7,6 @@ chunk has follows from the shape by `chunking`; docs/gpu_conv_norm.md has the me
 
 from __future__ import annotations
 
-import os
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -18,8 +16,8 @@ from torch import Tensor
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.causal_conv1d import triton_kernels as kernels
 from mambaverse.kernels.causal_conv1d import triton_packed as packed
-from mambaverse.kernels.checks import num_sequences, sequence_bounds
-from mambaverse.kernels.launch import Spec, launch, memo_of
+from mambaverse.kernels.checks import check_bounds, num_sequences
+from mambaverse.kernels.launch import Spec, launch, memo_of, on_device
 
 MAX_WIDTH = 32  # the window is in registers and its loops are unrolled
 _WARPS = 4
@@ -49,7 +47,7 @@ def forward(
     blocks = -(-dim // tile[1])
     groups = batch * chunks
     steps = (0, 0, 0) if initial_state is None else initial_state.stride()
-    with _on(x):
+    with on_device(x):
         spans = _spans(x, cu_seqlens, num_states, reverse)
         if cu_seqlens is not None and num_states and width > 1:
             packed.final_states[(num_states * -(-dim // 128),)](
@@ -109,7 +107,7 @@ def backward(
     flags: dict[str, Any] = {
         "W": width, "SILU": silu, "REVERSE": reverse, "HAS_BIAS": bias is not None, "HAS_DFINAL": dfinal is not None
     }  # fmt: skip
-    with _on(x):
+    with on_device(x):
         spans = _spans(x, cu_seqlens, num_states, reverse)
         if cu_seqlens is not None and initial_state is not None and num_states and width > 1:
             packed.state_gradient[(num_states * -(-dim // 128),)](
@@ -176,8 +174,7 @@ def _check(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None) -> int:
     if cu_seqlens is not None:
         if num_states == 0 and x.shape[1]:
             raise ValueError(f"causal_conv1d: cu_seqlens holds no sequence; expected to end at the length {x.shape[1]}")
-        if not cu_seqlens.is_cuda or os.environ.get("MAMBAVERSE_CHECK") == "1":
-            sequence_bounds("causal_conv1d", cu_seqlens, x.shape[1])
+        check_bounds("causal_conv1d", cu_seqlens, x.shape[1])
     return num_states
 
 
@@ -194,9 +191,3 @@ def _spans(x: Tensor, cu_seqlens: Tensor | None, num_states: int, reverse: bool)
         cu_seqlens, spans, length, num_states, num_states.bit_length(), REVERSE=reverse, BLOCK=256, num_warps=4
     )
     return spans
-
-
-def _on(x: Tensor) -> AbstractContextManager[Any]:
-    """Launch on the GPU that holds x."""
-    here = not x.is_cuda or x.device.index == torch.cuda.current_device()
-    return nullcontext() if here else torch.cuda.device(x.device)

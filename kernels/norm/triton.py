@@ -7,14 +7,13 @@ width by `tiling`; docs/gpu_conv_norm.md has the measurements behind it.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.launch import Spec, launch, memo_of
+from mambaverse.kernels.launch import Spec, launch, memo_of, on_device
 from mambaverse.kernels.norm import triton_kernels as kernels
 from mambaverse.kernels.norm import triton_wide as wide
 from mambaverse.kernels.norm.triton_kernels import GATE_FIRST, NO_GATE, NORM_FIRST
@@ -114,7 +113,7 @@ def _forward(
         "CENTER": center, "GATE": gate, "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": gate == NO_GATE and other is not None,
     }  # fmt: skip
-    with _on(x):
+    with on_device(x):
         if size > MAX_IN_REGISTERS:
             wide.forward[(num_rows * groups,)](
                 x, weight, bias, other, y, t, size, groups, *strides, eps, **flags, V=_WIDE_BLOCK, num_warps=8
@@ -164,7 +163,7 @@ def _backward(
     flags: dict[str, Any] = {"CENTER": center, "GATE": gate, "HAS_DT": dt is not None, "NARROW": narrow.numel() > 0}
     specs = (Spec.of(t) for t in (dy, dt, t, z, weight, dbias, narrow, dz))
     memo = memo_of("norm", t.device, *specs, size, gate, center)
-    with _on(t):
+    with on_device(t):
         if in_registers:
             launch(
                 memo, "backward", kernels.backward, (programs * groups,),
@@ -199,9 +198,3 @@ def _rows(x: Tensor) -> Tensor:
 
 def _power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
-
-
-def _on(x: Tensor) -> AbstractContextManager[Any]:
-    """Launch on the GPU that holds x."""
-    here = not x.is_cuda or x.device.index == torch.cuda.current_device()
-    return nullcontext() if here else torch.cuda.device(x.device)

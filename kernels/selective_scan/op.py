@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mambaverse.kernels import backend as backends
-from mambaverse.kernels.checks import num_sequences, sequence_bounds
+from mambaverse.kernels.checks import check_bounds, num_sequences
 from mambaverse.kernels.library import define_flops, define_gradient, define_op
 from mambaverse.kernels.selective_scan.shapes import (
     chunk_state_dtype,
@@ -28,9 +27,7 @@ _NUM_GRADIENTS = 9  # u, delta, A, B, C, D, z, delta_bias, initial_state
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, delta_softplus, reverse, backend, save = inputs
     u, A, cu_seqlens = tensors[0], tensors[2], tensors[9]
-    # Reading the values on a GPU waits for it, and no graph can be captured: only on request.
-    if cu_seqlens is not None and (cu_seqlens.device.type == "cpu" or os.environ.get("MAMBAVERSE_CHECK") == "1"):
-        sequence_bounds("selective_scan", cu_seqlens, u.shape[1])
+    check_bounds("selective_scan", cu_seqlens, u.shape[1])
     save = keeps_states(u, A, backend, save)
     return backends.load("selective_scan", backend, u).forward(*tensors, delta_softplus, reverse, save)
 

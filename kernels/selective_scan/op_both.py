@@ -6,14 +6,13 @@ A backend that can runs both directions in one launch (`forward_both`, `backward
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mambaverse.kernels import backend as backends
-from mambaverse.kernels.checks import num_sequences, sequence_bounds
+from mambaverse.kernels.checks import check_bounds, num_sequences
 from mambaverse.kernels.library import define_flops, define_gradient, define_op
 from mambaverse.kernels.selective_scan.op import backward_flops, forward_flops, like_tensor
 from mambaverse.kernels.selective_scan.shapes import (
@@ -54,8 +53,7 @@ def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *tensors, cu_seqlens, delta_softplus, mean, backend, save = inputs
     first, second = _directions(tuple(tensors))
     u = first[0]
-    if cu_seqlens is not None and (cu_seqlens.device.type == "cpu" or os.environ.get("MAMBAVERSE_CHECK") == "1"):
-        sequence_bounds("bidirectional_selective_scan", cu_seqlens, u.shape[1])
+    check_bounds("bidirectional_selective_scan", cu_seqlens, u.shape[1])
     save = keeps_states(u, first[2], backend, save)
     module = backends.load("selective_scan", backend, u)
     if hasattr(module, "forward_both"):

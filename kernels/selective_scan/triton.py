@@ -5,14 +5,13 @@ Same equations, arguments and results as `reference`, for a real A. Why it is do
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.launch import Spec, launch, memo_of
+from mambaverse.kernels.launch import Spec, launch, memo_of, on_device
 from mambaverse.kernels.selective_scan.shapes import chunk_state_dtype, num_chunk_states
 from mambaverse.kernels.selective_scan.triton_around import combine, gate, gate_gradient, pack
 from mambaverse.kernels.selective_scan.triton_backward import gradient, reduce_BC, reduce_params
@@ -65,7 +64,7 @@ def forward_both(
     total = torch.empty(z.shape if save else (0,), dtype=ys.dtype, device=ys.device)
     if y.numel():
         (batch, length, dim), (rows, columns) = z.shape, GATED
-        with _on(z):
+        with on_device(z):
             launch(
                 memo_of("gate", z.device, ys.dtype, Spec.of(z), scale, save), "forward", gate,
                 (-(-batch * length // rows), -(-dim // columns)),
@@ -96,7 +95,7 @@ def backward_both(
         if dz.numel():
             (batch, length, dim), (rows, columns) = z.shape, GATED
             key = Spec.of(dy), Spec.of(z), total.dtype, total.data_ptr() % 16
-            with _on(z):
+            with on_device(z):
                 launch(
                     memo_of("gate", z.device, *key, scale), "backward", gate_gradient,
                     (-(-batch * length // rows), -(-dim // columns)),
@@ -129,7 +128,7 @@ def _forward(
     kept = p.directions * num_chunk_states(u, "triton", save)
     chunk_states = call.empty(kept, p.dim, p.state_dim, dtype=chunk_state_dtype(u, A, "triton"))
     if p.sequences and p.dim:
-        with _on(u):
+        with on_device(u):
             call.pack()
             starts = None
             if p.segments > 1:
@@ -154,7 +153,7 @@ def _backward(
     )
     dh0 = None if initial_state is None else call.empty(*p.lead, p.sequences, p.dim, p.state_dim)
     if p.sequences and p.dim:
-        with _on(u):
+        with on_device(u):
             call.pack()
             starts = None
             if p.segments > 1:
@@ -226,13 +225,6 @@ class _Call:
              *A.stride(), *p.strides[4:12]),
             lambda: {"num_A": programs_of_A, "PAIR": p.pair, "ROWS": rows_each, "GN": columns, "BLOCK": block},
         )  # fmt: skip
-
-
-def _on(u: Tensor) -> AbstractContextManager[Any]:
-    """Launches go to the current device: make it that of u."""
-    return (
-        nullcontext() if not u.is_cuda or u.device.index == torch.cuda.current_device() else torch.cuda.device(u.device)
-    )
 
 
 def _dense_params(inputs: Inputs) -> Inputs:

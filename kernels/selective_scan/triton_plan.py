@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mambaverse.kernels.backend import BackendError
-from mambaverse.kernels.launch import Memo, Spec
+from mambaverse.kernels.launch import Memo, Spec, num_multiprocessors
 from mambaverse.kernels.selective_scan.shapes import TRITON_CHUNK
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -174,7 +174,7 @@ def plan(
     whole = Plan(
         directions=directions, batch=batch, length=length, dim=dim, groups=groups, state_dim=A.shape[1],
         sequences=batch if packed is None else packed, packed=packed is not None, own_BC=groups == dim,
-        processors=_num_multiprocessors(device),
+        processors=1 if device.type == "cpu" else num_multiprocessors(device),
         pair=PAIRS.get(B.dtype, 32) if B.dtype == C.dtype else 32,
         strides=(*delta.stride[::2], *z_strides[::2], *B_strides, *C_strides, *h0_strides),
         length_strides=(delta.stride[1], z_strides[1]),
@@ -188,11 +188,6 @@ def plan(
     segment = ROUND * max(2, -(-length // (wanted * ROUND)))
     segments = -(-length // segment)
     return replace(whole, segments=segments, segment=segment, memo={}) if segments > 1 else whole
-
-
-@lru_cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return 1 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def divisor(n: int, limit: int) -> int:

@@ -4,12 +4,12 @@
 # mypy: allow-incomplete-defs, disable-error-code="assignment"
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from mambaverse.kernels.launch import on_device
 
 
 def update(
@@ -24,7 +24,7 @@ def update(
     B, C = (m.unsqueeze(1) if m.ndim == 2 else m for m in (B, C))
     block = triton.next_power_of_2(size)
     channels = max(1, min(64, 1024 // block))
-    with torch.cuda.device(u.device) if u.is_cuda else nullcontext():
+    with on_device(u):
         _update[(batch * triton.cdiv(dim, channels),)](
             state, u, delta, A, B, C, D, z, delta_bias, y, dim, size, dim // B.shape[1],
             *state.stride(), *u.stride(), *delta.stride(), *A.stride(), *B.stride(), *C.stride(),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels import backend as backends
-from mambaverse.kernels.checks import num_sequences, sequence_bounds
+from mambaverse.kernels.checks import check_bounds, num_sequences
 from mambaverse.kernels.library import define_flops, define_gradient, define_op
 from mambaverse.kernels.ssd.layout import boundary_dtype, boundary_states, state_dtype
 
@@ -23,8 +23,7 @@ _NUM_GRADIENTS = 9  # x, dt, A, B, C, D, z, dt_bias, initial_state
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *arguments, backend, save = inputs
     x, cu_seqlens = arguments[0], arguments[9]
-    if cu_seqlens is not None and cu_seqlens.device.type == "cpu":
-        sequence_bounds("ssd", cu_seqlens, x.shape[1])
+    check_bounds("ssd", cu_seqlens, x.shape[1])
     return backends.load("ssd", backend, x).forward(*arguments, save)
 
 

@@ -10,8 +10,6 @@ states are float32.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -22,7 +20,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.checks import num_sequences
-from mambaverse.kernels.launch import Memo, Spec, launch, memo_of
+from mambaverse.kernels.launch import Spec, launch, memo_of, num_multiprocessors, on_device
 from mambaverse.kernels.ssd.layout import (
     TRITON_KEEP,
     boundary_dtype,
@@ -69,13 +67,13 @@ def forward(
     reverse: bool, chunk_size: int, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y, the final state, and the states that backward needs (0 rows unless `save`); see `layout`."""
-    p = _plan(x, B, C, cu_seqlens)
+    p = _plan_of(x, B, C, cu_seqlens)
     y = _outputs(x, x.dtype, cu_seqlens)
     final = torch.empty((p.sequences, p.heads, p.head_dim, p.state_dim), dtype=torch.float32, device=x.device)
     rows, *shape = boundary_states(x, B, cu_seqlens, 0, "triton")
     states = torch.empty((rows if save else 0, *shape), dtype=boundary_dtype(x, "triton"), device=x.device)
     if p.programs:
-        with _device(x):
+        with on_device(x):
             run = _Run(
                 p, x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, dt_min, dt_max, reverse
             )
@@ -90,7 +88,7 @@ def backward(
     chunk_states: Tensor, dt_softplus: bool, dt_min: float, dt_max: float, reverse: bool, chunk_size: int,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the gradients of x, dt, A, B, C, D, z, dt_bias, initial_state; an empty tensor for an absent one."""
-    p = _plan(x, B, C, cu_seqlens)
+    p = _plan_of(x, B, C, cu_seqlens)
     absent = x.new_empty(0)
     if dy is None:
         dy = torch.zeros((), dtype=x.dtype, device=x.device).expand(x.shape)
@@ -104,7 +102,7 @@ def backward(
     if initial_state is not None:
         dinitial = torch.empty(initial_state.shape, dtype=initial_state.dtype, device=x.device)
     if p.programs:
-        with _device(x):
+        with on_device(x):
             run = _Run(
                 p, x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, dt_min, dt_max, reverse, dy,
                 dfinal, chunk_states,
@@ -157,24 +155,30 @@ class _Plan:
         return self.batch * ceil_div(self.length, TRITON_KEEP)
 
 
-def _plan(x: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> _Plan:
+def _plan_of(x: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> _Plan:
+    dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float16
+    if {x.dtype, B.dtype, C.dtype} == {torch.float32}:
+        dtype = torch.float32
+    sequences = num_sequences("ssd", cu_seqlens, x.shape[0])
+    return _plan(x.device, x.shape, B.shape[2], B.shape[3], sequences, cu_seqlens is not None, dtype)
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    device: torch.device, shape: torch.Size, groups: int, state_dim: int, sequences: int, packed: bool,
+    dtype: torch.dtype,
+) -> _Plan:  # fmt: skip
     """Cut the work: see `PROGRAMS_PER_SM` and `GRADIENTS_PER_SM`."""
-    batch, length, heads, head_dim = x.shape
-    groups, state_dim = B.shape[2:]
+    batch, length, heads, head_dim = shape
     for name, size, most in (("columns a head", head_dim, MAX_HEAD_DIM), ("states", state_dim, MAX_STATES)):
         if size > most:
             raise BackendError(
                 f"ssd: backend 'triton' takes up to {most} {name}, not {size}; use_backend(\"reference\") runs anywhere"
             )
-    dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float16
-    if {x.dtype, B.dtype, C.dtype} == {torch.float32}:
-        dtype = torch.float32
-    sequences = num_sequences("ssd", cu_seqlens, batch)
-    p = _Plan(batch, length, heads, groups, head_dim, state_dim, sequences, cu_seqlens is not None, dtype)
-    p = replace(p, segment=max(length, 1))
+    p = _Plan(batch, length, heads, groups, head_dim, state_dim, sequences, packed, dtype, segment=max(length, 1))
     if not p.programs or not length:
         return p
-    multiprocessors = _num_multiprocessors(x.device)
+    multiprocessors = 4 if device.type == "cpu" else num_multiprocessors(device)
     per_group = heads // groups
     wanted = GRADIENTS_PER_SM * multiprocessors
     parts = next(
@@ -198,17 +202,6 @@ def _tuning(kernel: str, p: _Plan) -> tuple[int, int, int]:
     return chunk, warps, stages
 
 
-@lru_cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return 4 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _device(x: Tensor) -> AbstractContextManager[Any]:
-    """Launches go to the current device: make it that of x."""
-    here = not x.is_cuda or x.device.index == torch.cuda.current_device()
-    return nullcontext() if here else torch.cuda.device(x.device)
-
-
 def _outputs(like: Tensor, dtype: torch.dtype, cu_seqlens: Tensor | None) -> Tensor:
     """Return a tensor of a shape; zeros beside cu_seqlens, which may leave positions out (unread on a GPU)."""
     make = torch.empty if cu_seqlens is None else torch.zeros
@@ -230,7 +223,7 @@ class _Run:
         self.p = p
         cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
         specs = (Spec.of(t) for t in (x, dt, A, B, C, D, z, bias, initial, cu_seqlens, *others))
-        self.memo: Memo = memo_of("ssd", x.device, *specs, softplus, reverse)
+        self.memo = memo_of("ssd", x.device, *specs, softplus, reverse)
         self.x, self.dt, self.A, self.B, self.C, self.D, self.z = x, dt, A, B, C, D, z
         self.bias, self.initial, self.cu = bias, initial, cu_seqlens
         self.D_width = 0 if D is None else 1 if D.ndim == 1 else p.head_dim  # gradients of D a head
@@ -243,12 +236,6 @@ class _Run:
             "PACKED": p.packed, "REVERSE": reverse, "FAST": not INTERPRETED,
         }  # fmt: skip
         self.step_flags = {"HAS_BIAS": bias is not None, "SOFTPLUS": softplus}
-
-    def _launch(
-        self, name: Any, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...],
-        constants: Callable[[], dict[str, Any]],
-    ) -> None:  # fmt: skip
-        launch(self.memo, name, kernel, grid, arguments, constants)
 
     def _or_x(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """Put x, which a flag tells the kernels not to read, in the place of what is not there."""
@@ -264,8 +251,8 @@ class _Run:
     def scan(self, y: Tensor, final: Tensor, states: Tensor, starts: Tensor | None, save: bool) -> None:
         """Write y, the final state and, with `save`, the states between."""
         p = self.p
-        self._launch(
-            ("scan", save), scan, (p.programs, p.segments),
+        launch(
+            self.memo, ("scan", save), scan, (p.programs, p.segments),
             (*(self.x, self.dt, self.A, self.B, self.C),
             *self._or_x(self.D, self.z, self.bias, self.initial, self.cu, starts),
             *(y, final, states, p.length, p.segment, p.segments, *self.sizes, *self.limits),
@@ -284,8 +271,8 @@ class _Run:
     ) -> None:  # fmt: skip
         """Carry states, or with `gradient` their gradients; write `ends` and `sums` of segments, or the others."""
         p = self.p
-        self._launch(
-            ("carry", gradient, ends is None), carry, (p.programs, p.segments),
+        launch(
+            self.memo, ("carry", gradient, ends is None), carry, (p.programs, p.segments),
             (x, self.dt, self.A, B, *self._or_x(z, self.bias, incoming, self.cu, starts, ends, sums, outgoing, states),
             *(p.length, p.segment, p.segments, *self.sizes, *self.limits),
             *(*x.stride(), *self.dt.stride(), *self.A.stride(), *B.stride(), *_strides(z, 4), *_strides(self.bias, 1)),
@@ -308,8 +295,8 @@ class _Run:
         sums = torch.empty(shape[:3], dtype=torch.float32, device=x.device)
         self.carry(x, B, z, None, gradient=gradient, ends=ends, sums=sums)
         size, block = p.head_dim * p.state_dim, 512
-        self._launch(
-            ("combine", gradient), combine, (p.sequences * p.heads, ceil_div(size, block)),
+        launch(
+            self.memo, ("combine", gradient), combine, (p.sequences * p.heads, ceil_div(size, block)),
             (ends, sums, *self._or_x(incoming), starts, p.heads, p.segments, *_strides(incoming, 4)),
             lambda: {
                 "SIZE": size, "N": p.state_dim, "HAS_INCOMING": incoming is not None, "GRADIENT": gradient,
@@ -336,8 +323,8 @@ class _Run:
         bounds = p.length, p.sequences, p.sequences.bit_length(), *self.sizes
         kept, low, high = self.limits
         heads_each = 16
-        self._launch(
-            "steps", steps, (slots, ceil_div(p.heads, heads_each)),
+        launch(
+            self.memo, "steps", steps, (slots, ceil_div(p.heads, heads_each)),
             (*(self.dt, self.A, *self._or_x(self.bias, self.cu), chunk_steps, *bounds[:4], low, high),
             *(*self.dt.stride(), *self.A.stride(), *_strides(self.bias, 1)),),
             lambda: self.step_flags | {
@@ -350,24 +337,24 @@ class _Run:
         flags = {
             "HAS_Z": self.z is not None, "HAS_INITIAL": self.initial is not None, "HAS_FINAL": dfinal is not None
         }  # fmt: skip
-        self._launch(
-            "gradient_x", gradient_x, (slots * p.heads,),
+        launch(
+            self.memo, "gradient_x", gradient_x, (slots * p.heads,),
             (*(dy, *self._or_x(dfinal), self.x, self.dt, self.A, self.B, self.C),
             *(*self._or_x(self.D, self.z, self.bias, self.initial, self.cu), states, dstates, chunk_steps),
             *(dx, ddt, dz, dparams, *bounds, *self.limits, *of_y, *of_x, *self.dt.stride(), *self.A.stride(), *of_BC),
             *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),),
             lambda: self._tuned("gradient_x") | flags | self.step_flags | {"D_WIDTH": width, "PRECISION": "tf32x3"},
         )  # fmt: skip
-        self._launch(
-            "gradient_BC", gradient_BC, (slots * p.groups * p.parts,),
+        launch(
+            self.memo, "gradient_BC", gradient_BC, (slots * p.groups * p.parts,),
             (*(dy, *self._or_x(dfinal), self.x, self.B, self.C, *self._or_x(self.z, self.initial, self.cu), states),
             *(dstates, chunk_steps, to_B, to_C, *bounds, p.heads // p.groups // p.parts, dB.numel(), kept),
             *(*of_y, *of_x, *of_BC, *_strides(self.z, 4), *_strides(self.initial, 4)),),
             lambda: self._tuned("gradient_BC") | flags | {"STAGES": _tuning("gradient_BC", p)[2]},
         )  # fmt: skip
         columns = 16
-        self._launch(
-            "reduce_params", reduce_params, (p.heads, ceil_div(2 + width, columns)),
+        launch(
+            self.memo, "reduce_params", reduce_params, (p.heads, ceil_div(2 + width, columns)),
             (dparams, dA, dbias, dD, slots, p.heads),
             lambda: {
                 "D_WIDTH": width, "HAS_BIAS": self.bias is not None, "ROWS": 128, "COLUMNS": columns, "num_warps": 4
@@ -375,7 +362,7 @@ class _Run:
         )  # fmt: skip
         if p.parts > 1:
             block = 1024
-            self._launch(
-                "reduce_parts", reduce_parts, (ceil_div(dB.numel(), block),),
+            launch(
+                self.memo, "reduce_parts", reduce_parts, (ceil_div(dB.numel(), block),),
                 (to_B, to_C, dB, dC, dB.numel(), p.parts), lambda: {"BLOCK": block},
             )  # fmt: skip

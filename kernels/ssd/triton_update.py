@@ -4,13 +4,12 @@
 # mypy: allow-incomplete-defs, disable-error-code="assignment"
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mambaverse.kernels.launch import on_device
 from mambaverse.kernels.ssd.triton_common import softplus
 
 
@@ -26,7 +25,7 @@ def update(
     block = triton.next_power_of_2(size)
     rows = max(1, min(triton.next_power_of_2(head_dim), 2048 // block))
     D_strides = (0, 0) if D is None else (D.stride(0), D.stride(1) if D.ndim == 2 else 0)
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on_device(x):
         _update[(batch * heads * triton.cdiv(head_dim, rows),)](
             *(state, x, dt, A, B, C, *(x if t is None else t for t in (D, z, dt_bias)), y),
             *(heads, head_dim, size, heads // B.shape[1], dt_min, dt_max),
