@@ -6,18 +6,17 @@ same memory from its end.
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
 from mambaverse.kernels.checks import check_offsets, check_tensor, num_sequences
+from mambaverse.kernels.directions import Directions, check_merge, ndim_of_one, split_directions
 from mambaverse.kernels.selective_scan.checks import check_inputs, check_real
 from mambaverse.kernels.selective_scan.op_both import both_forward
 
-MERGES = ("add", "mean")
-Directions = Tensor | tuple[Tensor, Tensor]  # one that both share, or that of each
 _OP = "bidirectional_selective_scan"
 
 
@@ -102,23 +101,16 @@ def bidirectional_selective_scan(
         ValueError: An argument is wrong (the message names it), or B or C can be read in two ways.
         BackendError: The backend in force cannot run here.
     """
-    if merge not in MERGES:
-        raise ValueError(f"{_OP}: merge is {merge!r}; expected one of {', '.join(MERGES)}")
+    check_merge(_OP, merge)
     one_u = u[0] if isinstance(u, (tuple, list)) else u
     if one_u.ndim < 3:
         raise ValueError(f"{_OP}: u has shape {tuple(one_u.shape)}; expected (B, L, D)")
-    u_shape = tuple(one_u.shape[-3:])
-    pairs = (
-        _split("u", u, 3),
-        _split("delta", delta, 3),
-        _split("A", A, 2),
-        _split("B", B, _ndim_of_one("B", B, u_shape)),
-        _split("C", C, _ndim_of_one("C", C, u_shape)),
-        _split("D", D, 1),
-        _split("z", z, 3),
-        _split("delta_bias", delta_bias, 1),
-        _split("initial_state", initial_state, 3),
-    )
+    given = {
+        "u": (u, 3), "delta": (delta, 3), "A": (A, 2), "B": (B, ndim_of_one(_OP, "B", B, *one_u.shape[-3:])),
+        "C": (C, ndim_of_one(_OP, "C", C, *one_u.shape[-3:])), "D": (D, 1), "z": (z, 3), "delta_bias": (delta_bias, 1),
+        "initial_state": (initial_state, 3),
+    }  # fmt: skip
+    pairs = [split_directions(_OP, name, tensor, ndim) for name, (tensor, ndim) in given.items()]
     first, second = ([pair[direction] for pair in pairs] for direction in range(2))
     _check(cu_seqlens, *first)
     _check(cu_seqlens, *(a if b is None else b for a, b in zip(first, second, strict=True)))
@@ -140,38 +132,3 @@ def _check(
     if initial_state is not None:
         check_tensor(_OP, "initial_state", initial_state, (sequences, *A.shape), "(S, D, N)", u)
         check_real(_OP, "initial_state", initial_state, A)
-
-
-def _split(name: str, given: Directions | None, ndim: int) -> tuple[Any, Any]:
-    """Return the tensor of the first direction and that of the second, None where they share one of `ndim` axes."""
-    if given is None or (isinstance(given, Tensor) and given.ndim == ndim):
-        return given, None
-    if isinstance(given, Tensor):
-        if given.ndim != ndim + 1 or given.shape[0] != 2:
-            raise ValueError(
-                f"{_OP}: {name} has shape {tuple(given.shape)}; expected {ndim} axes, or {ndim + 1} of which the first "
-                "is the 2 directions"
-            )
-        first, second = given.unbind(0)
-        return first, second
-    if len(given) != 2 or given[0].shape != given[1].shape or given[0].dtype != given[1].dtype:
-        got = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in given)
-        raise ValueError(f"{_OP}: {name} is ({got}); expected a pair (forward, backward) of one shape and dtype")
-    return given[0], given[1]
-
-
-def _ndim_of_one(name: str, B: Directions, u_shape: tuple[int, ...]) -> int:
-    """Return how many axes the B of one direction has: 3, or 4 where it is grouped."""
-    if not isinstance(B, Tensor):
-        return B[0].ndim
-    if B.ndim != 4:
-        return 4 if B.ndim == 5 else 3
-    batch, length, dim = u_shape
-    per_direction = tuple(B.shape[:3]) == (2, batch, length)
-    grouped = tuple(B.shape[:2]) == (batch, length) and B.shape[2] > 0 and dim % B.shape[2] == 0
-    if per_direction and grouped:
-        raise ValueError(
-            f"{_OP}: {name} has shape {tuple(B.shape)}, that of both (2, B, L, N) and (B, L, G, N); expected the "
-            "clear form (2, B, L, G, N)"
-        )
-    return 3 if per_direction else 4

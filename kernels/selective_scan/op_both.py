@@ -6,6 +6,7 @@ A backend that can runs both directions in one launch (`forward_both`, `backward
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,40 +35,36 @@ _NUM_GRADIENTS = 2 * _NUM
 _Z = _OF_ONE.index("z")
 
 
-def _directions(tensors: tuple[Tensor | None, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _directions(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Return what each direction takes."""
-    first = tensors[:_NUM]
-    return first, tuple(a if b is None else b for a, b in zip(first, tensors[_NUM:_NUM_GRADIENTS], strict=True))
+    first, own = tensors[:_NUM], tensors[_NUM:_NUM_GRADIENTS]
+    return tuple(first), tuple(a if b is None else b for a, b in zip(first, own, strict=True))
 
 
-def _outer_gate(tensors: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], Tensor | None]:
+def _outer_gate(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...], Tensor | None]:
     """Return what each direction takes, and z apart where they share it: it may gate their sum instead."""
-    first, second = _directions(tuple(tensors))
-    z, own = first[_Z], tensors[_NUM + _Z]
-    if z is None or own is not None:
-        return first, second, None
-    return (*first[:_Z], None, *first[_Z + 1 :]), (*second[:_Z], None, *second[_Z + 1 :]), z
+    z = tensors[_Z] if tensors[_NUM + _Z] is None else None
+    ungated = tensors if z is None else [*tensors[:_Z], None, *tensors[_Z + 1 :]]
+    return *_directions(ungated), z
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *tensors, cu_seqlens, delta_softplus, mean, backend, save = inputs
-    first, second = _directions(tuple(tensors))
-    u = first[0]
+    u = tensors[0]
     check_bounds("bidirectional_selective_scan", cu_seqlens, u.shape[1])
-    save = keeps_states(u, first[2], backend, save)
+    save = keeps_states(u, tensors[2], backend, save)
     module = backends.load("selective_scan", backend, u)
     if hasattr(module, "forward_both"):
         first, second, z = _outer_gate(tensors)
         scale = 0.5 if mean else 1.0
         return module.forward_both(first, second, z, scale, cu_seqlens, delta_softplus, save)
-    else:
-        runs = [
-            module.forward(*tensors, cu_seqlens, delta_softplus, reverse, save)
-            for tensors, reverse in ((first, False), (second, True))
-        ]
-        ys, final_states, kept = zip(*runs, strict=True)
-        y, final_state, chunk_states = torch.add(*ys), torch.stack(final_states), torch.cat(kept)
-        return (y / 2 if mean else y), final_state, chunk_states, u.new_empty(0)
+    runs = [
+        module.forward(*used, cu_seqlens, delta_softplus, reverse, save)
+        for used, reverse in zip(_directions(tensors), (False, True), strict=True)
+    ]
+    ys, final_states, kept = zip(*runs, strict=True)
+    y, final_state, chunk_states = torch.add(*ys), torch.stack(final_states), torch.cat(kept)
+    return (y / 2 if mean else y), final_state, chunk_states, u.new_empty(0)
 
 
 def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -87,8 +84,7 @@ def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _backward(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
     *tensors, cu_seqlens, chunk_states, total, delta_softplus, mean, backend = inputs
-    first, second = _directions(tuple(tensors))
-    u = first[0]
+    u = tensors[0]
     module = backends.load("selective_scan", backend, u)
     of_each: list[list[Any]] = []
     dz = None
@@ -102,12 +98,12 @@ def _backward(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> t
         gradients, dz = module.backward_both(dy, dfinal_state, one, two, z, scale, cu_seqlens, *kept, delta_softplus)
         of_each = [[None if g is None else g[direction] for g in gradients] for direction in range(2)]
     else:
-        for direction, (used, reverse) in enumerate(((first, False), (second, True))):
+        for direction, used in enumerate(_directions(tensors)):
             states = chunk_states[direction * rows : (direction + 1) * rows]
             if states.shape[0] < rows:
-                states = module.forward(*used, cu_seqlens, delta_softplus, reverse, True)[2]
+                states = module.forward(*used, cu_seqlens, delta_softplus, direction == 1, True)[2]
             dfinal = None if dfinal_state is None else dfinal_state[direction]
-            arguments = *used, cu_seqlens, states, delta_softplus, reverse
+            arguments = *used, cu_seqlens, states, delta_softplus, direction == 1
             of_each.append(list(module.backward(dy * scale, dfinal, *arguments)))
     firsts, seconds = of_each
     if dz is not None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.launch import Spec, launch, memo_of, on_device
+from mambaverse.kernels.selective_scan import triton_forward as walk
 from mambaverse.kernels.selective_scan.shapes import chunk_state_dtype, num_chunk_states
 from mambaverse.kernels.selective_scan.triton_around import combine, gate, gate_gradient, pack
 from mambaverse.kernels.selective_scan.triton_backward import gradient, reduce_BC, reduce_params
-from mambaverse.kernels.selective_scan.triton_forward import scan
 from mambaverse.kernels.selective_scan.triton_plan import (
     INTERPRETED,
     MOST_WARPS,
@@ -31,7 +31,7 @@ from mambaverse.kernels.selective_scan.triton_plan import (
 
 COMBINED = 128  # channels of a program of `combine`
 GATED = 16, 128  # rows and channels of a program of `gate`
-SCAN, SUMMARY, GRADIENT = 0, 1, 2  # the modes of `scan`
+SCAN, SUMMARY, GRADIENT = (mode.value for mode in (walk.SCAN, walk.SUMMARY, walk.GRADIENT))
 
 # u, delta, A, B, C, D, z, delta_bias and initial_state of a direction.
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -253,7 +253,7 @@ def _scan(
     carry = call.empty(max(p.resting, WARP * MOST_WARPS))
     y, final, states, ends, sums = (carry if t is None else t for t in outputs)
     launch(
-        p.memo, ("scan", mode, save), scan, p.grid,
+        p.memo, ("scan", mode, save), walk.scan, p.grid,
         (*one, *two, *call.shared(), y, final, states, carry, carry if starts is None else starts, ends, sums,
          u.stride(0), u.stride(2), *p.strides, p.batch, p.length, p.group_dim, p.segment),
         lambda: p.constants() | call.flags | {

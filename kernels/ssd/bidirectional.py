@@ -6,59 +6,60 @@ direction walks the same memory from its end.
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
+from mambaverse.kernels.directions import Directions, check_merge, ndim_of_one, split_directions
 from mambaverse.kernels.ssd import ssd
 
-MERGES = ("add", "mean")
 _OP = "bidirectional_ssd"
 
 
 @overload
 def bidirectional_ssd(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., *, merge: str = ...,
-    z: Tensor | None = ..., dt_bias: Tensor | None = ..., dt_softplus: bool = ..., dt_limit: tuple[float, float] = ...,
-    initial_state: Tensor | None = ..., cu_seqlens: Tensor | None = ..., return_final_state: Literal[False] = ...,
-    chunk_size: int | None = ...,
+    x: Directions, dt: Directions, A: Directions, B: Directions, C: Directions, D: Directions | None = ..., *,
+    merge: str = ..., z: Directions | None = ..., dt_bias: Directions | None = ..., dt_softplus: bool = ...,
+    dt_limit: tuple[float, float] = ..., initial_state: Directions | None = ..., cu_seqlens: Tensor | None = ...,
+    return_final_state: Literal[False] = ..., chunk_size: int | None = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def bidirectional_ssd(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., *, merge: str = ...,
-    z: Tensor | None = ..., dt_bias: Tensor | None = ..., dt_softplus: bool = ..., dt_limit: tuple[float, float] = ...,
-    initial_state: Tensor | None = ..., cu_seqlens: Tensor | None = ..., return_final_state: Literal[True],
-    chunk_size: int | None = ...,
+    x: Directions, dt: Directions, A: Directions, B: Directions, C: Directions, D: Directions | None = ..., *,
+    merge: str = ..., z: Directions | None = ..., dt_bias: Directions | None = ..., dt_softplus: bool = ...,
+    dt_limit: tuple[float, float] = ..., initial_state: Directions | None = ..., cu_seqlens: Tensor | None = ...,
+    return_final_state: Literal[True], chunk_size: int | None = ...,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def bidirectional_ssd(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
+    x: Directions,
+    dt: Directions,
+    A: Directions,
+    B: Directions,
+    C: Directions,
+    D: Directions | None = None,
     *,
     merge: str = "add",
-    z: Tensor | None = None,
-    dt_bias: Tensor | None = None,
+    z: Directions | None = None,
+    dt_bias: Directions | None = None,
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = (0.0, float("inf")),
-    initial_state: Tensor | None = None,
+    initial_state: Directions | None = None,
     cu_seqlens: Tensor | None = None,
     return_final_state: bool = False,
     chunk_size: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run `ssd` forward and backward and merge the two outputs.
 
-    Every tensor is that of `ssd`, shared by the directions, or has a leading axis of 2 (forward, backward); the number
-    of its axes tells which. Three need a rule. B and C with four axes are (2, B, L, N), one for each direction, or
-    (B, L, G, N), groups that the directions share; D with two is (2, H) or (H, P). The reading that fits the shape of x
-    counts, and where both fit the call is refused. (2, B, L, G, N) and (2, H, P) are always clear.
+    Every tensor is that of `ssd`, shared by the directions, or a pair of such (forward, backward), or has a leading
+    axis of 2; the number of its axes tells which. Three need a rule. B and C with four axes are (2, B, L, N), one for
+    each direction, or (B, L, G, N), groups that the directions share; D with two is (2, H) or (H, P). The reading that
+    fits the shape of x counts, and where both fit the call is refused. A pair, (2, B, L, G, N) and (2, H, P) are always
+    clear.
 
     Args:
         x: (B, L, H, P) or (2, B, L, H, P).
@@ -84,28 +85,25 @@ def bidirectional_ssd(
         ValueError: An argument is wrong (the message names it), or B, C or D can be read in two ways.
         BackendError: where no backend runs on the device of x.
     """
-    if merge not in MERGES:
-        raise ValueError(f"{_OP}: merge is {merge!r}; expected one of {', '.join(MERGES)}")
-    if x.ndim not in (4, 5):
-        raise ValueError(f"{_OP}: x has shape {tuple(x.shape)}; expected (B, L, H, P) or (2, B, L, H, P)")
-    B_ndim, C_ndim = (_ndim_of_one(name, t, x.shape[-4:]) for name, t in (("B", B), ("C", C)))
-    if B_ndim != C_ndim:  # `ssd` takes both with or both without groups
-        B, C = (t.unsqueeze(-2) if n == 3 else t for t, n in ((B, B_ndim), (C, C_ndim)))
-        B_ndim = C_ndim = 4
-    pairs = {
-        "x": _split("x", x, 4),
-        "dt": _split("dt", dt, 3),
-        "A": _split("A", A, 1),
-        "B": _split("B", B, B_ndim),
-        "C": _split("C", C, C_ndim),
-        "D": _split("D", D, _ndim_of_D(D, x.shape[-2:])),
-        "z": _split("z", z, 4),
-        "dt_bias": _split("dt_bias", dt_bias, 1),
-        "initial_state": _split("initial_state", initial_state, 4),
-    }
+    check_merge(_OP, merge)
+    one_x, allowed = (x, (4, 5)) if isinstance(x, Tensor) else (x[0], (4,))
+    if one_x.ndim not in allowed:
+        raise ValueError(f"{_OP}: x has shape {tuple(one_x.shape)}; expected (B, L, H, P) or (2, B, L, H, P)")
+    batch, length, heads, head_dim = one_x.shape[-4:]
+    of_B, of_C = (ndim_of_one(_OP, name, t, batch, length, heads) for name, t in (("B", B), ("C", C)))
+    given = {
+        "x": (x, 4), "dt": (dt, 3), "A": (A, 1), "B": (B, of_B), "C": (C, of_C),
+        "D": (D, _ndim_of_D(D, heads, head_dim)), "z": (z, 4), "dt_bias": (dt_bias, 1),
+        "initial_state": (initial_state, 4),
+    }  # fmt: skip
+    pairs = {name: split_directions(_OP, name, tensor, ndim) for name, (tensor, ndim) in given.items()}
+    if of_B != of_C:  # `ssd` takes both with or both without groups
+        name = "B" if of_B == 3 else "C"
+        first, second = pairs[name]
+        pairs[name] = first.unsqueeze(-2), None if second is None else second.unsqueeze(-2)
     (y, state), (y_backward, state_backward) = (
         ssd(
-            **{name: pair[direction] for name, pair in pairs.items()},
+            **{name: one if direction == 0 or two is None else two for name, (one, two) in pairs.items()},
             dt_softplus=dt_softplus,
             dt_limit=dt_limit,
             cu_seqlens=cu_seqlens,
@@ -119,38 +117,12 @@ def bidirectional_ssd(
     return (y, torch.stack((state, state_backward))) if return_final_state else y
 
 
-def _split(name: str, tensor: Tensor | None, ndim: int) -> tuple[Any, Any]:
-    """Return the tensor of each direction; one that has `ndim` axes is shared."""
-    if tensor is None or tensor.ndim == ndim:
-        return tensor, tensor
-    if tensor.ndim != ndim + 1 or tensor.shape[0] != 2:
-        raise ValueError(
-            f"{_OP}: {name} has shape {tuple(tensor.shape)}; expected {ndim} axes, or {ndim + 1} of which the first is "
-            "the 2 directions"
-        )
-    return tensor[0], tensor[1]
-
-
-def _ndim_of_one(name: str, B: Tensor, x_shape: tuple[int, ...]) -> int:
-    """Return how many axes the B of one direction has: 3, or 4 where it is grouped."""
-    if B.ndim != 4:
-        return 4 if B.ndim == 5 else 3
-    batch, length, heads, _ = x_shape
-    per_direction = tuple(B.shape[:3]) == (2, batch, length)
-    grouped = tuple(B.shape[:2]) == (batch, length) and B.shape[2] > 0 and heads % B.shape[2] == 0
-    if per_direction and grouped:
-        raise ValueError(
-            f"{_OP}: {name} has shape {tuple(B.shape)}, that of both (2, B, L, N) and (B, L, G, N); expected the "
-            "clear form (2, B, L, G, N)"
-        )
-    return 3 if per_direction else 4
-
-
-def _ndim_of_D(D: Tensor | None, x_shape: tuple[int, ...]) -> int:  # noqa: N802
+def _ndim_of_D(D: Directions | None, heads: int, head_dim: int) -> int:  # noqa: N802
     """Return how many axes the D of one direction has: 1, or 2 where it is one for each channel."""
-    if D is None or D.ndim != 2:
-        return 2 if D is not None and D.ndim == 3 else 1
-    heads, head_dim = x_shape
+    if not isinstance(D, Tensor):
+        return 1 if D is None else D[0].ndim
+    if D.ndim != 2:
+        return 2 if D.ndim == 3 else 1
     per_direction, per_channel = tuple(D.shape) == (2, heads), tuple(D.shape) == (heads, head_dim)
     if per_direction and per_channel:
         raise ValueError(

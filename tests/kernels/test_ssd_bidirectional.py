@@ -32,6 +32,16 @@ def test_is_two_calls(names, merge):
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
+def test_takes_pairs():
+    names = ("x", "A", "B", "D")
+    inputs, other = make_inputs(SMALL), make_inputs(SMALL, seed=1)
+    pairs: dict[str, Any] = {k: (v, other[k]) if k in names else v for k, v in inputs.items()}
+    stacked: dict[str, Any] = {k: torch.stack(v) if k in names else v for k, v in pairs.items()}
+    assert torch.equal(*(bidirectional_ssd(**given, dt_softplus=True) for given in (stacked, pairs)))
+    with pytest.raises(ValueError, match=r"bidirectional_ssd: A is \(torch.float32 \(4,\), torch.float64 .* a pair"):
+        bidirectional_ssd(**pairs | {"A": (pairs["A"][0], pairs["A"][1].double())})
+
+
 def test_reads_axes_by_the_shape_of_x():
     x, dt, A, C = torch.randn(2, 3, 4, 6), torch.rand(2, 3, 4), -torch.rand(4), torch.randn(2, 3, 5)
     grouped = torch.randn(2, 3, 2, 5)  # (B, L, G, N): the second axis is L, not B
