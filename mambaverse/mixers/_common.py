@@ -114,6 +114,11 @@ def init_s4d_real_(A_log: Tensor) -> None:
     A_log.copy_((n + 1).log().expand_as(A_log))
 
 
+def init_uniform_A_(A_log: Tensor, bounds: tuple[float, float]) -> None:  # noqa: N802
+    """Fill A_log with log(-A), -A uniform between the bounds."""
+    A_log.copy_(torch.empty(A_log.shape, device=A_log.device).uniform_(*bounds).log())
+
+
 def at_least_fp32(x: Tensor) -> Tensor:
     """Return x in fp32, or in fp64 if it is: decays and their sums are never 16-bit (scriptable)."""
     return x if x.dtype == torch.float64 else x.float()

@@ -166,32 +166,21 @@ def ssd(
 
 
 def bidirectional_ssd(
-    x: Tensor,
+    x: tuple[Tensor, Tensor],
     dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
+    A: tuple[Tensor, Tensor],
+    B: tuple[Tensor, Tensor],
+    C: tuple[Tensor, Tensor],
+    D: tuple[Tensor, Tensor],
     z: Tensor | None,
-    dt_bias: Tensor,
+    dt_bias: tuple[Tensor, Tensor],
     dt_limit: tuple[float, float],
     cu_seqlens: Tensor | None,
     chunk_size: int | None,
 ) -> Tensor:
-    """Return the sum (B, L, H, P) of `ssd` and of `ssd` with `reverse`.
-
-    x, B and C are shared by the directions, or have a leading axis of 2 (forward, backward); A, D and dt_bias have that
-    axis; dt and z are shared.
-    """
-    pair = x.ndim == 5
-    y, _ = ssd(
-        x[0] if pair else x, dt, A[0], B[0] if pair else B, C[0] if pair else C, D[0], z, dt_bias[0], dt_limit, None,
-        cu_seqlens, chunk_size, False,
-    )  # fmt: skip
-    y_b, _ = ssd(
-        x[1] if pair else x, dt, A[1], B[1] if pair else B, C[1] if pair else C, D[1], z, dt_bias[1], dt_limit, None,
-        cu_seqlens, chunk_size, True,
-    )  # fmt: skip
+    """Return the sum (B, L, H, P) of `ssd` and of `ssd` with `reverse`, of pairs (forward, backward)."""
+    y, _ = ssd(x[0], dt, A[0], B[0], C[0], D[0], z, dt_bias[0], dt_limit, None, cu_seqlens, chunk_size, False)
+    y_b, _ = ssd(x[1], dt, A[1], B[1], C[1], D[1], z, dt_bias[1], dt_limit, None, cu_seqlens, chunk_size, True)
     return y + y_b
 
 

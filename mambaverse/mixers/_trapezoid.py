@@ -107,7 +107,9 @@ def last(x: Tensor, first: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
         if x.shape[1] > 0:
             return x[:, -1]
         return x.sum(1) if first is None else first.to(x.dtype)  # a sum of nothing: zeros
-    ends = _after_zeros(x)[0, cu_seqlens[1:]]
+    if x.shape[1] == 0:
+        x = torch.zeros_like(x.sum(1, keepdim=True))
+    ends = x[0, (cu_seqlens[1:] - 1).clamp(min=0)]  # of an empty sequence any row
     empty = (cu_seqlens[1:] == cu_seqlens[:-1]).view([-1] + [1] * (x.ndim - 2))
     return torch.where(empty, torch.zeros_like(ends) if first is None else first.to(ends), ends)
 

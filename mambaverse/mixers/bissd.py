@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from mambaverse.errors import UserError, suggest
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, resolve_inner_heads
+from mambaverse.mixers._common import (
+    at_least_fp32,
+    check_range,
+    check_sizes,
+    init_dt_bias_,
+    init_uniform_A_,
+    resolve_inner_heads,
+)
 from mambaverse.mixers._ops import bidirectional_ssd, causal_conv1d
 from mambaverse.mixers.base import Mixer
 from mambaverse.mixers.ssd import GatedRMSNorm
@@ -125,7 +132,7 @@ class BiSSD(Mixer):
             if dt_bias is not None:
                 init_dt_bias_(dt_bias, *self.dt_range)
         for A_log in (self.A_log, self.A_b_log):
-            A_log.copy_(torch.empty(A_log.shape, device=A_log.device).uniform_(*self.A_init_range).log())
+            init_uniform_A_(A_log, self.A_init_range)
         for ones in (self.D, self.D_b, None if self.norm is None else self.norm.weight):
             if ones is not None:
                 ones.fill_(1)
@@ -153,24 +160,33 @@ class BiSSD(Mixer):
 
     def _run(self, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         z, u, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
-        v, _ = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, None, cu_seqlens, False)
-        D, dt_bias = torch.stack([self.D, self.D]), torch.stack([self.dt_bias, self.dt_bias])
+        v, B, C = self._scan_inputs(u, self.conv1d.weight, self.conv1d.bias, cu_seqlens, False)
+        D, dt_bias = self.D, self.dt_bias
+        v_b, B_b, C_b, D_2, bias_2 = v, B, C, D, dt_bias
         conv_b, dt_bias_b, D_b = self.conv1d_b, self.dt_bias_b, self.D_b
         if conv_b is not None and dt_bias_b is not None and D_b is not None:
-            v_b, _ = causal_conv1d(u, conv_b.weight, conv_b.bias, None, cu_seqlens, True)
-            v = torch.stack([v, v_b])  # (2, B, L, E + 2 G N)
-            D, dt_bias = torch.stack([self.D, D_b]), torch.stack([self.dt_bias, dt_bias_b])
-        width = self.ngroups * self.d_state
-        v, B, C = torch.split(v, [self.d_inner, width, width], dim=-1)
-        B, C = B.unflatten(-1, (self.ngroups, self.d_state)), C.unflatten(-1, (self.ngroups, self.d_state))
-        A = -torch.exp(at_least_fp32(torch.stack([self.A_log, self.A_b_log])))
-        v, heads_z = v.unflatten(-1, (-1, self.headdim)), z.unflatten(-1, (-1, self.headdim))
-        gate = heads_z if self.norm is None else None
-        y = bidirectional_ssd(v, dt, A, B, C, D, gate, dt_bias, self.dt_limit, cu_seqlens, self.chunk_size).flatten(-2)
+            v_b, B_b, C_b = self._scan_inputs(u, conv_b.weight, conv_b.bias, cu_seqlens, True)
+            D_2, bias_2 = D_b, dt_bias_b
+        A, A_b = -torch.exp(at_least_fp32(self.A_log)), -torch.exp(at_least_fp32(self.A_b_log))
+        gate = z.unflatten(-1, (-1, self.headdim)) if self.norm is None else None
+        y = bidirectional_ssd(
+            (v, v_b), dt, (A, A_b), (B, B_b), (C, C_b), (D, D_2), gate, (dt_bias, bias_2), self.dt_limit, cu_seqlens,
+            self.chunk_size,
+        ).flatten(-2)  # fmt: skip
         y = y if self.merge == "add" else y / 2
         if self.norm is not None:
             y = self.norm(y, z)
         return self.out_proj(y)
+
+    def _scan_inputs(
+        self, u: Tensor, weight: Tensor, bias: Tensor | None, cu_seqlens: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x (B, L, H, P), B and C (B, L, G, N) of one direction."""
+        v, _ = causal_conv1d(u, weight, bias, None, cu_seqlens, reverse)
+        width = self.ngroups * self.d_state
+        v, B, C = torch.split(v, [self.d_inner, width, width], dim=-1)
+        groups = [self.ngroups, self.d_state]
+        return v.unflatten(-1, (-1, self.headdim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
 
 
 def _direction(

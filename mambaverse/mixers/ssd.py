@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from mambaverse.kernels.causal_conv1d import causal_conv1d_update
 from mambaverse.kernels.ssd import ssd_update
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, resolve_inner_heads
+from mambaverse.mixers._common import (
+    at_least_fp32,
+    check_range,
+    check_sizes,
+    init_dt_bias_,
+    init_uniform_A_,
+    resolve_inner_heads,
+)
 from mambaverse.mixers._ops import causal_conv1d, gated_rms_norm, ssd
 from mambaverse.mixers.base import Mixer
 
@@ -112,8 +119,7 @@ class SSD(Mixer):
         self.conv1d.reset_parameters()
         self.out_proj.reset_parameters()
         init_dt_bias_(self.dt_bias, *self.dt_range)
-        A = torch.empty(self.A_log.shape, device=self.A_log.device).uniform_(*self.A_init_range)
-        self.A_log.copy_(A.log())
+        init_uniform_A_(self.A_log, self.A_init_range)
         self.D.fill_(1)
         if self.norm is not None:
             self.norm.weight.fill_(1)
