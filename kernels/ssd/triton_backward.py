@@ -177,7 +177,11 @@ def gradient_x(
         o_p = i_p * BP + tl.arange(0, BP)
         b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
         b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z)
-        dM = tl.dot(b_x, tl.trans(b_dy.to(DT)), acc=dM, input_precision=PRECISION)
+        dy_high = b_dy.to(DT)
+        dM = tl.dot(b_x, tl.trans(dy_high), acc=dM, input_precision=PRECISION)
+        if HAS_Z and DT.primitive_bitwidth == 16:  # dA adds up many products with it, whose signs differ
+            dy_low = (b_dy - dy_high.to(tl.float32)).to(DT)
+            dM = tl.dot(b_x, tl.trans(dy_low), acc=dM, input_precision=PRECISION)
     if D_WIDTH == 1:
         tl.store(p_params + 2, tl.sum(tl.where(o_l[:, None] == o_l[None, :], dM, 0.0)))
     dM *= decay * K
@@ -186,7 +190,7 @@ def gradient_x(
     W = dM * delta[:, None]
     W_high = W.to(DT)
     crossing = tl.dot(earlier, W_high, input_precision=PRECISION)
-    if DT.primitive_bitwidth == 16:  # dA adds up many of these, whose signs differ
+    if DT.primitive_bitwidth == 16:  # as above
         W_low = (W - W_high.to(tl.float32)).to(DT)
         crossing = tl.dot(earlier, W_low, acc=crossing, input_precision=PRECISION)
     da = tl.sum(tl.where(o_l[:, None] <= o_l[None, :], crossing, 0.0), 1)
