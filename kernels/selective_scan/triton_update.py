@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mambaverse.kernels.launch import on_device
+from mambaverse.kernels.triton_math import softplus
 
 
 def update(
@@ -37,16 +38,6 @@ def update(
 
 
 @triton.jit
-def _softplus(x):
-    """Return log(1 + exp(x)); a series in e / (2 + e) where the sum would round e = exp(x) away."""
-    e = tl.exp(tl.minimum(x, 20.0))
-    s = e / (2.0 + e)
-    q = s * s
-    series = 2.0 * s * (1.0 + q * (1.0 / 3 + q * (1.0 / 5 + q * (1.0 / 7 + q * (1.0 / 9)))))
-    return tl.where(x > 20.0, x, tl.where(e < 0.5, series, tl.log(1.0 + e)))
-
-
-@triton.jit
 def _update(
     state, u, delta, A, B, C, D, z, delta_bias, y, dim, size, per_group,
     s_row, s_chan, s_n, u_row, u_chan, dt_row, dt_chan, a_chan, a_n, b_row, b_group, b_n, c_row, c_group, c_n,
@@ -66,7 +57,7 @@ def _update(
     if HAS_BIAS:
         dt += tl.load(delta_bias + d * bias_chan, mask=d_ok, other=0.0).to(tl.float32)
     if SOFTPLUS:
-        dt = _softplus(dt)
+        dt = softplus(dt)
     a = tl.load(A + d[:, None] * a_chan + n[None, :] * a_n, mask=ok, other=0.0).to(tl.float32)
     b = tl.load(B + row * b_row + group[:, None] * b_group + n[None, :] * b_n, mask=ok, other=0.0).to(tl.float32)
     c = tl.load(C + row * c_row + group[:, None] * c_group + n[None, :] * c_n, mask=ok, other=0.0).to(tl.float32)

@@ -13,18 +13,10 @@ FAST is False in Triton's interpreter, which knows no inline assembly.
 import triton
 import triton.language as tl
 
+from mambaverse.kernels.triton_math import softplus
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LEAST = tl.constexpr(-1024.0)  # log2 of a decay that is 0 in float32; bounds the sums
-
-
-@triton.jit
-def softplus(x):
-    """Return log(1 + exp(x)); a series in e / (2 + e) where the sum would round e = exp(x) away."""
-    e = tl.exp(tl.minimum(x, 20.0))
-    s = e / (2.0 + e)
-    q = s * s
-    series = 2.0 * s * (1.0 + q * (1.0 / 3 + q * (1.0 / 5 + q * (1.0 / 7 + q * (1.0 / 9)))))
-    return tl.where(x <= 20.0, tl.where(e < 0.5, series, tl.log(1.0 + e)), x)  # a NaN stays one
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mambaverse.kernels.launch import on_device
-from mambaverse.kernels.ssd.triton_common import softplus
+from mambaverse.kernels.triton_math import softplus
 
 
 def update(

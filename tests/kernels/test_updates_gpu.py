@@ -98,6 +98,14 @@ def test_scan_update_is_one_step_also_in_a_graph(batch, dim, size, groups, dtype
     assert_close("state after replays", before, start, torch.float32)
 
 
+def test_scan_update_keeps_a_nan_and_gives_it_to_no_other_channel():
+    inputs, state = scan_inputs(2, 6, 4, 1, torch.float32), normal(2, 6, 4, seed=8)
+    inputs["delta"][0, 3] = float("nan")
+    y = selective_scan_update(state, **inputs, delta_softplus=True)
+    for result in (y, state[..., 0]):
+        assert result.isnan().nonzero().tolist() == [[0, 3]]
+
+
 def test_scan_update_of_a_complex_state_is_torchs():
     inputs = scan_inputs(2, 6, 4, 1, torch.float32)
     inputs["A"] = torch.complex(inputs["A"], normal(6, 4, seed=9))
