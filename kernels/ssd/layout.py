@@ -13,9 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Positions between the states that Triton keeps: chunks of backward, which works no state out again.
-TRITON_KEEP = 16 if os.environ.get("TRITON_INTERPRET") == "1" else 64
-TRITON_COLUMNS = 16 if os.environ.get("TRITON_INTERPRET") == "1" else 64
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_COLUMNS = 16 if _INTERPRETED else 64
+# Positions between the states that Triton's backward needs, one for each of its chunks. Forward keeps them all, but of
+# a long sequence, where they would be most of the memory, every TRITON_FAR-th position's: backward works those between
+# out again, for a piece of the length at a time.
+TRITON_KEEP = 16 if _INTERPRETED else 64
+TRITON_FAR, TRITON_LONG = (32, 70) if _INTERPRETED else (2048, 32768)
 PAD = 16  # sides of the CPU's tiles and saved states are padded to a multiple of this: the widest SIMD register
 
 
@@ -79,8 +83,13 @@ def boundary_dtype(x: Tensor, backend: str) -> torch.dtype:
 
 
 def triton_boundaries(length: Any) -> Any:
-    """Return how many states Triton keeps of a sequence: one every TRITON_KEEP positions, none at either end."""
-    return torch.sym_max(length - 1, 0) // TRITON_KEEP
+    """Return how many states Triton keeps of a sequence that is not packed: none at either end."""
+    return torch.sym_max(length - 1, 0) // triton_keep(length)
+
+
+def triton_keep(length: Any) -> int:
+    """Return the positions from one state that Triton keeps of a sequence that is not packed to the next."""
+    return TRITON_FAR if length >= TRITON_LONG else TRITON_KEEP
 
 
 def triton_tile(state_dim: int) -> tuple[int, int]:

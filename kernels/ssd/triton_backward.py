@@ -41,10 +41,13 @@ from mambaverse.kernels.ssd.triton_common import (
 
 
 @triton.jit
-def _chunk_of(cu, slot, L, num_sequences, search, Q: tl.constexpr, PACKED: tl.constexpr):
-    """Return the sequence of a slot, and which of its chunks that is (none if negative or past its end).
+def _chunk_of(
+    cu, program, L, num_sequences, search, first_chunk, num_chunks, Q: tl.constexpr, PACKED: tl.constexpr
+):  # fmt: skip
+    """Return a program's slot, its sequence, and which of its chunks that is (none if negative or past its end).
 
-    Chunk j of packed sequence s, which begins at `start`, has slot start // Q + s + j: no two chunks share one.
+    Programs take `num_chunks` chunks of a sequence from its `first_chunk` on, or with packed sequences all. Chunk j of
+    packed sequence s, which begins at `start`, has slot start // Q + s + j: no two chunks share one.
     """
     if PACKED:
         low = tl.full([], 0, tl.int64)
@@ -52,23 +55,25 @@ def _chunk_of(cu, slot, L, num_sequences, search, Q: tl.constexpr, PACKED: tl.co
         for _step in range(search):
             middle = (low + high) // 2
             first = tl.minimum(tl.maximum(tl.load(cu + middle).to(tl.int64), 0), L) // Q + middle
-            low = tl.where(first <= slot, middle, low)
-            high = tl.where(first <= slot, high, middle)
+            low = tl.where(first <= program, middle, low)
+            high = tl.where(first <= program, high, middle)
         first = tl.minimum(tl.maximum(tl.load(cu + low).to(tl.int64), 0), L) // Q + low
-        return low, (slot - first).to(tl.int32)
+        return program, low, (program - first).to(tl.int32)
     else:
-        chunks = tl.cdiv(L, Q)
-        return slot // chunks, (slot % chunks).to(tl.int32)
+        i_s, i_c = program // num_chunks, first_chunk + (program % num_chunks).to(tl.int32)
+        return i_s * tl.cdiv(L, Q) + i_c, i_s, i_c
 
 
 @triton.jit
-def _place_of(cu, slot, L, num_sequences, search, Q: tl.constexpr, PACKED: tl.constexpr):
-    """Return the sequence of a slot, its start and length, its chunk's first position, and how many that has, or 0."""
-    i_s, i_c = _chunk_of(cu, slot, L, num_sequences, search, Q, PACKED)
+def _place_of(
+    cu, program, L, num_sequences, search, first_chunk, num_chunks, Q: tl.constexpr, PACKED: tl.constexpr
+):  # fmt: skip
+    """Return a program's slot, sequence, its start and length, its chunk's first position, how many follow it, or 0."""
+    slot, i_s, i_c = _chunk_of(cu, program, L, num_sequences, search, first_chunk, num_chunks, Q, PACKED)
     start, count = sequence_of(cu, i_s, L, PACKED)
     there = (i_c >= 0) & (i_c * Q < count)
     t = tl.where(there, i_c * Q, 0)
-    return i_s, start, count, t, tl.where(there, count - t, 0)
+    return slot, i_s, start, count, t, tl.where(there, count - t, 0)
 
 
 @triton.jit(do_not_specialize=["L", "num_sequences", "search"])
@@ -78,8 +83,9 @@ def steps(
     REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Write Δ and the two parts of the sums of log2 decays of every chunk, (slots, H, 3, Q). Grid: (slots, heads)."""
-    slot = tl.program_id(0).to(tl.int64)
-    i_s, start, count, t, left = _place_of(cu, slot, L, num_sequences, search, Q, PACKED)
+    slot, i_s, start, count, t, left = _place_of(
+        cu, tl.program_id(0).to(tl.int64), L, num_sequences, search, 0, tl.cdiv(L, Q), Q, PACKED
+    )
     row = i_s * 0 if PACKED else i_s
     o_l, o_h = tl.arange(0, Q), tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     ok_h = o_h < H
@@ -133,10 +139,14 @@ def _kept_states(
     return S
 
 
-@triton.jit(do_not_specialize=["L", "num_sequences", "search", "kept"])
+# Where a kernel's chunks lie and the states beside them. Not compiled in, as in `triton_forward`.
+PLACES = ["L", "num_sequences", "search", "first_chunk", "num_chunks", "kept", "first_state", "first_gradient"]
+
+
+@triton.jit(do_not_specialize=PLACES)
 def gradient_x(
     dy, dfinal, x, dt, A, B, C, D, z, bias, initial, cu, states, dstates, chunk_steps, dx, ddt, dz, dparams,
-    L, num_sequences, search, H, per_group, kept, low, high,
+    L, num_sequences, search, first_chunk, num_chunks, kept, first_state, first_gradient, H, per_group, low, high,
     sy_b, sy_l, sy_h, sy_p, sf_s, sf_h, sf_p, sf_n,
     sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
     sD_h, sD_p, sz_b, sz_l, sz_h, sz_p, sbias, si_s, si_h, si_p, si_n,
@@ -149,8 +159,10 @@ def gradient_x(
     PB: tl.constexpr = (P + BP - 1) // BP
     SIZE: tl.constexpr = PB * BP * BN
     pid = tl.program_id(0).to(tl.int64)
-    i_h, slot = pid % H, pid // H
-    i_s, start, count, t, left = _place_of(cu, slot, L, num_sequences, search, Q, PACKED)
+    i_h = pid % H
+    slot, i_s, start, count, t, left = _place_of(
+        cu, pid // H, L, num_sequences, search, first_chunk, num_chunks, Q, PACKED
+    )
     row, i_g = i_s * 0 if PACKED else i_s, i_h // per_group
     o_l, o_n = tl.arange(0, Q), tl.arange(0, BN)
     rows, ok = t + o_l, o_l < left
@@ -207,11 +219,11 @@ def gradient_x(
         if D_WIDTH > 1:
             b_D = tl.load(D + i_h * sD_h + o_p.to(tl.int64) * sD_p, mask=o_p < P, other=0.0).to(tl.float32)[None, :]
         S = _kept_states(
-            states, initial, boundary - 1, i_s, i_h, H, si_s, si_h, si_p, si_n, o_p, o_n, (left > 0) & (t > 0),
-            (left > 0) & (t == 0), P, N, BN, SIZE, HAS_INITIAL,
+            states, initial, boundary - first_state, i_s, i_h, H, si_s, si_h, si_p, si_n, o_p, o_n,
+            (left > 0) & (t > 0), (left > 0) & (t == 0), P, N, BN, SIZE, HAS_INITIAL,
         ).to(DT)  # fmt: skip
         dS = _kept_states(
-            dstates, dfinal, boundary, i_s, i_h, H, sf_s, sf_h, sf_p, sf_n, o_p, o_n, left > Q,
+            dstates, dfinal, boundary - first_gradient, i_s, i_h, H, sf_s, sf_h, sf_p, sf_n, o_p, o_n, left > Q,
             (left > 0) & (left <= Q), P, N, BN, SIZE, HAS_FINAL,
         ).to(DT)  # fmt: skip
         da += tl.sum(S.to(tl.float32) * dS.to(tl.float32)) * factor
@@ -260,10 +272,11 @@ def gradient_x(
     tl.store(p_params + 1, tl.sum(b_ddt))
 
 
-@triton.jit(do_not_specialize=["L", "num_sequences", "search", "heads", "kept"])
+@triton.jit(do_not_specialize=[*PLACES, "heads"])
 def gradient_BC(  # noqa: N802
     dy, dfinal, x, B, C, z, initial, cu, states, dstates, chunk_steps, dB, dC,
-    L, num_sequences, search, H, per_group, heads, part_size, kept,
+    L, num_sequences, search, first_chunk, num_chunks, kept, first_state, first_gradient, H, per_group, heads,
+    part_size,
     sy_b, sy_l, sy_h, sy_p, sf_s, sf_h, sf_p, sf_n, sx_b, sx_l, sx_h, sx_p,
     sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sz_b, sz_l, sz_h, sz_p, si_s, si_h, si_p, si_n,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr,
@@ -278,8 +291,10 @@ def gradient_BC(  # noqa: N802
     SIZE: tl.constexpr = PB * BP * BN
     pid = tl.program_id(0).to(tl.int64)
     parts, groups = per_group // heads, H // per_group
-    i_part, i_g, slot = pid % parts, pid // parts % groups, pid // (parts * groups)
-    i_s, start, count, t, left = _place_of(cu, slot, L, num_sequences, search, Q, PACKED)
+    i_part, i_g = pid % parts, pid // parts % groups
+    slot, i_s, start, count, t, left = _place_of(
+        cu, pid // (parts * groups), L, num_sequences, search, first_chunk, num_chunks, Q, PACKED
+    )
     row = i_s * 0 if PACKED else i_s
     o_l, o_n = tl.arange(0, Q), tl.arange(0, BN)
     rows, ok = t + o_l, o_l < left
@@ -299,11 +314,11 @@ def gradient_BC(  # noqa: N802
             b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
             b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z)
             S = _kept_states(
-                states, initial, boundary - 1, i_s, i_h, H, si_s, si_h, si_p, si_n, o_p, o_n, (left > 0) & (t > 0),
-                (left > 0) & (t == 0), P, N, BN, SIZE, HAS_INITIAL,
+                states, initial, boundary - first_state, i_s, i_h, H, si_s, si_h, si_p, si_n, o_p, o_n,
+                (left > 0) & (t > 0), (left > 0) & (t == 0), P, N, BN, SIZE, HAS_INITIAL,
             ).to(DT)  # fmt: skip
             dS = _kept_states(
-                dstates, dfinal, boundary, i_s, i_h, H, sf_s, sf_h, sf_p, sf_n, o_p, o_n, left > Q,
+                dstates, dfinal, boundary - first_gradient, i_s, i_h, H, sf_s, sf_h, sf_p, sf_n, o_p, o_n, left > Q,
                 (left > 0) & (left <= Q), P, N, BN, SIZE, HAS_FINAL,
             ).to(DT)  # fmt: skip
             dM = tl.dot(b_x, tl.trans(b_dy.to(DT)), acc=dM, input_precision=PRECISION)

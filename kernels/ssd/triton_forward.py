@@ -125,10 +125,10 @@ def scan(
         tl.store(final + (i_s * H + i_h) * (P * N) + o_state, S, mask=ok_state)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=[*LENGTHS, "first_segment", "first_chunk"])
 def carry(
     x, dt, A, B, z, bias, incoming, cu, starts, ends, sums, outgoing, states,
-    L, segment, num_segments, H, per_group, kept, low, high,
+    L, segment, num_segments, first_segment, H, per_group, kept, first_chunk, low, high,
     sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sz_b, sz_l, sz_h, sz_p, sbias,
     si_s, si_h, si_p, si_n,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr, KEEP: tl.constexpr,
@@ -140,14 +140,15 @@ def carry(
     """Carry a state through a segment, or with GRADIENT (x is dy then, and B is C) its gradient the other way.
 
     SUMMARY: from zero; write what comes out to `ends` and the factor 2^ΣE to `sums`. Else: from `starts` or `incoming`;
-    write to `states` what enters every KEEP positions and to `outgoing` what leaves the sequence.
+    write to `states` what enters every KEEP positions, `kept` of a sequence from its `first_chunk` on, and of gradients
+    to `outgoing` what leaves the sequence. States, not gradients, start from those that `scan` left every segment.
     """
-    tl.static_assert(GRADIENT or SUMMARY)  # boundaries and ends are those of gradients
+    RESTORE: tl.constexpr = not (GRADIENT or SUMMARY)
     PB: tl.constexpr = (P + BP - 1) // BP
     pid = tl.program_id(0)
     i_s, i_h = (pid // (PB * H)).to(tl.int64), (pid // PB % H).to(tl.int64)
     first_p = pid % PB * BP
-    i_k = tl.program_id(1)
+    i_k = first_segment + tl.program_id(1)
     first = i_k * segment
     start, count = sequence_of(cu, i_s, L, PACKED)
     left = tl.minimum(count - first, segment)
@@ -155,6 +156,7 @@ def carry(
     i_g = i_h // per_group
     o_l, o_p, o_n = tl.arange(0, Q), first_p + tl.arange(0, BP), tl.arange(0, BN)
     s_p, s_n = o_p.to(tl.int64), o_n.to(tl.int64)
+    o_kept = s_p[:, None] * BN + s_n[None, :]
     p_x, sx = first_row(x + row * sx_b + i_h * sx_h, start, count, sx_l, REVERSE)
     p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
     p_B, sB = first_row(B + row * sB_b + i_g * sB_g, start, count, sB_l, REVERSE)
@@ -168,11 +170,14 @@ def carry(
         S = tl.zeros([BP, BN], tl.float32)
     elif SPLIT:
         S = tl.load(starts + at_segment * (P * N) + o_state, mask=ok_state, other=0.0)
-    elif HAS_INCOMING:
-        p_start = incoming + i_s * si_s + i_h * si_h + s_p[:, None] * si_p + s_n[None, :] * si_n
-        S = load_state(p_start, o_p, o_n, P, N)
     else:
         S = tl.zeros([BP, BN], tl.float32)
+        if HAS_INCOMING:
+            p_start = incoming + i_s * si_s + i_h * si_h + s_p[:, None] * si_p + s_n[None, :] * si_n
+            S += tl.load(p_start, mask=ok_state & ((i_k == 0) | GRADIENT), other=0.0).to(tl.float32)
+        if RESTORE:
+            p_S = starts + ((i_s * (num_segments - 1) + i_k - 1) * H + i_h) * (PB * BP * BN) + o_kept
+            S += tl.load(p_S, mask=ok_state & (i_k > 0), other=0.0).to(tl.float32)
     summed = tl.full([], 0.0, tl.float64)
     chunks = tl.cdiv(left, Q)
 
@@ -181,11 +186,10 @@ def carry(
     for k in tl.range(0, chunks, num_stages=STAGES):
         t = (chunks - 1 - k) * Q if GRADIENT else k * Q
         if not SUMMARY:
-            entered = first + t + Q  # of gradients: what enters from the right
-            if (entered % KEEP == 0) & (entered < count):
-                boundary = row * kept + start // KEEP + entered // KEEP - 1
-                p_S = states + (boundary * H + i_h) * (PB * BP * BN) + (s_p[:, None] * BN + s_n[None, :])
-                tl.store(p_S, S.to(states.dtype.element_ty))
+            entered = first + t + Q if GRADIENT else first + t  # a gradient enters a chunk from the right
+            if (entered % KEEP == 0) & (entered > 0) & (entered < count):
+                boundary = row * kept + start // KEEP + entered // KEEP - GRADIENT - first_chunk
+                tl.store(states + (boundary * H + i_h) * (PB * BP * BN) + o_kept, S.to(states.dtype.element_ty))
         rows = first + t + o_l
         ok = t + o_l < left
         next_t = t - Q if GRADIENT else t + Q

@@ -1,8 +1,9 @@
 """The Triton kernels of ssd in Triton's interpreter, on small shapes: every option, forward and backward.
 
 Triton reads TRITON_INTERPRET when it is imported, so these tests are a pytest process of their own, which the first
-test starts. There a chunk has 16 positions, a state is kept every 32, and the GPU has four multiprocessors: a sequence
-is split into segments if there are at most 4 programs, a group's heads if there are less than 4 chunks and groups.
+test starts. There a chunk has 16 positions, and the GPU has four multiprocessors: a sequence is split into segments if
+there are at most 4 programs, a group's heads if there are less than 4 chunks and groups. A state is kept every 16
+positions, from a length of 70 on every 32, and backward takes such a sequence in pieces of 32 kB of states.
 """
 
 import os
@@ -23,7 +24,9 @@ inside = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not inside, reason="runs in the process that the first test starts")
 
 CASES = {
-    "split": Case(1, 75, 2, 5, 1, 7, "three segments of a head, the last short; two groups' heads are one's"),
+    "split": Case(1, 60, 2, 5, 1, 7, "three segments of a head, the last short; both heads share a group"),
+    "long": Case(2, 135, 2, 5, 1, 7, "few states are kept; the last piece and its last chunk are short"),
+    "long_whole": Case(5, 96, 1, 20, 1, 3, "the same, unsplit in forward, two tiles a head; full pieces"),
     "whole": Case(3, 20, 4, 16, 2, 16, "so many programs that nothing is split; two heads a group; full tiles"),
     "boundary": Case(1, 32, 5, 3, 5, 4, "the length is a multiple of what is kept; multi-input: a group for each head"),
     "shared": Case(1, 17, 6, 4, 1, 33, "multi-value: one B and C for all heads, which are split among programs"),
@@ -96,7 +99,7 @@ def test_limits_of_the_step_size(limits, softplus):
 
 @interpreted
 def test_skip_per_channel():
-    for name in ("split", "wide", "scalar"):
+    for name in ("split", "wide", "scalar", "long"):
         inputs = make_inputs(CASES[name])
         check(inputs | {"D": inputs["z"][0, 0].clone()})
 

@@ -1,0 +1,160 @@
+"""How `ssd` cuts its work on a GPU: what of it depends on shapes and on the number of multiprocessors."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mambaverse.kernels.backend import BackendError
+from mambaverse.kernels.checks import num_sequences
+from mambaverse.kernels.launch import num_multiprocessors
+from mambaverse.kernels.ssd.layout import (
+    TRITON_FAR,
+    TRITON_KEEP,
+    ceil_div,
+    triton_boundaries,
+    triton_keep,
+    triton_tile,
+)
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+MAX_HEAD_DIM, MAX_STATES = 128, 256
+# The length is split until there are so many programs a multiprocessor, if that takes at least so many segments: each
+# of them costs a pass over x and B more.
+PROGRAMS_PER_SM, LEAST_SEGMENTS = 2, 2
+# A group's heads are split among programs of `gradient_BC` until there are so many a multiprocessor. The parts of dB
+# and dC are written and read.
+GRADIENTS_PER_SM = 1
+# Backward of a long sequence takes pieces of it whose states and their gradients fit into so many bytes.
+PIECE_BYTES = 2**15 if INTERPRETED else 2**28
+# (chunk, warps, stages) of each kernel, for up to 128 and up to 256 states: the longest chunks whose tiles registers
+# nearly hold. A chunk divides TRITON_KEEP, and is that in backward. Float32 tiles take twice the room, and the parts of
+# them as much again.
+TUNING = {
+    ("scan", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
+    ("scan", torch.float32): ((32, 8, 1), (32, 8, 1)),
+    ("carry", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
+    ("carry", torch.float32): ((32, 4, 1), (32, 8, 1)),
+    ("gradient_x", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
+    ("gradient_x", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
+    ("gradient_BC", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
+    ("gradient_BC", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes, and how the work is cut."""
+
+    batch: int
+    length: int
+    heads: int
+    groups: int
+    head_dim: int
+    state_dim: int
+    sequences: int
+    packed: bool
+    dtype: torch.dtype  # of products: bfloat16, float16 (which stands for tf32) or float32
+    segments: int = 1
+    segment: int = 1  # positions, a multiple of TRITON_KEEP
+    parts: int = 1  # of a group's heads
+    piece: int = 0  # segments that backward takes at a time; 0: all chunks at once, from states that forward kept
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Columns of x and states that a program holds."""
+        return triton_tile(self.state_dim)
+
+    @property
+    def programs(self) -> int:
+        """Number of programs that carry a state through a sequence."""
+        return self.sequences * self.heads * ceil_div(self.head_dim, self.tile[0])
+
+    @property
+    def keep(self) -> int:
+        """Positions from one state that forward keeps to the next."""
+        return TRITON_KEEP if self.packed else triton_keep(self.length)
+
+    @property
+    def kept(self) -> int:
+        """States that forward keeps of each sequence; 0 with packed sequences, whose places offsets tell."""
+        return 0 if self.packed else int(triton_boundaries(self.length))
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of backward of a sequence that is not packed."""
+        return ceil_div(self.length, TRITON_KEEP)
+
+    @property
+    def slots(self) -> int:
+        """Number of chunks of backward; with packed sequences the most that there may be."""
+        if self.packed:
+            return (self.length - 1) // TRITON_KEEP + self.sequences if self.length else 0
+        return self.batch * self.chunks
+
+    def backward(self) -> Plan:
+        """Return the plan of backward: that of a long sequence is cut where states were kept, and taken in pieces."""
+        if self.keep == TRITON_KEEP:
+            return self
+        segments = ceil_div(self.length, TRITON_FAR)
+        size = 2 if self.dtype == torch.bfloat16 else 4
+        a_segment = self.programs * self.tile[0] * self.tile[1] * size * (TRITON_FAR // TRITON_KEEP)
+        piece = min(segments, max(1, PIECE_BYTES // (2 * a_segment)))
+        return replace(self, segments=segments, segment=TRITON_FAR, piece=ceil_div(segments, ceil_div(segments, piece)))
+
+
+def plan_of(x: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> Plan:
+    """Return the plan of a call's forward.
+
+    Raises:
+        BackendError: if a head or a state is larger than the kernels take.
+    """
+    dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float16
+    if {x.dtype, B.dtype, C.dtype} == {torch.float32}:
+        dtype = torch.float32
+    sequences = num_sequences("ssd", cu_seqlens, x.shape[0])
+    return _plan(x.device, x.shape, B.shape[2], B.shape[3], sequences, cu_seqlens is not None, dtype)
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    device: torch.device, shape: torch.Size, groups: int, state_dim: int, sequences: int, packed: bool,
+    dtype: torch.dtype,
+) -> Plan:  # fmt: skip
+    """Cut the work: see `PROGRAMS_PER_SM` and `GRADIENTS_PER_SM`."""
+    batch, length, heads, head_dim = shape
+    for name, size, most in (("columns a head", head_dim, MAX_HEAD_DIM), ("states", state_dim, MAX_STATES)):
+        if size > most:
+            raise BackendError(
+                f"ssd: backend 'triton' takes up to {most} {name}, not {size}; use_backend(\"reference\") runs anywhere"
+            )
+    p = Plan(batch, length, heads, groups, head_dim, state_dim, sequences, packed, dtype, segment=max(length, 1))
+    if not p.programs or not length:
+        return p
+    multiprocessors = 4 if device.type == "cpu" else num_multiprocessors(device)
+    per_group = heads // groups
+    wanted = GRADIENTS_PER_SM * multiprocessors
+    slots = p.backward().piece * batch * (TRITON_FAR // TRITON_KEEP) or p.slots  # of one launch
+    parts = next(
+        k for k in range(1, per_group + 1) if per_group % k == 0 and (k * groups * slots >= wanted or k == per_group)
+    )
+    p = replace(p, parts=parts)
+    wanted = PROGRAMS_PER_SM * multiprocessors // p.programs
+    if p.packed or wanted < LEAST_SEGMENTS:
+        return p
+    segment = TRITON_KEEP * ceil_div(length, wanted * TRITON_KEEP)
+    segments = ceil_div(length, segment)
+    return replace(p, segments=segments, segment=segment) if segments > 1 else p
+
+
+def tuning(kernel: str, p: Plan) -> tuple[int, int, int]:
+    """Return the length of a chunk, the warps of a program and the stages of its loop."""
+    if INTERPRETED:
+        return TRITON_KEEP, 4, 1
+    dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32
+    chunk, warps, stages = TUNING[kernel, dtype][p.tile[1] > 128]
+    return chunk, warps, stages
