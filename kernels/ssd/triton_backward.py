@@ -139,6 +139,17 @@ def _kept_states(
     return S
 
 
+@triton.jit
+def _times_state(b, S, DT: tl.constexpr, PRECISION: tl.constexpr, GIVEN: tl.constexpr):
+    """Return b Sᵀ. A state that was GIVEN has digits that one in DT has not, and dA adds up products with them."""
+    high = S.to(DT)
+    product = tl.dot(b, tl.trans(high), input_precision=PRECISION)
+    if GIVEN and DT.primitive_bitwidth == 16:
+        low = (S - high.to(tl.float32)).to(DT)
+        product = tl.dot(b, tl.trans(low), acc=product, input_precision=PRECISION)
+    return product
+
+
 # Where a kernel's chunks lie and the states beside them. Not compiled in, as in `triton_forward`.
 PLACES = ["L", "num_sequences", "search", "first_chunk", "num_chunks", "kept", "first_state", "first_gradient"]
 
@@ -221,15 +232,15 @@ def gradient_x(
         S = _kept_states(
             states, initial, boundary - first_state, i_s, i_h, H, si_s, si_h, si_p, si_n, o_p, o_n,
             (left > 0) & (t > 0), (left > 0) & (t == 0), P, N, BN, SIZE, HAS_INITIAL,
-        ).to(DT)  # fmt: skip
+        )  # fmt: skip
         dS = _kept_states(
             dstates, dfinal, boundary - first_gradient, i_s, i_h, H, sf_s, sf_h, sf_p, sf_n, o_p, o_n, left > Q,
             (left > 0) & (left <= Q), P, N, BN, SIZE, HAS_FINAL,
-        ).to(DT)  # fmt: skip
-        da += tl.sum(S.to(tl.float32) * dS.to(tl.float32)) * factor
+        )  # fmt: skip
+        da += tl.sum(S * dS) * factor
         b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
         b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z)
-        b_y = tl.dot(b_C, tl.trans(S), input_precision=PRECISION) * from_start[:, None]
+        b_y = _times_state(b_C, S, DT, PRECISION, HAS_INITIAL) * from_start[:, None]
         through_start += tl.sum(b_y * b_dy, 1)
         if HAS_Z:
             stepped = (b_x.to(tl.float32) * delta[:, None]).to(DT)
@@ -242,7 +253,7 @@ def gradient_x(
             b_dz *= b_y * gate * (1.0 + b_z * (1.0 - gate))
             p_out, s_out = first_row(dz + at_out, start, count, H * P, REVERSE)
             tl.store(pointers(p_out, rows, s_out, o_p, 1), b_dz.to(dz.dtype.element_ty), mask=ok_out)
-        dX = tl.dot(b_B, tl.trans(dS), input_precision=PRECISION) * to_end[:, None]
+        dX = _times_state(b_B, dS, DT, PRECISION, HAS_FINAL) * to_end[:, None]
         through_end += tl.sum(dX * b_x.to(tl.float32), 1)
         dX = tl.dot(M, b_dy.to(DT), acc=dX, input_precision=PRECISION)
         b_dx = dX * delta[:, None]

@@ -30,7 +30,7 @@ PROGRAMS_PER_SM, LEAST_SEGMENTS = 2, 2
 # and dC are written and read.
 GRADIENTS_PER_SM = 1
 # Backward of a long sequence takes pieces of it whose states and their gradients fit into so many bytes.
-PIECE_BYTES = 2**15 if INTERPRETED else 2**28
+PIECE_BYTES = 2**15 if INTERPRETED else 640 * 2**20
 # (chunk, warps, stages) of each kernel, for up to 128 and up to 256 states: the longest chunks whose tiles registers
 # nearly hold. A chunk divides TRITON_KEEP, and is that in backward. Float32 tiles take twice the room, and the parts of
 # them as much again.

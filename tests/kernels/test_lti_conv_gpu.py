@@ -103,7 +103,8 @@ def test_on_a_gpu(case, dtype, reverse):
     inputs = make_inputs(case, dtype=dtype, device="cuda")
     exact = {k: wide(v) for k, v in inputs.items()}
     actual = outputs_and_gradients(lti_conv, inputs, reverse=reverse, return_final_state=True)
-    expected = outputs_and_gradients(lti_conv, exact, reverse=reverse, return_final_state=True)
+    rounded = [actual["out0"].dtype, actual["out1"].dtype]  # sums that cancel: those of dy's rounding are not ours
+    expected = outputs_and_gradients(lti_conv, exact, cotangents_as=rounded, reverse=reverse, return_final_state=True)
     for name, value in actual.items():
         assert_close(name, value, expected[name], dtype)
     again = outputs_and_gradients(lti_conv, inputs, reverse=reverse, return_final_state=True)
