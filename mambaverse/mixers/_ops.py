@@ -122,6 +122,27 @@ def bidirectional_selective_scan(
         )
 
 
+def scan_both_ways(
+    u: Tensor,
+    delta: tuple[Tensor, Tensor],
+    A: tuple[Tensor, Tensor],
+    B: tuple[Tensor, Tensor],
+    C: tuple[Tensor, Tensor],
+    D: tuple[Tensor, Tensor],
+    delta_bias: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Return the sum of the ungated scans of u (B, L, D), forward and backward; all but u are pairs of these."""
+    if torch.jit.is_scripting():
+        y, _, _, _ = torch.ops.mambaverse.bidirectional_selective_scan(
+            u, delta[0], A[0], B[0], C[0], D[0], None, delta_bias[0], None,
+            None, delta[1], A[1], B[1], C[1], D[1], None, delta_bias[1], None, None, True, False, "auto",
+            torch.is_grad_enabled(),
+        )  # fmt: skip
+        return y
+    else:
+        return _scan.bidirectional_selective_scan(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True)
+
+
 def ssd(
     x: Tensor,
     dt: Tensor,

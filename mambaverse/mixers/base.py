@@ -15,8 +15,10 @@ class Mixer(nn.Module):
 
     The least a mixer defines is `__init__(self, dim, ..., device=None, dtype=None)` and `mix(self, x)`. One that
     carries a state also defines `mix_sequence` and `init_state`, and sets `supports_state`; `step` is then one token
-    of `mix_sequence`, unless there is a faster way. One whose parameters are not all made by torch's own layers defines
-    `reset_parameters(self)`, which draws all of them anew: a model built on the meta device calls it.
+    of `mix_sequence`, unless there is a faster way. One that needs the grid of its tokens sets `needs_spatial_shape`
+    and defines `mix_sequence`; for TorchScript also `mix_grid`, which then stands for `mix`. One whose parameters are
+    not all made by torch's own layers defines `reset_parameters(self)`, which draws all of them anew: a model built on
+    the meta device calls it.
 
     `mambaverse.testing.check_mixer` checks all that is said here.
 
@@ -34,6 +36,7 @@ class Mixer(nn.Module):
     needs_spatial_shape = False
     supports_state = False
     supports_cu_seqlens = False
+    __constants__ = ("needs_spatial_shape",)  # TorchScript compiles one of `mix` and `mix_grid`
 
     def forward(
         self,
@@ -60,11 +63,18 @@ class Mixer(nn.Module):
             ValueError: for what the mixer declares that it does not support.
         """
         if torch.jit.is_scripting():
+            if self.needs_spatial_shape:
+                assert spatial_shape is not None, "this mixer needs spatial_shape=(H, W), the grid of its tokens"
+                return self.mix_grid(x, spatial_shape)
             return self.mix(x)
         return self._dispatch(x, state, cu_seqlens, spatial_shape, return_state)
 
     def mix(self, x: Tensor) -> Tensor:
         """Mix x (B, L, D), each row one whole sequence. The only method that TorchScript compiles."""
+        raise NotImplementedError
+
+    def mix_grid(self, x: Tensor, spatial_shape: tuple[int, int]) -> Tensor:
+        """Mix x (B, H · W, D), each row one grid (H, W): what TorchScript compiles of a mixer that needs the grid."""
         raise NotImplementedError
 
     @torch.jit.ignore

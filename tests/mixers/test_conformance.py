@@ -46,6 +46,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"d_state": 8, "headdim": 16, "shared": True, "norm_before_gate": True},
         {"d_state": 8, "headdim": 16, "rmsnorm": False, "conv_bias": False},
     ],
+    "ss2d": [
+        {},
+        {"d_state": 3, "expand": 2.0, "gate": "silu", "conv_bias": True},  # as the first VMamba
+        {"expand": 0.5, "d_conv": 1, "gate": "linear", "out_norm": False, "out_act": True, "bias": True},
+    ],
     "bidirectional": [
         {"mixer": "s6", "merge": "add"},
         {"mixer": "ssd", "mixer_args": {"d_state": 8}, "merge": "concat"},

@@ -23,6 +23,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("vim", {"shared": True}),
     ("bissd", {"d_state": 8}),
     ("bissd", {"d_state": 8, "shared": True, "rmsnorm": False}),
+    ("ss2d", {}),
+    ("ss2d", {"gate": "silu", "d_state": 2, "d_conv": 1, "out_norm": False}),
     ("bidirectional", {"mixer": "s6"}),
     ("attention", {"causal": True, "rotary": True}),
 ]
@@ -42,7 +44,7 @@ def test_torchscript_compiles_saves_and_loads_a_mixer(name: str, arguments: dict
     loaded = torch.jit.load(file)
     results = []
     for module in (mixer, loaded):
-        y = module(x)
+        y = module(x, spatial_shape=(3, 4)) if mixer.needs_spatial_shape else module(x)
         y.sum().backward()
         results.append([y, *(p.grad for p in module.parameters())])
     for actual, expected in zip(results[1], results[0], strict=True):

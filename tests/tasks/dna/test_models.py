@@ -13,7 +13,7 @@ from mambaverse.tasks.dna.backbone import DnaClassifier, mutated, reverse
 from mambaverse.tasks.dna.saliency import saliency
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD, A, N
 
-MIXERS = mambaverse.list_mixers()
+MIXERS = [name for name in mambaverse.list_mixers() if not mambaverse.mixers.MIXERS.get(name).needs_spatial_shape]
 MIXER_ARGS: dict[str, Any] = {"vim": {"d_state": 4}, "s6": {"d_state": 4}, "ssd": {"d_state": 8, "headdim": 8}}
 LENGTHS = torch.tensor([20, 7, 1, 13])
 STEMS: list[dict[str, Any]] = [
@@ -142,6 +142,11 @@ def test_a_causal_model_does_not_look_ahead_and_refuses_mixers_that_do() -> None
     assert difference[:12].max() < 1e-6 < difference[13]
     with pytest.raises(UserError, match="looks ahead"):
         small("dna_mamba_d64_n2", mixer="vim")
+
+
+def test_a_mixer_that_needs_a_grid_is_refused() -> None:
+    with pytest.raises(UserError, match="a mixer here needs its tokens to be a grid; DNA is a line"):
+        small(mixer="ss2d")
 
 
 def test_ids_may_be_of_any_integer_type() -> None:
