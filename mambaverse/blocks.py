@@ -49,6 +49,12 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
         self.bias = None if self.is_rms else nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
 
+    def reset_parameters(self) -> None:
+        """Set the weight to 1 and the bias to 0."""
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (norm(x + residual), x + residual) for x (..., D): in x's dtype, and in the residual's."""
         if torch.jit.is_scripting():
@@ -111,12 +117,17 @@ class Block(nn.Module):
             self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
             self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Take and return (hidden (B, L, D), residual (B, L, D) or None before the first layer)."""
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, spatial_shape: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Take and return (hidden (B, L, D), residual (B, L, D) or None before the first layer).
+
+        `spatial_shape` (H, W), H · W = L, is for a mixer that needs the grid of its tokens.
+        """
         x, residual = self.norm(x, residual)
         if self.residual_in_fp32:
             residual = residual.float()
-        x = self.drop_path(self.scale(self.mixer(x)))
+        x = self.drop_path(self.scale(self.mixer(x=x, spatial_shape=spatial_shape)))
         return self._mlp(x, residual)
 
     @torch.jit.ignore
