@@ -173,6 +173,8 @@ def layer_pattern(mixer: str | Sequence[str], depth: int) -> list[str]:
     names = [mixer] if isinstance(mixer, str) else list(mixer)
     if not names:
         raise UserError("mixer: expected a name or a list of names, got an empty list")
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"mixer: expected a name or a list of names, as there are no stages here, got {names}")
     return [names[i % len(names)] for i in range(depth)]
 
 

@@ -38,7 +38,9 @@ class ModelConfig:
     """What learns."""
 
     name: str = MISSING  # a registered model: vim_nano_patch4_32
-    mixer: Any = None  # a mixer's name, "package.module:Class", or a list of them, one a layer, repeated; None: its own
+    # a mixer's name, "package.module:Class", or a list of names, one a layer, repeated; with stages a list of names or
+    # lists of names, one for each stage; None: the model's own
+    mixer: Any = None
     mixer_args: dict[str, dict[str, Any]] = field(default_factory=dict)  # keyed by mixer: {ssd: {d_state: 64}}
     directions: int | None = None  # 1 leaves a causal mixer of a bidirectional backbone causal; None or 2 wraps it
     members: int = 1  # so many models, which learn by themselves from the same batches; their mean probability counts
@@ -49,12 +51,18 @@ class ModelConfig:
         """Check what the types cannot say."""
         if self.mixer is not None and not isinstance(self.mixer, str | list):
             raise ConfigError(f"model.mixer: expected a name or a list of names, got {self.mixer!r}")
-        if isinstance(self.mixer, list) and not (self.mixer and all(isinstance(m, str) for m in self.mixer)):
+        if isinstance(self.mixer, list) and not (self.mixer and all(map(_is_pattern, self.mixer))):
             raise ConfigError(f"model.mixer: expected a list of names, got {self.mixer!r}")
         if self.directions not in (None, 1, 2):
             raise ConfigError(f"model.directions: expected 1 or 2, got {self.directions}")
         if self.members < 1:
             raise ConfigError(f"model.members: expected 1 or more, got {self.members}")
+
+
+def _is_pattern(mixer: Any) -> bool:
+    return isinstance(mixer, str) or (
+        bool(mixer) and isinstance(mixer, list) and all(isinstance(m, str) for m in mixer)
+    )
 
 
 @dataclass

@@ -87,6 +87,7 @@ def test_unknown_key_in_a_file(root: Path) -> None:
         ("trainer.precision=fp8", "trainer.precision: expected fp32, bf16 or fp16, got 'fp8'"),
         ("model.mixer=3", "model.mixer: expected a name or a list of names, got 3"),
         ("model.mixer=[]", "model.mixer: expected a list of names, got []"),
+        ("model.mixer=[s6,[ssd,3]]", "model.mixer: expected a list of names, got ['s6', ['ssd', 3]]"),
         ("model.directions=3", "model.directions: expected 1 or 2, got 3"),
         ("trainer.epochs", "expected key=value"),
         ("=3", "expected key=value"),

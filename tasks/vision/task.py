@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from mambaverse.config import ConfigError, RunConfig
 from mambaverse.datasets import get_dataset
+from mambaverse.engine.checkpoint import load_state, read_weights
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
 from mambaverse.errors import UserError
@@ -30,6 +31,8 @@ from mambaverse.tasks.vision.images import (
     statistics,
     with_channels,
 )
+from mambaverse.tasks.vision.vmamba import VMamba
+from mambaverse.tasks.vision.vmamba_weights import convert
 
 
 class ImageSamples:
@@ -126,6 +129,11 @@ class VisionTask(Classifier):
     def model_arguments(self) -> dict[str, Any]:
         """Return classes, channels and size."""
         return super().model_arguments() | {"in_chans": self.in_chans, "img_size": self.size}
+
+    def load_checkpoint(self, model: nn.Module, path: Path) -> None:
+        """Start from a weights file: one of ours, or of VMamba's authors."""
+        weights = read_weights(path)
+        load_state(model, convert(weights, model, str(path)) if isinstance(model, VMamba) else weights, str(path))
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
         """Stack and normalise images (B, C, H, W) float32; with a generator, and mixup on, targets are (B, classes)."""

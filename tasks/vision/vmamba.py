@@ -3,7 +3,7 @@
     image (B, C, H, W) -> stem (B, H/4, W/4, D) -> four stages, each half as high and wide -> norm -> mean -> head
 
 Source: Liu et al. 2024, "VMamba: Visual State Space Model" (arXiv 2401.10166), section 4.3. Weights of its authors load
-by `load_state_dict`, under the names of any of their versions (see vmamba_names.py).
+by `load_state_dict`, under the names of any of their versions (see vmamba_weights.py).
 """
 
 # No `from __future__ import annotations`: torch.fx copies those of `forward` into the code that it writes, and
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mambaverse.backbones.hierarchical import Hierarchical, StageMixers, init_linear_, plain_norm
 from mambaverse.blocks import Block
 from mambaverse.errors import UserError
-from mambaverse.tasks.vision.vmamba_names import rename
+from mambaverse.tasks.vision.vmamba_weights import rename
 
 register_notrace_module(Block)
 STRIDES = {4: (2, 2), 2: (2, 1), 1: (1, 1)}  # of the stem's two convolutions, by the side of a patch

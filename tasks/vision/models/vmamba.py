@@ -19,7 +19,7 @@ from torch import nn
 from mambaverse.errors import UserError
 from mambaverse.models import register_model
 from mambaverse.tasks.vision.vmamba import VMamba
-from mambaverse.tasks.vision.vmamba_names import rename, unwrap
+from mambaverse.tasks.vision.vmamba_weights import rename, unwrap
 
 BUILDER_ARGUMENTS = ("cache_dir", "features_only", "out_indices", "pretrained_cfg", "pretrained_cfg_overlay")
 _TINY = 96  # pixels of test_vmamba

@@ -12,8 +12,11 @@ from torch import Tensor
 
 import mambaverse
 import mambaverse.timm
+from mambaverse.config import compose
+from mambaverse.engine.checkpoint import CheckpointError
 from mambaverse.errors import UserError
-from mambaverse.tasks.vision.vmamba_names import rename
+from mambaverse.tasks.vision.task import VisionTask
+from mambaverse.tasks.vision.vmamba_weights import rename
 from tests.tasks.vision import vmamba_reference
 
 SMALL: dict[str, Any] = {"dims": 8, "num_classes": 5}
@@ -178,6 +181,20 @@ def test_a_file_of_theirs_loads_by_its_path(tmp_path: Path) -> None:
     torch.testing.assert_close(model.head.weight, weights["classifier.head.weight"])
 
 
+def test_a_run_starts_from_a_file_of_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = original_weights(dims=16, depths=DEPTHS, classes=7)
+    torch.save({"model": weights, "epoch": 3}, tmp_path / "theirs.pth")
+    arguments = ("task.name=vision", "data.name=digits", "model.name=test_vmamba")
+    task = VisionTask(compose("vision/digits", [*arguments]))
+    model = small(dims=16, in_chans=1)
+    task.load_checkpoint(model, tmp_path / "theirs.pth")
+    torch.testing.assert_close(model.norm_f.weight, weights["classifier.norm.weight"])
+    torch.testing.assert_close(model.patch_embed.conv1.weight, weights["patch_embed.0.weight"].sum(1, keepdim=True))
+    assert "its head knows 7 classes and is left out; that for 5 classes starts anew" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"weights of another model: .*of another shape"):
+        task.load_checkpoint(small(dims=8, in_chans=1), tmp_path / "theirs.pth")
+
+
 def test_our_own_names_survive_saving_and_the_hub(tmp_path: Path) -> None:
     model, x = small(), images(1, 3, 32, 32)
     other = timm.create_model("test_vmamba", **SMALL)
@@ -304,6 +321,7 @@ def test_weight_decay_and_layer_groups() -> None:
         ({"patch_size": 8}, "the convolutional stem knows 4, 2 and 1, got 8"),
         ({"global_pool": "max"}, "expected 'avg' or '', got 'max'"),
         ({"mixer": ["ss2d", "s6"]}, "for each of the 4 stages, got 2 entries"),
+        ({"mixer": ["ss2d", "ss2d", ["ss2d", ["s6"]], "s6"]}, "as there are no stages here"),
         ({"depht": 3}, "unknown argument 'depht', did you mean 'depths'"),
         ({"mixer_args": {"ss2d": {"headdim": 8}}}, "unknown argument 'headdim'"),
         ({"pretrained": True}, "no published weights"),

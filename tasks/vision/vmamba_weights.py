@@ -18,6 +18,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from mambaverse.errors import warn
+
 _ORDERS = 4
 _RULES = [
     (re.compile(pattern), replacement)
@@ -54,11 +59,34 @@ def rename(weights: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the parameters in a checkpoint of theirs: what is under "model", else "model_ema", else all of it."""
-    for key in ("model", "model_ema"):
+    """Return the parameters in a checkpoint of theirs: the averaged ones if there are any, else the last ones."""
+    for key in ("model_ema", "model"):
         if isinstance(checkpoint.get(key), Mapping):
             return checkpoint[key]
     return checkpoint
+
+
+def convert(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
+    """Return weights of theirs or ours for a `VMamba` of other channels or classes.
+
+    Filters of colours are added up or repeated, as timm does. A head for other classes is left as it is initialised.
+
+    Args:
+        weights: Under the names of any version.
+        model: What they are for.
+        source: Where they are from, for the warning.
+    """
+    weights, own = rename(weights), model.state_dict()
+    stem = "patch_embed.conv1.weight"
+    if stem in weights and stem in own and weights[stem].shape[1] != own[stem].shape[1]:
+        weights[stem] = adapt_input_conv(own[stem].shape[1], weights[stem])
+    if "head.weight" in own and "head.weight" in weights and len(weights["head.weight"]) != len(own["head.weight"]):
+        warn(
+            f"{source}: its head knows {len(weights['head.weight'])} classes and is left out; "
+            f"that for {len(own['head.weight'])} classes starts anew"
+        )
+        weights |= {key: own[key] for key in ("head.weight", "head.bias")}
+    return weights
 
 
 def _rename_downsample(name: str, weights: Mapping[str, Any]) -> str:
