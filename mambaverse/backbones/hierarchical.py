@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -152,7 +151,7 @@ class Hierarchical(nn.Module):
             stages.append(Stage(make, blocks))
         self.layers = nn.ModuleList(stages)
         self.norm_f: nn.Module = plain_norm(norm, dims[-1], eps, **dd)
-        self.init_weights(needs_reset=False)
+        Hierarchical.init_weights(self, needs_reset=False)  # a subclass may not have all that its own draws yet
 
     @torch.jit.ignore
     def stages(self) -> list[Stage]:
@@ -172,7 +171,7 @@ class Hierarchical(nn.Module):
     @torch.jit.ignore
     @torch.no_grad()
     def init_weights(self, needs_reset: bool = True) -> None:
-        """Draw the weights of the MLPs from a normal of 0.02, cut at 2, as the authors of VMamba do.
+        """Draw the weights of the MLPs from a normal of deviation 0.02, as the authors of VMamba do.
 
         Args:
             needs_reset: First draw all parameters anew, those of the mixers too: for a model that left the meta device.
@@ -223,9 +222,9 @@ def plain_norm(kind: str, dim: int, eps: float, **dd: Any) -> nn.Module:
 
 
 def init_linear_(layer: nn.Module) -> None:
-    """Draw the weight of a linear layer from a normal of 0.02, cut at 2; set the bias to 0."""
+    """Draw the weight of a linear layer from a normal of deviation 0.02; set the bias to 0."""
     assert isinstance(layer, nn.Linear)
-    trunc_normal_(layer.weight, std=0.02)
+    nn.init.normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 

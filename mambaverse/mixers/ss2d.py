@@ -131,7 +131,7 @@ class SS2D(Mixer):
         if self.Ds.is_meta:
             return
         for linear in (self.in_proj, self.out_proj):
-            nn.init.trunc_normal_(linear.weight, std=0.02)
+            linear.weight.normal_(std=0.02)
             if linear.bias is not None:
                 linear.bias.zero_()
         for layer in (self.conv2d, self.out_norm):

@@ -234,8 +234,7 @@ class VMamba(Hierarchical):
     def init_weights(self, needs_reset: bool = True) -> None:
         """See `Hierarchical.init_weights`; the head's weights are drawn in the same way."""
         super().init_weights(needs_reset)
-        if hasattr(self, "head"):
-            self._init_head()
+        self._init_head()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import pytest
 import timm
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import mambaverse
 import mambaverse.timm
@@ -57,6 +59,15 @@ def test_parameter_counts_equal_the_originals(name: str, millions: float, num_ke
     model = mambaverse.create_model(f"vmamba_{name}_224", device="meta")
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 3) == millions
     assert len(model.state_dict()) == num_keys
+
+
+@pytest.mark.parametrize(("name", "billions"), [("tiny_s1l8", 4.9), ("base_s1l20", 15.2)])
+def test_multiply_adds_are_the_papers(name: str, billions: float) -> None:
+    with FakeTensorMode():
+        model = mambaverse.create_model(f"vmamba_{name}_224")
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, 224, 224))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(billions, rel=0.01)
 
 
 def original_shapes(
@@ -245,6 +256,19 @@ def test_pools_and_heads() -> None:
 @pytest.mark.parametrize("size", [(32, 32), (64, 32), (33, 47), (5, 3)])
 def test_images_of_any_size(size: tuple[int, int]) -> None:
     assert small(img_size=size)(images(1, 3, *size)).shape == (1, 5)
+
+
+def test_a_model_that_left_the_meta_device_is_made_anew() -> None:
+    model: Any = timm.create_model("test_vmamba", device="meta", dtype=torch.float64, drop_rate=0.1, **SMALL)
+    assert all(p.is_meta and p.dtype == torch.float64 for p in model.parameters()) and model.head_drop.p == 0.1
+    model = model.to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    model.init_weights()
+    y = model(images(1, 3, 16, 16).double())
+    assert y.dtype == torch.float64 and y.isfinite().all()
+    torch.testing.assert_close(model.layers[0].blocks[0].mlp.fc1.weight.std().item(), 0.02, atol=0.003, rtol=0)
 
 
 @pytest.mark.parametrize("patch_size", [1, 2, 4])
