@@ -56,18 +56,36 @@ class MergeDownsample(nn.Module):
         return self.reduction(self.norm(torch.cat(corners, dim=-1)))
 
 
+class LocalConv(nn.Module):
+    """A depthwise convolution, which is added to its input: it tells a mixer where a token is, and what is beside it.
+
+    Source: the conditional positional encoding of Chu et al. 2021 (arXiv 2102.10882), section 3.3.
+    """
+
+    def __init__(self, dim: int, size: int, **dd: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, size, padding=size // 2, groups=dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is to be added to the grid x (B, H, W, D)."""
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
 class Stage(nn.Module):
     """Blocks on one grid, after what brings the grid of the stage before to this size.
 
     Args:
         downsample: Takes and returns (B, H, W, D); nn.Identity() in a first stage.
         blocks: At least one.
+        local: A `LocalConv` in front of each block, or none.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[Block]) -> None:
+    def __init__(self, downsample: nn.Module, blocks: Sequence[Block], local: Sequence[LocalConv] = ()) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
+        self.has_local = len(local) > 0
+        self.local = nn.ModuleList(local if self.has_local else [nn.Identity() for _ in blocks])
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +94,11 @@ class Stage(nn.Module):
         height, width = x.shape[1], x.shape[2]
         hidden = x.flatten(1, 2)
         residual: Tensor | None = None
-        for block in self.blocks:
+        for block, local in zip(self.blocks, self.local):  # noqa: B905 (TorchScript knows no strict=)
+            if self.has_local:
+                total = hidden if residual is None else residual + hidden
+                residual = total
+                hidden = local(total.to(x.dtype).unflatten(1, [height, width])).flatten(1, 2)
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 hidden, residual = checkpoint(block, hidden, residual, (height, width), use_reentrant=False)
             else:
@@ -101,6 +123,7 @@ class Hierarchical(nn.Module):
         drop_path_rate: Rate of the last block; it grows linearly from 0 at the first.
         layer_scale: First value of a learnt factor on the branches; None: no factor.
         downsample: "conv" (3 x 3, stride 2, then a norm) or "merge" (2 x 2 tokens joined, normalised, projected).
+        local: Side of the residual depthwise convolution in front of each block, odd; 0: none.
         device: Of the parameters.
         dtype: Of the parameters.
 
@@ -122,6 +145,7 @@ class Hierarchical(nn.Module):
         drop_path_rate: float = 0.0,
         layer_scale: float | None = None,
         downsample: str = "conv",
+        local: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -134,6 +158,8 @@ class Hierarchical(nn.Module):
             raise UserError(f"norm: expected 'rms' or 'layer', got {norm!r}")
         if downsample not in DOWNSAMPLES:
             raise UserError(f"downsample: expected 'conv' or 'merge', got {downsample!r}")
+        if local < 0 or (local > 0 and local % 2 == 0):
+            raise UserError(f"local: expected an odd side of a convolution, or 0 for none, got {local}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.dims, self.depths = list(dims), list(depths)
         last = max(sum(depths) - 1, 1)
@@ -148,7 +174,7 @@ class Hierarchical(nn.Module):
                 for m in mixers
             ]
             make = nn.Identity() if i == 0 else _downsample(downsample, dims[i - 1], dims[i], norm, eps, **dd)
-            stages.append(Stage(make, blocks))
+            stages.append(Stage(make, blocks, [LocalConv(dims[i], local, **dd) for _ in blocks if local]))
         self.layers = nn.ModuleList(stages)
         self.norm_f: nn.Module = plain_norm(norm, dims[-1], eps, **dd)
         Hierarchical.init_weights(self, needs_reset=False)  # a subclass may not have all that its own draws yet

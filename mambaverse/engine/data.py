@@ -4,6 +4,8 @@
     a sample's choices     one generator, seeded with H(seed, SAMPLE, epoch, index)
     a batch's choices      one generator, seeded with H(seed, MIX, epoch, first index)
 
+A `BatchSet` makes its batches on the device; its samples' choices follow from a key, H(seed, SAMPLE, epoch).
+
 H is BLAKE2b. Step b of an epoch learns from the entries [b·G, (b+1)·G) of the order, G = batch_size · processes, of
 which process r takes the r-th batch_size: several processes see what one sees with a batch as large as theirs together.
 """
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mambaverse.engine.task import Batch, Sample, SampleSet
+from mambaverse.engine.task import Batch, BatchSet, Sample, SampleSet
 from mambaverse.errors import UserError
 
 ORDER, SAMPLE, MIX, MODEL, PROCESS = range(5)  # what a derived seed is for
@@ -110,7 +112,8 @@ class Loader:
         collate: `Task.collate`.
         seed: `trainer.seed`.
         device: Where the batches are wanted; for a GPU they are copied from pinned memory, without waiting.
-        num_workers: Processes; 0 makes the batches in this one. Workers live until the loader is closed.
+        num_workers: Processes; 0 makes the batches in this one, as a `BatchSet` always does. Workers live until the
+            loader is closed.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class Loader:
         self.samples, self._device = samples, device
         self._queue = _Queue()
         self._workers: DataLoader[Any] | None = None
-        if num_workers:
+        if num_workers and not isinstance(samples, BatchSet):
             self._workers = DataLoader(
                 self._batches,
                 sampler=self._queue,
@@ -139,6 +142,10 @@ class Loader:
         Raises:
             UserError: what a sample set says of a bad sample, also from a worker.
         """
+        if isinstance(self.samples, BatchSet):
+            for job in jobs:
+                yield job, self._on_device(self.samples, job)
+            return
         if self._workers is None:
             for job in jobs:
                 yield self._deliver(self._batches[job])
@@ -152,6 +159,13 @@ class Loader:
         if self._workers is not None:
             self._workers._iterator = None
             self._workers = None
+
+    def _on_device(self, samples: BatchSet, job: Job) -> Batch:
+        if job.epoch is None:
+            return samples.batch(job.indices, None, None, self._device)
+        seed = self._batches.seed
+        draw = torch.Generator().manual_seed(derive_seed(seed, MIX, job.epoch, job.indices[0]))
+        return samples.batch(job.indices, derive_seed(seed, SAMPLE, job.epoch), draw, self._device)
 
     def _deliver(self, made: tuple[Job, Batch] | UserError) -> tuple[Job, Batch]:
         if isinstance(made, UserError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,23 @@ class SampleSet(Protocol):
 
     def sample(self, index: int, generator: torch.Generator | None) -> Sample:
         """Return sample `index`; with a generator augmented by its draws, with None as it is."""
+
+
+@runtime_checkable
+class BatchSet(SampleSet, Protocol):
+    """A sample set that is held where the model is, and makes whole batches there."""
+
+    def batch(
+        self, indices: Sequence[int], key: int | None, generator: torch.Generator | None, device: torch.device
+    ) -> Batch:
+        """Return the batch of samples `indices`, as `Task.collate` would, on `device`.
+
+        Args:
+            indices: Of the samples.
+            key: 63 bits that a sample's choices are to follow from, beside its index; None: no choices.
+            generator: For what mixes samples; None: nothing does.
+            device: Where the batch is wanted.
+        """
 
 
 class Task:

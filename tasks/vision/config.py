@@ -21,6 +21,9 @@ class VisionDataConfig(SplitConfig):
     flip: float = 0.0  # probability of a left-right flip
     rand_augment: str | None = None  # timm's RandAugment: rand-m9-mstd0.5-inc1
     erase: float = 0.0  # probability that a rectangle is overwritten with noise
+    on_device: bool = False  # keep images that fit into memory where the model is, and vary them there
+    trivial_augment: bool = False  # with on_device: one operation of TrivialAugment an image
+    cutout: int = 0  # with on_device: side in pixels of a square that is overwritten with the mean
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
@@ -37,6 +40,17 @@ class VisionDataConfig(SplitConfig):
             raise ConfigError(f"data.crop_scale: expected [smallest, largest] in (0, 1], got {self.crop_scale}")
         if self.crop_scale is not None and self.crop_padding:
             raise ConfigError("data.crop_padding and data.crop_scale are two ways to crop; set one of them")
+        for key in ("trivial_augment", "cutout"):
+            if getattr(self, key) and not self.on_device:
+                raise ConfigError(f"data.{key}: is done where the model is; set data.on_device=true")
+        for key in ("crop_scale", "rand_augment", "erase"):
+            if getattr(self, key) and self.on_device:
+                raise ConfigError(
+                    f"data.{key}: is done by loading processes; with data.on_device=true there are crop_padding, flip, "
+                    f"trivial_augment and cutout, so set data.{key}={'0' if key == 'erase' else 'null'}"
+                )
+        if self.cutout < 0:
+            raise ConfigError(f"data.cutout: expected at least 0, got {self.cutout}")
         for key in ("flip", "erase"):
             if not 0 <= (value := getattr(self, key)) <= 1:
                 raise ConfigError(f"data.{key}: expected a probability, got {value}")

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Generator, Tensor, nn
 
 from mambaverse.config import ConfigError, RunConfig
@@ -23,6 +22,7 @@ from mambaverse.tasks.vision.augment import Augment, fit, mix
 from mambaverse.tasks.vision.config import VisionDataConfig, VisionTaskConfig
 from mambaverse.tasks.vision.figures import contact_sheet
 from mambaverse.tasks.vision.images import (
+    ArrayImages,
     FileImages,
     Images,
     ImageSplits,
@@ -31,6 +31,7 @@ from mambaverse.tasks.vision.images import (
     statistics,
     with_channels,
 )
+from mambaverse.tasks.vision.on_device import DeviceAugment, DeviceImages, constant
 from mambaverse.tasks.vision.vmamba import VMamba
 from mambaverse.tasks.vision.vmamba_weights import convert
 
@@ -88,12 +89,31 @@ class VisionTask(Classifier):
             mean, std = statistics(train)
             data.mean, data.std = data.mean or mean, data.std or std
         self._set_normalisation(data.mean, data.std)
-        augment = Augment(
-            size, data.mean, data.std, data.crop_padding, data.crop_scale, data.flip, data.rand_augment, data.erase
-        )
-        self.train_set, self.eval_set = ImageSamples(train, augment), ImageSamples(held_out, Augment(size))
+        if data.on_device:
+            self.train_set, self.eval_set = self._device_sets(train, held_out)
+        else:
+            augment = Augment(
+                size, data.mean, data.std, data.crop_padding, data.crop_scale, data.flip, data.rand_augment, data.erase
+            )
+            self.train_set, self.eval_set = ImageSamples(train, augment), ImageSamples(held_out, Augment(size))
         self._splits = splits
         self._set_mixup()
+
+    def _device_sets(self, train: Images, held_out: Images) -> tuple[DeviceImages, DeviceImages]:
+        data = self.data
+        assert data.mean is not None
+        augment = DeviceAugment(
+            data.crop_padding, data.flip, data.trivial_augment, data.cutout, tuple(255 * m for m in data.mean)
+        )
+        sets = []
+        for images in (train, held_out):
+            if not isinstance(images, ArrayImages) or set(images.images.shape[2:]) != {self.size}:
+                raise ConfigError(
+                    f"data.on_device: {data.name} is not in memory at {self.size} x {self.size} pixels; set "
+                    "data.on_device=false"
+                )
+            sets.append(DeviceImages(images, augment if images is train else None, self._finish))
+        return sets[0], sets[1]
 
     def facts(self) -> dict[str, Any]:
         """Return classes, size, channels, mean and deviation."""
@@ -137,13 +157,20 @@ class VisionTask(Classifier):
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
         """Stack and normalise images (B, C, H, W) float32; with a generator, and mixup on, targets are (B, classes)."""
-        images = torch.stack([sample["image"] for sample in samples]).float().sub_(self._mean).div_(self._std)
+        images = torch.stack([sample["image"] for sample in samples]).float()
         if "target" not in samples[0]:
-            return {"image": images}
-        targets = torch.tensor([sample["target"] for sample in samples])
+            return {"image": self._normalised(images)}
+        return self._finish(images, torch.tensor([sample["target"] for sample in samples]), generator)
+
+    def _finish(self, images: Tensor, targets: Tensor, generator: Generator | None) -> Batch:
+        images = self._normalised(images)
         if generator is not None and self._mixup is not None:
             images, targets = mix(images, targets, self._mixup, generator)
         return {"image": images, "target": targets}
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        mean, std = (constant(values, images.device) for values in self._normalisation)
+        return images.sub(mean).div_(std)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return logits (B, classes)."""
@@ -151,7 +178,7 @@ class VisionTask(Classifier):
 
     def labels_of(self, samples: SampleSet) -> np.ndarray:
         """Return the class numbers (N,) of a set, without decoding its images."""
-        assert isinstance(samples, ImageSamples)
+        assert isinstance(samples, ImageSamples | DeviceImages)
         return samples.images.labels.numpy()
 
     def describe(self) -> dict[str, str]:
@@ -192,7 +219,7 @@ class VisionTask(Classifier):
                 raise ConfigError(f"data.{key}: expected {self.in_chans} values, one a channel, got {list(values)}")
         if min(std) <= 0:
             raise ConfigError(f"data.std: expected positive values, got {list(std)}")
-        self._mean, self._std = (rearrange(255 * torch.tensor(v), "c -> c 1 1") for v in (mean, std))
+        self._normalisation = tuple(tuple(255 * value for value in values) for values in (mean, std))
 
     def _set_mixup(self) -> None:
         options = self.options
@@ -212,6 +239,8 @@ class VisionTask(Classifier):
             f"flip {data.flip:g}": data.flip,
             str(data.rand_augment): data.rand_augment,
             f"erase {data.erase:g}": data.erase,
+            "TrivialAugment": data.trivial_augment,
+            f"cutout {data.cutout}": data.cutout,
             f"mixup {options.mixup:g}": options.mixup,
             f"cutmix {options.cutmix:g}": options.cutmix,
             f"label smoothing {options.label_smoothing:g}": options.label_smoothing,

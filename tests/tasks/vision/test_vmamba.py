@@ -341,7 +341,7 @@ def test_weight_decay_and_layer_groups() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"stem": "patches"}, "stem: expected 'conv' or 'patch', got 'patches'"),
+        ({"stem": "patches"}, "stem: unknown stem 'patches', did you mean 'patch'"),
         ({"patch_size": 8}, "the convolutional stem knows 4, 2 and 1, got 8"),
         ({"global_pool": "max"}, "expected 'avg' or '', got 'max'"),
         ({"mixer": ["ss2d", "s6"]}, "for each of the 4 stages, got 2 entries"),

@@ -1,0 +1,233 @@
+"""Image classifiers that are a pyramid of token grids; any mixer by name in each stage.
+
+image (B, C, H, W) -> stem (B, H/4, W/4, D) -> stages, each half as high and wide -> norm -> mean -> head
+"""
+
+# No `from __future__ import annotations`: torch.fx copies those of `forward` into the code that it writes, and
+# TorchScript, which may compile that, must find a type there and not a string.
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.models import register_notrace_function, register_notrace_module
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from mambaverse.backbones.hierarchical import Hierarchical, StageMixers, init_linear_
+from mambaverse.blocks import Block
+from mambaverse.errors import UserError, suggest
+from mambaverse.tasks.vision.stems import STEMS
+
+register_notrace_module(Block)
+
+
+class Pyramid(Hierarchical):
+    """A hierarchical image classifier; any mixer by name. Images of any size, not only square ones.
+
+    Args:
+        img_size: Height and width of the images in pixels, or one number for both. Nothing in the model depends on it.
+        in_chans: Image channels C.
+        num_classes: Outputs of the head; 0: no head.
+        global_pool: "avg" (mean of the grid), or "" (no pooling).
+        dims: Channels D of each stage; one number is doubled from stage to stage.
+        depths: Number of blocks of each stage.
+        mixer: A mixer's name for all stages; or a list with one entry a stage, each a name or a pattern of names that
+            is repeated over the stage's blocks.
+        mixer_args: Arguments keyed by mixer: {"ss2d": {"d_state": 1}}.
+        directions: 1 leaves a causal mixer in one direction; else it is wrapped to read both.
+        stem: "conv" (two convolutions), "patch" (one of each patch by itself) or "residual"; see stems.py.
+        patch_size: Side of a token of the first stage in pixels: 4, or for small images 2 or 1.
+        downsample: "conv" or "merge", see `Hierarchical`.
+        local: Side of the residual depthwise convolution in front of each block, odd; 0: none.
+        norm: "rms" or "layer".
+        mlp_ratio: Width of an MLP in each block, in units of D; 0: none.
+        layer_scale: First value of a learnt factor on the branches; None: no factor.
+        drop_rate: Dropout before the head.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        UserError: options that do not fit each other, named with what would.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        dims: int | Sequence[int] = 96,
+        depths: Sequence[int] = (2, 2, 8, 2),
+        mixer: StageMixers = "ss2d",
+        mixer_args: Mapping[str, Mapping[str, Any]] | None = None,
+        directions: int | None = None,
+        stem: str = "conv",
+        patch_size: int = 4,
+        downsample: str = "conv",
+        local: int = 0,
+        norm: str = "layer",
+        mlp_ratio: float = 4.0,
+        layer_scale: float | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        dims = [dims * 2**i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
+        if stem not in STEMS:
+            raise UserError(f"stem: unknown stem {stem!r}{suggest(stem, STEMS)}")
+        super().__init__(
+            dims,
+            depths,
+            mixer,
+            mixer_args,
+            directions=directions,
+            norm=norm,
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path_rate,
+            layer_scale=layer_scale,
+            downsample=downsample,
+            local=local,
+            **dd,
+        )
+        self.global_pool = _check_pool(global_pool)
+        self.num_classes, self.in_chans, self.output_fmt = num_classes, in_chans, "NHWC"
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.patch_embed = STEMS[stem](in_chans, dims[0], patch_size, norm, 1e-5, **dd)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(dims[-1], num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.feature_info = [
+            {"module": f"layers.{i}", "num_chs": dim, "reduction": patch_size * 2**i} for i, dim in enumerate(dims)
+        ]
+        self._init_head()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the normalised tokens (B, H', W', D) of images x (B, C, H, W)."""
+        if not torch.jit.is_scripting():
+            check_images(x, self.in_chans)
+        return self.forward_stages(self.patch_embed(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool tokens (B, H', W', D) and classify: (B, num_classes), or (B, D) with `pre_logits`."""
+        if self.global_pool == "avg":
+            x = x.mean(dim=[1, 2])
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images x (B, C, H, W): logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    @torch.jit.ignore
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return the tokens after chosen stages, as feature maps; arguments and returns as timm's pyramids.
+
+        Args:
+            x: Images (B, C, H, W).
+            indices: Stages to take: the last n, or a list; None: all.
+            norm: Apply the last norm to the last stage's, the only one that it fits.
+            stop_early: Do not run the stages behind the last one taken.
+            output_fmt: "NCHW" (B, D, H', W') or "NHWC" (B, H', W', D).
+            intermediates_only: Leave out the final tokens.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise UserError(f"output_fmt: expected 'NCHW' or 'NHWC', got {output_fmt!r}")
+        check_images(x, self.in_chans)
+        stages = self.stages()
+        take, last = feature_take_indices(len(stages), indices)
+        x = self.patch_embed(x)
+        taken, is_last = [], False
+        for i, stage in enumerate(stages[: last + 1] if stop_early else stages):
+            x, is_last = stage(x), i == len(stages) - 1
+            if i in take:
+                features = self.norm_f(x) if norm and is_last else x
+                taken.append(features.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else features)
+        if intermediates_only:
+            return taken
+        return self.norm_f(x) if is_last else x, taken
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last of `indices` (and the last norm, and the head); return the indices kept.
+
+        Where stages are dropped, the norm and the head go with them: they have the width of the last stage.
+        """
+        take, last = feature_take_indices(len(self.layers), indices)
+        shorter = last < len(self.layers) - 1
+        self.layers = self.layers[: last + 1]
+        if prune_norm or shorter:
+            self.norm_f = nn.Identity()
+        if shorter:
+            self.num_features = self.head_hidden_size = self.dims[last]
+        if prune_head or shorter:
+            self.reset_classifier(0, "")
+        return take
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Return the head."""
+        return self.head
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one of `num_classes` outputs (0: none); device, dtype and mode stay."""
+        if global_pool is not None:
+            self.global_pool = _check_pool(global_pool)
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        self.head = (
+            nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes > 0
+            else nn.Identity()
+        )
+        self._init_head()
+        self.head.train(self.training)
+
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """See `Hierarchical.init_weights`; the head's weights are drawn in the same way."""
+        super().init_weights(needs_reset)
+        self._init_head()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return the patterns by which timm groups parameters into layers (layer-wise learning rates)."""
+        blocks = [
+            (r"^layers\.(\d+)\.downsample", (0,)),
+            (r"^layers\.(\d+)\.blocks\.(\d+)", None),
+            (r"^norm_f", (99999,)),
+        ]
+        return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else blocks}
+
+    @torch.jit.ignore
+    def _init_head(self) -> None:
+        if isinstance(self.head, nn.Linear):
+            init_linear_(self.head)
+
+
+def _check_pool(pool: str) -> str:
+    if pool not in ("avg", ""):
+        raise UserError(f"global_pool: expected 'avg' or '', got {pool!r}")
+    return pool
+
+
+@register_notrace_function
+def check_images(x: Tensor, in_chans: int) -> None:  # torch.fx wraps no name that begins with an underscore
+    """Raise UserError unless x is (B, in_chans, H, W)."""
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise UserError(
+            f"expected images of shape (B, {in_chans}, H, W), got {tuple(x.shape)}; in_chans= changes what the model "
+            "takes"
+        )
