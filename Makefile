@@ -1,11 +1,12 @@
 # make demo   install into .venv, train on scikit-learn's digits, show the result
 # make test   install into .venv, check style and types, run the tests
+# make timm-contract   timm's own tests on every image model
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: demo test lint slow install clean
+.PHONY: demo test lint slow timm-contract install clean
 
 demo: install
 	$(BIN)/mambaverse train vision/digits trainer.run_name=demo trainer.overwrite=true
@@ -17,6 +18,9 @@ test: install lint
 
 slow: install
 	$(BIN)/python -m pytest -m slow
+
+timm-contract: install
+	$(BIN)/python -m pytest -m slow tests/tasks/vision/test_timm_contract.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -75,6 +75,15 @@ class Norm(nn.Module):
         return layer_norm(x, self.weight, self.bias, residual=residual, eps=self.eps)
 
 
+class Sum(nn.Module):
+    """What stands for a `Norm` that was pruned: the addition alone."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return x + residual (..., D) twice: in x's dtype, and in the residual's."""
+        total = x if residual is None else x + residual
+        return total.to(x.dtype), total
+
+
 class Block(nn.Module):
     """One layer: norm -> mixer (-> norm2 -> mlp), on (hidden, residual) pairs.
 
@@ -166,6 +175,16 @@ class Block(nn.Module):
             x, residual = self.norm2(x, residual)
             x = self.drop_path(self.scale2(self.mlp(x)))
         return x, residual
+
+
+def reset_parameters(module: nn.Module) -> None:
+    """Call `reset_parameters` of `module`, or, where it has none, of the modules that it is made of."""
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        return
+    for child in module.children():
+        reset_parameters(child)
 
 
 def layer_pattern(mixer: str | Sequence[str], depth: int) -> list[str]:

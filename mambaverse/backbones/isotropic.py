@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mambaverse.blocks import Block, Norm, build_mixer, layer_pattern
+from mambaverse.blocks import Block, Norm, Sum, build_mixer, layer_pattern, reset_parameters
 
 
 class Isotropic(nn.Module):
@@ -72,13 +72,20 @@ class Isotropic(nn.Module):
             Block(dim, m, norm, eps, mlp_ratio, rate, layer_scale, residual_in_fp32, **dd)
             for m, rate in zip(mixers, rates, strict=True)
         )
-        self.norm_f = Norm(dim, norm, eps, **dd)
+        self.norm_f: Norm | Sum = Norm(dim, norm, eps, **dd)
         self.rescale_residual_branches()
 
     @torch.jit.ignore
     def blocks(self) -> list[Block]:
         """Return `layers`, typed."""
         return [cast(Block, layer) for layer in self.layers]
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """Draw the weights of all blocks anew: what a model built on the meta device needs after `to_empty`."""
+        for module in (*self.layers, self.norm_f):
+            reset_parameters(module)
+        self.rescale_residual_branches()
 
     @torch.jit.ignore
     def rescale_residual_branches(self) -> None:

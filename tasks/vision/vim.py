@@ -6,24 +6,27 @@ Source: Zhu et al. 2024, "Vision Mamba: Efficient Visual Representation Learning
 sections 3.2 to 3.4. Names in the state dict are those of hustvl/Vim, except that `pos_embed` is stored cls-first.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: torch.fx copies forward's annotations, and TorchScript reads the copy.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
-from timm.layers import PatchEmbed, resample_abs_pos_embed, trunc_normal_
-from timm.models import register_notrace_function, register_notrace_module
+from timm.layers import resample_abs_pos_embed, trunc_normal_
+from timm.models import register_notrace_module
 from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambaverse.backbones.isotropic import Isotropic
-from mambaverse.blocks import Block
+from mambaverse.blocks import Block, Norm, Sum
 from mambaverse.errors import UserError
+from mambaverse.tasks.vision.patches import PatchEmbed, check_images
+from mambaverse.tasks.vision.vim_checkpoints import load_vim
 
-register_notrace_module(Block)
+for _module in (Block, Norm, Sum):  # torch.fx takes each of them for one node of its graph
+    register_notrace_module(_module)
 
 
 class Vim(Isotropic):
@@ -32,6 +35,7 @@ class Vim(Isotropic):
     Args:
         img_size: Height and width of the images in pixels, or one number for both.
         patch_size: Side of a square patch in pixels.
+        stride: Pixels from one patch to the next; None: patch_size, so that none overlap.
         in_chans: Image channels C.
         num_classes: Outputs of the head; 0: no head.
         global_pool: "token" (the cls token), "avg" (mean of the patches), or "" (no pooling).
@@ -59,6 +63,7 @@ class Vim(Isotropic):
         self,
         img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
+        stride: int | None = None,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str | None = None,
@@ -100,9 +105,8 @@ class Vim(Isotropic):
         self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.dynamic_img_size = dynamic_img_size
-        _check_size(img_size, patch_size)
         self.patch_embed = PatchEmbed(
-            img_size, patch_size, in_chans, embed_dim, strict_img_size=not dynamic_img_size, flatten=False, **dd
+            img_size, patch_size, stride, in_chans, embed_dim, strict_img_size=not dynamic_img_size, **dd
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim, **dd)) if has_cls else None
         num_tokens = self.num_prefix_tokens + self.patch_embed.num_patches
@@ -110,8 +114,9 @@ class Vim(Isotropic):
         self.pos_drop = nn.Dropout(pos_drop_rate)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        reduction = self.patch_embed.feat_ratio()
         self.feature_info = [
-            {"module": f"layers.{i}", "num_chs": embed_dim, "reduction": patch_size} for i in range(depth)
+            {"module": f"layers.{i}", "num_chs": embed_dim, "reduction": reduction} for i in range(depth)
         ]
         self._init_stem_and_head()
 
@@ -173,7 +178,7 @@ class Vim(Isotropic):
             else:
                 hidden, residual, _ = layer.forward_sequence(*arguments)
             if i in take:
-                taken.append(self._cls_first(self._normed(hidden, residual) if norm else hidden + residual))
+                taken.append(self._cls_first(self.norm_f(hidden, residual)[0] if norm else hidden + residual))
         prefixes = [t[:, : self.num_prefix_tokens] for t in taken]
         maps = [t[:, self.num_prefix_tokens :] for t in taken]
         if output_fmt == "NCHW":
@@ -181,7 +186,7 @@ class Vim(Isotropic):
         features: list[Any] = list(zip(maps, prefixes, strict=True)) if return_prefix_tokens else maps
         if intermediates_only:
             return features
-        return self._cls_first(self._normed(hidden, residual)), features
+        return self._cls_first(self.norm_f(hidden, residual)[0]), features
 
     @torch.jit.ignore
     def prune_intermediate_layers(
@@ -191,7 +196,7 @@ class Vim(Isotropic):
         take, last = feature_take_indices(len(self.layers), indices)
         self.layers = self.layers[: last + 1]
         if prune_norm:
-            self.norm_f = nn.Identity()  # type: ignore[assignment]
+            self.norm_f = Sum()
         if prune_head:
             self.reset_classifier(0, "")
         return take
@@ -220,18 +225,45 @@ class Vim(Isotropic):
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
-        """Change the image or patch size; the position embedding and the patch filters are resampled."""
+        """Change the image or patch size; the position embedding and the patch filters are resampled.
+
+        Raises:
+            UserError: images that the patches do not cover exactly, or patches that are not square.
+        """
         old = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size=img_size, patch_size=patch_size)
         resampled = resample_abs_pos_embed(
             self.pos_embed, list(self.patch_embed.grid_size), list(old), num_prefix_tokens=self.num_prefix_tokens
         )
         self.pos_embed = nn.Parameter(resampled.detach(), requires_grad=self.pos_embed.requires_grad)
+        patch, stride = self.patch_embed.patch_size[0], self.patch_embed.stride[0]
+        self.feature_info = [{**info, "reduction": stride} for info in self.feature_info]
+        changed = {} if patch_size is None else {"patch_size": patch, "stride": None if stride == patch else stride}
+        update_model_input_size(self, self.patch_embed.img_size, **changed)  # so that an export rebuilds this model
+
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Draw all weights anew, as a model built on the meta device needs after `to_empty`; a timm name.
+
+        Args:
+            needs_reset: Also those of the blocks; False: only those of the stem and the head.
+        """
+        if needs_reset:
+            self.reset_parameters()
+        self._init_stem_and_head()
+
+    @torch.jit.ignore
+    def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
+        """Load a weights file, ours or the original's (see `load_vim`); a timm name, whose `prefix` must be empty."""
+        if prefix:
+            raise UserError(f"prefix: a Vim's file has none, got {prefix!r}")
+        load_vim(self, checkpoint_path)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that weight decay would harm."""
-        return {"cls_token", "pos_embed"} | super().no_weight_decay()
+        own = {"cls_token", "pos_embed"} if self.cls_token is not None else {"pos_embed"}
+        return own | super().no_weight_decay()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -242,7 +274,10 @@ class Vim(Isotropic):
     def _embed(self, x: Tensor) -> tuple[Tensor, int, int]:
         """Turn images into tokens in the order in which the blocks read them; also the grid's height and width."""
         if not torch.jit.is_scripting():
-            _check_images(x, self.in_chans, None if self.dynamic_img_size else self.patch_embed.img_size)
+            stem = self.patch_embed
+            check_images(
+                x, self.in_chans, None if self.dynamic_img_size else stem.img_size, stem.patch_size, stem.stride
+            )
         x = self.patch_embed(x)
         height, width = x.shape[2], x.shape[3]
         x = x.flatten(2).transpose(1, 2)
@@ -274,12 +309,6 @@ class Vim(Isotropic):
         return torch.cat([x[:, at : at + 1], x[:, :at], x[:, at + 1 :]], dim=1)
 
     @torch.jit.ignore
-    def _normed(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
-        if isinstance(self.norm_f, nn.Identity):
-            return hidden if residual is None else hidden + residual
-        return self.norm_f(hidden, residual)[0]
-
-    @torch.jit.ignore
     def _check_cls_position(self, position: str | None) -> str:
         if position is None:
             return "none" if self.needs_spatial_shape else "middle"
@@ -309,20 +338,3 @@ class Vim(Isotropic):
         if isinstance(self.head, nn.Linear):
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
-
-
-@register_notrace_function
-def _check_images(x: Tensor, in_chans: int, size: tuple[int, int] | None) -> None:
-    height, width = ("H", "W") if size is None else size
-    if x.ndim != 4 or x.shape[1] != in_chans or (size is not None and tuple(x.shape[2:]) != tuple(size)):
-        raise UserError(
-            f"expected images of shape (B, {in_chans}, {height}, {width}), got {tuple(x.shape)}; "
-            "in_chans=, img_size= and dynamic_img_size=True change what the model takes"
-        )
-
-
-def _check_size(img_size: int | tuple[int, int], patch_size: int) -> None:
-    for side in (img_size, img_size) if isinstance(img_size, int) else img_size:
-        if side < patch_size or side % patch_size:
-            near = max(patch_size, round(side / patch_size) * patch_size)
-            raise UserError(f"img_size: {side} is no multiple of patch_size {patch_size}; the nearest is {near}")

@@ -14,23 +14,31 @@ from torch import nn
 from mambaverse.errors import UserError
 from mambaverse.models import register_model
 from mambaverse.tasks.vision.vim import Vim
+from mambaverse.tasks.vision.vim_checkpoints import checkpoint_filter_fn, load_vim
 
-BUILDER_ARGUMENTS = ("cache_dir", "features_only", "out_indices", "pretrained_cfg", "pretrained_cfg_overlay")
+BUILDER_ARGUMENTS = (
+    *("cache_dir", "features_only", "feature_cls", "out_indices", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("pretrained_strict", "checkpoint_path", "checkpoint_key"),
+)
+_WIDTHS = {"nano": (96, 6), "tiny": (192, 24), "small": (384, 24), "base": (768, 24)}  # embed_dim, depth
+_TEST: dict[str, Any] = {"embed_dim": 32, "depth": 3, "patch_size": 16, "mixer_args": {"vim": {"d_state": 4}}}
 
 
 def _cfg(size: int) -> dict[str, Any] | PretrainedCfg:
+    cifar = size == 32
     return {
         "url": "",
-        "num_classes": 1000 if size == 224 else 10,
+        "num_classes": 10 if cifar else 1000,
         "input_size": (3, size, size),
         "pool_size": None,
-        "crop_pct": 0.875 if size == 224 else 1.0,
+        "crop_pct": 1.0 if cifar else 0.875,
         "interpolation": "bicubic",
         "fixed_input_size": True,
-        "mean": (0.485, 0.456, 0.406) if size == 224 else (0.4914, 0.4822, 0.4465),
-        "std": (0.229, 0.224, 0.225) if size == 224 else (0.2470, 0.2435, 0.2616),
+        "mean": (0.4914, 0.4822, 0.4465) if cifar else (0.485, 0.456, 0.406),
+        "std": (0.2470, 0.2435, 0.2616) if cifar else (0.229, 0.224, 0.225),
         "first_conv": "patch_embed.proj",
         "classifier": "head",
+        "custom_load": True,  # a `file` may be one of the original's: Vim.load_pretrained reads it
         "license": "apache-2.0",
         "paper_ids": "arXiv:2401.09417",
     }
@@ -38,19 +46,36 @@ def _cfg(size: int) -> dict[str, Any] | PretrainedCfg:
 
 default_cfgs = generate_default_cfgs(
     {f"vim_{size}_patch16_224.untrained": _cfg(224) for size in ("nano", "tiny", "small", "base")}
+    | {f"vim_{size}_patch16_stride8_224.untrained": _cfg(224) for size in ("tiny", "small", "base")}
     | {f"vim_{size}_patch4_32.untrained": _cfg(32) for size in ("nano", "tiny")}
+    | {"test_vim.untrained": _cfg(64)}
 )
-_WIDTHS = {"nano": (96, 6), "tiny": (192, 24), "small": (384, 24), "base": (768, 24)}  # embed_dim, depth
 
 
 def _vim(variant: str, pretrained: bool, **overrides: Any) -> nn.Module:
-    _, size, patch, _ = variant.split("_")
     if pretrained and not ({"pretrained_cfg", "pretrained_cfg_overlay"} & set(overrides)):
         raise UserError(f"model {variant!r}: there are no published weights yet; train it, or load a checkpoint")
-    embed_dim, depth = _WIDTHS[size]
-    arguments = {"embed_dim": embed_dim, "depth": depth, "patch_size": int(patch.removeprefix("patch")), **overrides}
+    path, key = overrides.pop("checkpoint_path", None), overrides.pop("checkpoint_key", None)
+    arguments = {**_arguments(variant), **overrides}
     feature_cfg = {"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"}
-    return build_model_with_cfg(Vim, variant, pretrained, feature_cfg=feature_cfg, **arguments)
+    model = build_model_with_cfg(
+        Vim, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=feature_cfg, **arguments
+    )
+    if path is not None:
+        load_vim(getattr(model, "model", model), path, key)
+    return model
+
+
+def _arguments(variant: str) -> dict[str, Any]:
+    """Return what a name says: vim_<size>_patch<side>[_stride<pixels>]_<image size>."""
+    if variant == "test_vim":
+        return dict(_TEST)
+    _, size, *rest = variant.split("_")
+    embed_dim, depth = _WIDTHS[size]
+    numbers = {"patch_size": int(rest[0].removeprefix("patch"))}
+    if rest[1].startswith("stride"):
+        numbers["stride"] = int(rest[1].removeprefix("stride"))
+    return {"embed_dim": embed_dim, "depth": depth, **numbers}
 
 
 @register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
@@ -93,3 +118,31 @@ def vim_nano_patch4_32(pretrained: bool = False, **overrides: Any) -> nn.Module:
 def vim_tiny_patch4_32(pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Vim of 192 channels and 24 blocks for 32-pixel images (CIFAR), patch 4."""
     return _vim("vim_tiny_patch4_32", pretrained, **overrides)
+
+
+@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_with_timm
+def vim_tiny_patch16_stride8_224(pretrained: bool = False, **overrides: Any) -> nn.Module:
+    """Vim-Ti for fine-tuning: patches of 16 every 8 pixels, 729 tokens, 7.250 M parameters, 224-pixel images."""
+    return _vim("vim_tiny_patch16_stride8_224", pretrained, **overrides)
+
+
+@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_with_timm
+def vim_small_patch16_stride8_224(pretrained: bool = False, **overrides: Any) -> nn.Module:
+    """Vim-S for fine-tuning: patches of 16 every 8 pixels, 729 tokens, 26.001 M parameters, 224-pixel images."""
+    return _vim("vim_small_patch16_stride8_224", pretrained, **overrides)
+
+
+@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_with_timm
+def vim_base_patch16_stride8_224(pretrained: bool = False, **overrides: Any) -> nn.Module:
+    """Vim-B for fine-tuning: patches of 16 every 8 pixels, 729 tokens, 98.008 M parameters, 224-pixel images."""
+    return _vim("vim_base_patch16_stride8_224", pretrained, **overrides)
+
+
+@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_with_timm
+def test_vim(pretrained: bool = False, **overrides: Any) -> nn.Module:
+    """Vim of 32 channels and 3 blocks for 64-pixel images: for tests alone."""
+    return _vim("test_vim", pretrained, **overrides)
