@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.norm import layer_norm, rms_norm
 from mambaverse.mixers import MIXERS, Mixer, create_mixer
+from mambaverse.mixers._portable import exporting
 
 
 class Norm(nn.Module):
@@ -58,18 +59,23 @@ class Norm(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (norm(x + residual), x + residual) for x (..., D): in x's dtype, and in the residual's."""
         if torch.jit.is_scripting():
-            total = x if residual is None else x + residual
-            wide = total.float()
-            if not self.is_rms:
-                wide = wide - wide.mean(-1, keepdim=True)
-            y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()
-            if self.bias is not None:
-                y = y + self.bias.float()
-            return y.to(x.dtype), total
+            return self._plain(x, residual)
         return self._fused(x, residual)
+
+    def _plain(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        total = x if residual is None else x + residual
+        wide = total.float()
+        if not self.is_rms:
+            wide = wide - wide.mean(-1, keepdim=True)
+        y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()
+        if self.bias is not None:
+            y = y + self.bias.float()
+        return y.to(x.dtype), total
 
     @torch.jit.ignore
     def _fused(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        if exporting():
+            return self._plain(x, residual)
         if self.is_rms:
             return rms_norm(x, self.weight, residual=residual, eps=self.eps)
         return layer_norm(x, self.weight, self.bias, residual=residual, eps=self.eps)

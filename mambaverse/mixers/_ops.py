@@ -1,7 +1,8 @@
 """The operators as mixers call them, from Python and from TorchScript alike.
 
-Python gets the public function, with its checks and its choice of backend. TorchScript compiles neither keyword-only
-arguments nor context variables: it gets the registered op, and the device chooses the backend.
+Python gets the public function, with its checks and its choice of backend, or under export its portable form.
+TorchScript compiles neither keyword-only arguments nor context variables: it gets the registered op, and the device
+chooses the backend.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mambaverse.kernels import causal_conv1d as _conv
+from mambaverse.errors import UserError
 from mambaverse.kernels import lti_conv as _lti
-from mambaverse.kernels import norm as _norm
-from mambaverse.kernels import selective_scan as _scan
-from mambaverse.kernels import ssd as _ssd
 from mambaverse.kernels.lti_conv.discretize import discretize
+from mambaverse.kernels.ssd import ssd_update
+from mambaverse.mixers import _portable
 from mambaverse.mixers._common import at_least_fp32
 
 
@@ -26,7 +26,7 @@ def causal_conv1d(
     if torch.jit.is_scripting():
         return torch.ops.mambaverse.causal_conv1d(x, weight, bias, window, cu_seqlens, True, reverse, "auto")
     else:
-        return _conv.causal_conv1d(
+        return _portable.causal_conv1d(
             x,
             weight,
             bias,
@@ -34,7 +34,6 @@ def causal_conv1d(
             initial_state=window,
             cu_seqlens=cu_seqlens,
             reverse=reverse,
-            return_final_state=True,
         )
 
 
@@ -59,7 +58,7 @@ def selective_scan(
         )
         return y, h
     else:
-        return _scan.selective_scan(
+        return _portable.selective_scan(
             u,
             delta,
             A,
@@ -72,7 +71,6 @@ def selective_scan(
             initial_state=h,
             cu_seqlens=cu_seqlens,
             reverse=reverse,
-            return_final_state=True,
         )
 
 
@@ -107,7 +105,7 @@ def bidirectional_selective_scan(
             )  # fmt: skip
         return y
     else:
-        return _scan.bidirectional_selective_scan(
+        return _portable.bidirectional_selective_scan(
             u[0] if shared else u,
             delta[0] if shared else delta,
             A,
@@ -140,7 +138,7 @@ def scan_both_ways(
         )  # fmt: skip
         return y
     else:
-        return _scan.bidirectional_selective_scan(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True)
+        return _portable.bidirectional_selective_scan(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True)
 
 
 def ssd(
@@ -167,7 +165,7 @@ def ssd(
         )
         return y, h
     else:
-        return _ssd.ssd(
+        return _portable.ssd(
             x,
             dt,
             A,
@@ -181,7 +179,6 @@ def ssd(
             initial_state=h,
             cu_seqlens=cu_seqlens,
             reverse=reverse,
-            return_final_state=True,
             chunk_size=chunk_size,
         )
 
@@ -220,7 +217,7 @@ def linear_recurrence(
         )  # fmt: skip
         return y, h
     else:
-        return _ssd.ssd(v, dt, A, k, q, initial_state=h, cu_seqlens=cu_seqlens, return_final_state=True)
+        return _portable.ssd(v, dt, A, k, q, initial_state=h, cu_seqlens=cu_seqlens)
 
 
 def gated_recurrence(
@@ -251,14 +248,12 @@ def gated_recurrence(
         )  # fmt: skip
         return y, h
     else:
-        return _ssd.ssd(
-            x, rate, A, k, q, initial_state=h, cu_seqlens=cu_seqlens, return_final_state=True, chunk_size=chunk_size
-        )
+        return _portable.ssd(x, rate, A, k, q, initial_state=h, cu_seqlens=cu_seqlens, chunk_size=chunk_size)
 
 
 def linear_recurrence_step(h: Tensor, v: Tensor, A: Tensor, k: Tensor, q: Tensor) -> Tensor:
     """Take one step of `linear_recurrence`, h (B, H, P, N) in place: v (B, H, P), k and q (B, H, N), y (B, H, P)."""
-    return _ssd.ssd_update(h, v, v.new_ones(()).expand(v.shape[:2]), A, k, q)
+    return ssd_update(h, v, v.new_ones(()).expand(v.shape[:2]), A, k, q)
 
 
 def lti_conv(
@@ -271,6 +266,8 @@ def lti_conv(
         y, h = torch.ops.mambaverse.lti_conv(u, A_bar, B_bar, C, D, h, False, "auto")
         return y, h
     else:
+        if _portable.exporting():
+            raise UserError("the mixer s4d computes in complex numbers, which ONNX and portable programs do not have")
         return _lti.lti_conv(u, A, B, C, dt, D, discretization=discretization, initial_state=h, return_final_state=True)
 
 
@@ -279,4 +276,4 @@ def gated_rms_norm(x: Tensor, weight: Tensor, z: Tensor, group_size: int, norm_b
     if torch.jit.is_scripting():
         return torch.ops.mambaverse.gated_rms_norm(x, weight, z, group_size, norm_before_gate, eps, "auto")
     else:
-        return _norm.gated_rms_norm(x, weight, z, group_size=group_size, norm_before_gate=norm_before_gate, eps=eps)
+        return _portable.gated_rms_norm(x, weight, z, group_size=group_size, norm_before_gate=norm_before_gate, eps=eps)
