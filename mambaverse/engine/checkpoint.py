@@ -54,7 +54,7 @@ def read_torch(path: Path) -> Any:
             raise CheckpointError(f"{path}: damaged, or not written by torch.save: {_line(error)}") from None
         raise CheckpointError(
             f"{path}: refused, since reading it would run code from the file. Where you trust its source, keep only "
-            "its weights: torch.save(torch.load(path, weights_only=False)['model'], new_path)"
+            "its weights: torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: damaged, or not written by torch.save: {_line(error)}") from None

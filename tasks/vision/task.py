@@ -32,6 +32,8 @@ from mambaverse.tasks.vision.images import (
     with_channels,
 )
 from mambaverse.tasks.vision.on_device import DeviceAugment, DeviceImages, constant
+from mambaverse.tasks.vision.vim import Vim
+from mambaverse.tasks.vision.vim_checkpoints import load_vim
 from mambaverse.tasks.vision.vmamba import VMamba
 from mambaverse.tasks.vision.vmamba_weights import convert
 
@@ -151,7 +153,10 @@ class VisionTask(Classifier):
         return super().model_arguments() | {"in_chans": self.in_chans, "img_size": self.size}
 
     def load_checkpoint(self, model: nn.Module, path: Path) -> None:
-        """Start from a weights file: one of ours, or of VMamba's authors."""
+        """Start from a weights file: one of ours, or of Vim's or VMamba's authors."""
+        if isinstance(model, Vim):
+            load_vim(model, path)
+            return
         weights = read_weights(path)
         load_state(model, convert(weights, model, str(path)) if isinstance(model, VMamba) else weights, str(path))
 

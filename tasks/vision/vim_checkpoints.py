@@ -6,7 +6,10 @@ hustvl/Vim   what its training script saves, a dictionary with the weights under
 ours         a plain state dict or a file of timm's training script ("state_dict", "state_dict_ema"), cls first
 
 Either may have been made for another image or patch size, number of channels or of classes. Nothing in the weights
-themselves tells one layout from the other: a state dict taken out of an original file goes back under the key "model".
+themselves tells one layout from the other: a state dict taken out of an original file goes back under the key "model",
+and timm's own `checkpoint_path`, which takes the weights out before we see them, is for our files alone. For files of
+either layout there are `mambaverse.create_model(..., checkpoint_path=...)`, the config's `model.checkpoint`, and
+`timm.create_model(..., pretrained=True, pretrained_cfg_overlay={"file": ...})`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any
 
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
 from timm.models import register_model as register_with_timm
+from timm.models._input import update_model_args
 from torch import nn
 
 from mambaverse.errors import UserError
@@ -38,7 +39,6 @@ def _cfg(size: int) -> dict[str, Any] | PretrainedCfg:
         "std": (0.2470, 0.2435, 0.2616) if cifar else (0.229, 0.224, 0.225),
         "first_conv": "patch_embed.proj",
         "classifier": "head",
-        "custom_load": True,  # a `file` may be one of the original's: Vim.load_pretrained reads it
         "license": "apache-2.0",
         "paper_ids": "arXiv:2401.09417",
     }
@@ -56,11 +56,17 @@ def _vim(variant: str, pretrained: bool, **overrides: Any) -> nn.Module:
     if pretrained and not ({"pretrained_cfg", "pretrained_cfg_overlay"} & set(overrides)):
         raise UserError(f"model {variant!r}: there are no published weights yet; train it, or load a checkpoint")
     path, key = overrides.pop("checkpoint_path", None), overrides.pop("checkpoint_key", None)
+    overlay = overrides.get("pretrained_cfg_overlay")
+    if overlay and {"file", "url"} & set(overlay):  # what timm unwraps no longer tells whose layout it is in
+        overrides["pretrained_cfg_overlay"] = {"custom_load": True, **overlay}
     arguments = {**_arguments(variant), **overrides}
     feature_cfg = {"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"}
     model = build_model_with_cfg(
         Vim, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=feature_cfg, **arguments
     )
+    # timm.create_model does the same: an export (save_for_hf) writes down what rebuilds the model
+    transient = {*BUILDER_ARGUMENTS, "pretrained_model_args", "device", "dtype"}
+    update_model_args(model, **{key: value for key, value in overrides.items() if key not in transient})
     if path is not None:
         load_vim(getattr(model, "model", model), path, key)
     return model
