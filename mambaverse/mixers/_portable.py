@@ -6,8 +6,8 @@
 
 Each function here calls the operator of its name in `mambaverse.kernels`, unless `exporting()`: while
 `torch.onnx.export` runs, or inside `with timm.layers.set_exportable(True)`, in which `torch.export` writes programs
-without our operators. Arguments are the operators' own. Packed sequences and complex states, which only eager mode has,
-are refused with a UserError.
+without our operators. (ONNX's older exporter, `dynamo=False`, knows no `scan`.) Arguments are the operators' own. Packed
+sequences and complex states, which only eager mode has, are refused with a UserError.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ def exporting() -> bool:
 
     timm's switch is read when forward runs, not when a model is built. If timm was never imported, it is off.
     """
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # the second alone costs 1.7 us a call
+        return True
     layers = sys.modules.get("timm.layers")
-    return torch.onnx.is_in_onnx_export() or (layers is not None and bool(layers.is_exportable()))
+    return layers is not None and bool(layers.is_exportable())
 
 
 def causal_conv1d(

@@ -27,10 +27,23 @@ IN_PLACE_OF_VIT = "model_in_place_of_vit"  # name of the parameter
 
 
 @functools.cache
+def on_meta(name: str) -> Any:
+    """Return the model without its numbers."""
+    return timm.create_model(name, device="meta").eval()
+
+
+@functools.cache
 def keeps_tokens(name: str) -> bool:
     """Whether features are tokens (B, L, D), as a vision transformer's, not a map: timm calls it "non-standard"."""
-    model: Any = timm.create_model(name, device="meta").eval()
+    model = on_meta(name)
     return model.forward_features(torch.zeros(1, *model.default_cfg["input_size"], device="meta")).ndim == 3
+
+
+def stands_for_vit(name: str) -> bool:
+    """Whether images of 32 x 48 pixels are patches of 16 x 16, side by side, to this model."""
+    stem = getattr(on_meta(name), "patch_embed", None)
+    sides = getattr(stem, "patch_size", None), getattr(getattr(stem, "proj", None), "stride", None)
+    return keeps_tokens(name) and sides == ((16, 16), (16, 16))
 
 
 @functools.cache
@@ -114,9 +127,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         (at,) = (i for i, mark in enumerate(marks) if mark.name == "parametrize" and "name" in mark.args[0])
         marks[at] = pytest.mark.parametrize(marks[at].args[0], NEIGHBOURS[name]()).mark
     if name in THROUGH_VIT:
-        models = [model for model in OURS if size(model) and "patch16" in model + "patch16" * model.startswith("test_")]
         metafunc.fixturenames.append(IN_PLACE_OF_VIT)
-        metafunc.parametrize(IN_PLACE_OF_VIT, models)
+        metafunc.parametrize(IN_PLACE_OF_VIT, [model for model in OURS if stands_for_vit(model)])
         if "use_naflex" in metafunc.fixturenames:  # another architecture of timm's: [False] is left
             (at,) = (i for i, mark in enumerate(marks) if mark.name == "parametrize")
             marks[at] = pytest.mark.parametrize("use_naflex", [False]).mark
