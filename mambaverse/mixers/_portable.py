@@ -6,8 +6,8 @@
 
 Each function here calls the operator of its name in `mambaverse.kernels`, unless `exporting()`: while
 `torch.onnx.export` runs, or inside `with timm.layers.set_exportable(True)`, in which `torch.export` writes programs
-without our operators. (ONNX's older exporter, `dynamo=False`, knows no `scan`.) Arguments are the operators' own. Packed
-sequences and complex states, which only eager mode has, are refused with a UserError.
+without our operators. (ONNX's older exporter, `dynamo=False`, knows no `scan`.) Arguments are the operators' own.
+Packed sequences and complex states, which only eager mode has, are refused with a UserError.
 """
 
 from __future__ import annotations

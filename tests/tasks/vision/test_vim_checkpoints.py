@@ -17,6 +17,7 @@ from torch import Tensor
 
 import mambaverse
 from mambaverse.engine.checkpoint import CheckpointError
+from mambaverse.tasks.vision.task import VisionTask
 from mambaverse.tasks.vision.vim_checkpoints import checkpoint_filter_fn
 
 SIZES: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_classes": 6, "mixer_args": {"vim": {"d_state": 4}}}
@@ -140,6 +141,13 @@ def test_other_sizes_channels_and_classes_are_fitted(
         assert torch.equal(filters, model.patch_embed.proj.weight)
     assert torch.equal(loaded.head.weight, model.head.weight) == ("num_classes" not in changes)
     assert ("its head knows 6 classes" in capsys.readouterr().err) == ("num_classes" in changes)
+
+
+def test_a_run_starts_from_an_original_checkpoint(original: tuple[Any, Path]) -> None:
+    model, path = original
+    started, task = build(), VisionTask.__new__(VisionTask)
+    task.load_checkpoint(started, path)
+    assert torch.equal(started.pos_embed, model.pos_embed)
 
 
 def test_timm_loads_both_layouts(original: tuple[Any, Path], tmp_path: Path) -> None:
