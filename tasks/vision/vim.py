@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from einops import rearrange
 from timm.layers import resample_abs_pos_embed, trunc_normal_
 from timm.models import register_notrace_module
 from timm.models._features import feature_take_indices
@@ -142,7 +141,6 @@ class Vim(Isotropic):
         """Classify images x (B, C, H, W): logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
-    @torch.jit.ignore
     def forward_intermediates(
         self,
         x: Tensor,
@@ -152,41 +150,61 @@ class Vim(Isotropic):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> Any:
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the tokens after chosen blocks, as feature maps; arguments and returns as timm's vision transformers.
 
         Args:
             x: Images (B, C, H, W).
             indices: Blocks to take: the last n, or a list; None: all.
-            return_prefix_tokens: Return (map, cls tokens) pairs.
+            return_prefix_tokens: Return (map, cls tokens) pairs; not in TorchScript.
             norm: Apply the last norm to each.
-            stop_early: Do not run the blocks behind the last one taken.
+            stop_early: Do not run the blocks behind the last one taken; TorchScript runs all.
             output_fmt: "NCHW" (B, D, H', W') or "NLC" (B, M, D).
             intermediates_only: Leave out the final tokens.
+
+        Raises:
+            UserError: another `output_fmt`.
         """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise UserError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}")
+        if not torch.jit.is_scripting():
+            self._check_format(output_fmt)
         take, last = feature_take_indices(len(self.layers), indices)
         hidden, height, width = self._embed(x)
-        spatial_shape = (height, width) if self.needs_spatial_shape else None
         residual: Tensor | None = None
-        taken = []
-        for i, layer in enumerate(self.blocks()[: last + 1] if stop_early else self.blocks()):
-            arguments = (hidden, residual, None, None, spatial_shape)
-            if self.grad_checkpointing:
-                hidden, residual, _ = checkpoint(layer.forward_sequence, *arguments, use_reentrant=False)
+        maps: list[Tensor] = []
+        prefixes: list[Tensor] = []
+        if torch.jit.is_scripting() or not stop_early:
+            layers = self.layers
+        else:
+            layers = self.layers[: last + 1]
+        for i, layer in enumerate(layers):
+            if torch.jit.is_scripting():
+                hidden, residual = layer(hidden, residual)
             else:
-                hidden, residual, _ = layer.forward_sequence(*arguments)
+                hidden, residual = self._run_block(layer, hidden, residual, height, width)
             if i in take:
-                taken.append(self._cls_first(self.norm_f(hidden, residual)[0] if norm else hidden + residual))
-        prefixes = [t[:, : self.num_prefix_tokens] for t in taken]
-        maps = [t[:, self.num_prefix_tokens :] for t in taken]
-        if output_fmt == "NCHW":
-            maps = [rearrange(m, "b (h w) d -> b d h w", h=height, w=width).contiguous() for m in maps]
-        features: list[Any] = list(zip(maps, prefixes, strict=True)) if return_prefix_tokens else maps
+                tokens = self.norm_f(hidden, residual)[0] if norm else hidden + residual
+                tokens = self._cls_first(tokens)
+                prefixes.append(tokens[:, : self.num_prefix_tokens])
+                tokens = tokens[:, self.num_prefix_tokens :]
+                if output_fmt == "NCHW":
+                    tokens = tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], height, width)
+                maps.append(tokens.contiguous())
+        if not torch.jit.is_scripting() and return_prefix_tokens:
+            maps = list(zip(maps, prefixes, strict=True))  # type: ignore[arg-type]
         if intermediates_only:
-            return features
-        return self._cls_first(self.norm_f(hidden, residual)[0]), features
+            return maps
+        return self._cls_first(self.norm_f(hidden, residual)[0]), maps
+
+    @torch.jit.ignore
+    def _run_block(
+        self, layer: Block, hidden: Tensor, residual: Tensor | None, height: int, width: int
+    ) -> tuple[Tensor, Tensor]:
+        arguments = (hidden, residual, None, None, (height, width) if self.needs_spatial_shape else None)
+        if self.grad_checkpointing:
+            hidden, residual, _ = checkpoint(layer.forward_sequence, *arguments, use_reentrant=False)
+        else:
+            hidden, residual, _ = layer.forward_sequence(*arguments)
+        return hidden, residual
 
     @torch.jit.ignore
     def prune_intermediate_layers(
@@ -307,6 +325,11 @@ class Vim(Isotropic):
             return x
         at = self._cls_index(x.shape[1] - 1)
         return torch.cat([x[:, at : at + 1], x[:, :at], x[:, at + 1 :]], dim=1)
+
+    @torch.jit.ignore
+    def _check_format(self, output_fmt: str) -> None:
+        if output_fmt not in ("NCHW", "NLC"):
+            raise UserError(f"output_fmt: expected 'NCHW' or 'NLC', got {output_fmt!r}")
 
     @torch.jit.ignore
     def _check_cls_position(self, position: str | None) -> str:

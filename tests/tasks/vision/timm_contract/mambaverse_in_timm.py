@@ -87,6 +87,7 @@ def small() -> list[str]:
 
 NEIGHBOURS: dict[str, Callable[[], list]] = {
     "test_prune_intermediate_layers_params_used": lambda: OURS,
+    "test_pruned_features_torchscript": lambda: [name for name in OURS if size(name)],
     "test_model_init_weights_after_to_empty": sized(),
     "test_default_resize_hub_roundtrip": lambda: [(name, {}, n, 2 * n) for name in OURS if (n := size(name))],
     "test_export_tracks_reset_pool_in_head": lambda: [(name, 3, "avg") for name in small()],
