@@ -5,20 +5,22 @@ image (B, C, H, W) -> stem (B, H/4, W/4, D) -> stages, each half as high and wid
 
 # No `from __future__ import annotations`: torch.fx copies those of `forward` into the code that it writes, and
 # TorchScript, which may compile that, must find a type there and not a string.
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.models import register_notrace_function, register_notrace_module
+from timm.models import build_model_with_cfg, register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
+from timm.models._input import update_model_args
 from torch import Tensor, nn
 
 from mambaverse.backbones.hierarchical import Hierarchical, StageMixers, init_linear_
 from mambaverse.blocks import Block
 from mambaverse.errors import UserError, suggest
-from mambaverse.tasks.vision.stems import STEMS
+from mambaverse.tasks.vision.stems import STEMS, ResidualStem
 
 register_notrace_module(Block)
+BUILDER_ARGUMENTS = ("cache_dir", "features_only", "out_indices", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 class Pyramid(Hierarchical):
@@ -98,9 +100,12 @@ class Pyramid(Hierarchical):
         self.patch_embed = STEMS[stem](in_chans, dims[0], patch_size, norm, 1e-5, **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(dims[-1], num_classes, **dd) if num_classes > 0 else nn.Identity()
+        scales = self.patch_embed.scales if isinstance(self.patch_embed, ResidualStem) else []
+        self.num_scales = len(scales)
         self.feature_info = [
-            {"module": f"layers.{i}", "num_chs": dim, "reduction": patch_size * 2**i} for i, dim in enumerate(dims)
-        ]
+            {"module": f"patch_embed.pairs.{i}", "num_chs": width, "reduction": side}
+            for i, (width, side) in enumerate(scales)
+        ] + [{"module": f"layers.{i}", "num_chs": dim, "reduction": patch_size * 2**i} for i, dim in enumerate(dims)]
         self._init_head()
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -132,6 +137,8 @@ class Pyramid(Hierarchical):
     ) -> Any:
         """Return the tokens after chosen stages, as feature maps; arguments and returns as timm's pyramids.
 
+        The scales of a stem of residual convolutions count as stages, the first ones.
+
         Args:
             x: Images (B, C, H, W).
             indices: Stages to take: the last n, or a list; None: all.
@@ -143,15 +150,20 @@ class Pyramid(Hierarchical):
         if output_fmt not in ("NCHW", "NHWC"):
             raise UserError(f"output_fmt: expected 'NCHW' or 'NHWC', got {output_fmt!r}")
         check_images(x, self.in_chans)
-        stages = self.stages()
-        take, last = feature_take_indices(len(stages), indices)
-        x = self.patch_embed(x)
-        taken, is_last = [], False
-        for i, stage in enumerate(stages[: last + 1] if stop_early else stages):
+        stages, scales = self.stages(), self.num_scales
+        take, last = feature_take_indices(scales + len(stages), indices)
+        maps: list[Tensor] = []
+        if isinstance(self.patch_embed, ResidualStem):
+            x, maps = self.patch_embed.forward_scales(x)
+        else:
+            x = self.patch_embed(x)
+        is_last = False
+        for i, stage in enumerate(stages[: max(last + 1 - scales, 0)] if stop_early else stages):
             x, is_last = stage(x), i == len(stages) - 1
-            if i in take:
-                features = self.norm_f(x) if norm and is_last else x
-                taken.append(features.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else features)
+            maps.append(self.norm_f(x) if norm and is_last else x)
+        taken = [maps[i] for i in take]
+        if output_fmt == "NCHW":
+            taken = [features.permute(0, 3, 1, 2).contiguous() for features in taken]
         if intermediates_only:
             return taken
         return self.norm_f(x) if is_last else x, taken
@@ -162,15 +174,19 @@ class Pyramid(Hierarchical):
     ) -> list[int]:
         """Drop the stages behind the last of `indices` (and the last norm, and the head); return the indices kept.
 
+        Indices are those of `forward_intermediates`.
         Where stages are dropped, the norm and the head go with them: they have the width of the last stage.
         """
-        take, last = feature_take_indices(len(self.layers), indices)
-        shorter = last < len(self.layers) - 1
-        self.layers = self.layers[: last + 1]
+        scales = self.num_scales
+        take, last = feature_take_indices(scales + len(self.layers), indices)
+        shorter = last < scales + len(self.layers) - 1
+        self.layers = self.layers[: max(last + 1 - scales, 0)]
         if prune_norm or shorter:
             self.norm_f = nn.Identity()
-        if shorter:
-            self.num_features = self.head_hidden_size = self.dims[last]
+        if isinstance(self.patch_embed, ResidualStem) and last < scales:
+            self.num_features = self.head_hidden_size = self.patch_embed.prune(last)
+        elif shorter:
+            self.num_features = self.head_hidden_size = self.dims[last - scales]
         if prune_head or shorter:
             self.reset_classifier(0, "")
         return take
@@ -215,6 +231,44 @@ class Pyramid(Hierarchical):
     def _init_head(self) -> None:
         if isinstance(self.head, nn.Linear):
             init_linear_(self.head)
+
+
+def build_pyramid(
+    cls: type[Pyramid],
+    variant: str,
+    pretrained: bool,
+    size: Mapping[str, Any],
+    overrides: dict[str, Any],
+    filter_weights: Callable[[Mapping[str, Any], nn.Module], dict[str, Any]] | None = None,
+) -> nn.Module:
+    """Build a registered size of a family, as timm does.
+
+    Args:
+        cls: The family's class.
+        variant: The registered name.
+        pretrained: Whether weights are asked for, which `pretrained_cfg` or its overlay must then name.
+        size: Arguments that make the variant.
+        overrides: Arguments given on top; mixers' are merged mixer by mixer.
+        filter_weights: Renames the parameters of a file of weights.
+
+    Raises:
+        UserError: weights were asked for, and none are published.
+    """
+    if pretrained and not ({"pretrained_cfg", "pretrained_cfg_overlay"} & set(overrides)):
+        raise UserError(f"model {variant!r}: there are no published weights yet; train it, or load a checkpoint")
+    own, given = size.get("mixer_args") or {}, overrides.get("mixer_args") or {}
+    merged = {name: {**own.get(name, {}), **given.get(name, {})} for name in {**own, **given}}
+    arguments = {**size, **overrides, "mixer_args": merged}
+    scales = getattr(STEMS.get(arguments.get("stem", "conv")), "SCALES", 0)
+    every = tuple(range(scales + len(arguments["depths"])))
+    feature_cfg = {"out_indices": arguments.pop("out_indices", every), "feature_cls": "getter"}
+    model = build_model_with_cfg(
+        cls, variant, pretrained, pretrained_filter_fn=filter_weights, feature_cfg=feature_cfg, **arguments
+    )
+    # timm.create_model does the same: an export (save_for_hf) writes down what rebuilds the model
+    transient = {*BUILDER_ARGUMENTS, "device", "dtype"}
+    update_model_args(model, **{key: value for key, value in overrides.items() if key not in transient})
+    return model
 
 
 def _check_pool(pool: str) -> str:

@@ -56,6 +56,7 @@ class ResidualStem(nn.Module):
     """
 
     SCALES = 1
+    scales: list[tuple[int, int]]  # channels, and pixels a side of a position, where the pairs are
 
     def __init__(self, in_chans: int, dim: int, patch_size: int, norm: str, eps: float, **dd: Any) -> None:
         super().__init__()
@@ -69,6 +70,8 @@ class ResidualStem(nn.Module):
         self.norm1 = nn.BatchNorm2d(width, **dd)
         self.act = nn.GELU()
         self.pairs, self.downs = nn.ModuleList(), nn.ModuleList()
+        first = patch_size // 2**scales
+        self.scales = [(width * 2**i, first * 2**i) for i in range(scales)]
         for i in range(scales):
             self.pairs.append(nn.Sequential(*[_Pair(width, **dd) for _ in range(2)]))
             after = dim if i == scales - 1 else 2 * width
@@ -83,6 +86,24 @@ class ResidualStem(nn.Module):
         for pairs, down in zip(self.pairs, self.downs):  # noqa: B905 (TorchScript knows no strict=)
             x = down(pairs(self.act(x)))
         return x.permute(0, 2, 3, 1)
+
+    @torch.jit.ignore
+    def forward_scales(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the tokens, and what the pairs of each scale give (B, H, W, C)."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        x, maps = self.norm1(self.conv1(x)), []
+        for pairs, down in zip(self.pairs, self.downs, strict=True):
+            x = pairs(self.act(x))
+            maps.append(x.permute(0, 2, 3, 1))
+            x = down(x)
+        return x.permute(0, 2, 3, 1), maps
+
+    @torch.jit.ignore
+    def prune(self, last: int) -> int:
+        """End with the pairs of scale `last`; return their channels."""
+        self.pairs, self.downs = self.pairs[: last + 1], self.downs[: last + 1]
+        self.downs[last] = nn.Identity()
+        return self.scales[last][0]
 
 
 class DoubleResidualStem(ResidualStem):

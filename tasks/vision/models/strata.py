@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
+from timm.models import PretrainedCfg, generate_default_cfgs
 from timm.models import register_model as register_with_timm
 from torch import nn
 
-from mambaverse.errors import UserError
 from mambaverse.models import register_model
-from mambaverse.tasks.vision.pyramid import Pyramid
+from mambaverse.tasks.vision.pyramid import BUILDER_ARGUMENTS, Pyramid, build_pyramid
 
-BUILDER_ARGUMENTS = ("cache_dir", "features_only", "out_indices", "pretrained_cfg", "pretrained_cfg_overlay")
-_SHARED: dict[str, Any] = {"stem": "residual", "local": 3}
-_ARGS = {"bissd": {"d_state": 64}, "attention": {"headdim": 32}}
+_SHARED: dict[str, Any] = {
+    "stem": "residual",
+    "local": 3,
+    "mixer_args": {"bissd": {"d_state": 64}, "attention": {"headdim": 32}},
+}
 _SIZES: dict[str, dict[str, Any]] = {
     "strata_nano_patch4_32": {
         "stem": "residual2",
@@ -41,7 +42,12 @@ _SIZES: dict[str, dict[str, Any]] = {
         "depths": (2, 2, 12, 3),
         "mixer": ("bissd", "bissd", ("bissd", "bissd", "attention"), ("bissd", "attention")),
     },
-    "test_strata": {"dims": (16, 32), "depths": (1, 2), "mixer": ("bissd", ("bissd", "attention"))},
+    "test_strata": {
+        "stem": "residual2",
+        "dims": (32, 64),
+        "depths": (1, 2),
+        "mixer": ("bissd", ("bissd", "attention")),
+    },
 }
 _PIXELS = {"strata_nano_patch4_32": 32, "test_strata": 64}
 
@@ -67,20 +73,13 @@ default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg(name) for name i
 
 
 def _strata(variant: str, pretrained: bool, **overrides: Any) -> nn.Module:
-    if pretrained and not ({"pretrained_cfg", "pretrained_cfg_overlay"} & set(overrides)):
-        raise UserError(f"model {variant!r}: there are no published weights yet; train it, or load a checkpoint")
-    size = _SHARED | _SIZES[variant]
-    given = overrides.pop("mixer_args", None) or {}
-    arguments = {**size, **overrides, "mixer_args": {**_ARGS, **given}}
-    default = tuple(range(len(arguments["depths"])))
-    feature_cfg = {"out_indices": arguments.pop("out_indices", default), "feature_cls": "getter"}
-    return build_model_with_cfg(Pyramid, variant, pretrained, feature_cfg=feature_cfg, **arguments)
+    return build_pyramid(Pyramid, variant, pretrained, _SHARED | _SIZES[variant], overrides)
 
 
 @register_model(domain="vision", model=Pyramid, also=BUILDER_ARGUMENTS)
 @register_with_timm
 def strata_nano_patch4_32(pretrained: bool = False, **overrides: Any) -> nn.Module:
-    """Strata for 32 x 32 pixels: convolutions of 64 and 128 channels, 6 blocks of 256 on 8 x 8 tokens, 6.55 M parameters."""
+    """Strata for 32 x 32 pixels: convolutions, then 6 blocks of 256 channels on 8 x 8 tokens, 6.55 M parameters."""
     return _strata("strata_nano_patch4_32", pretrained, **overrides)
 
 
@@ -101,5 +100,5 @@ def strata_small_patch4_224(pretrained: bool = False, **overrides: Any) -> nn.Mo
 @register_model(domain="vision", model=Pyramid, also=BUILDER_ARGUMENTS)
 @register_with_timm
 def test_strata(pretrained: bool = False, **overrides: Any) -> nn.Module:
-    """Strata of 16 and 32 channels and depths 1, 2 for 64-pixel images: for tests."""
+    """Strata of 32 and 64 channels and depths 1, 2 for 64-pixel images: for tests."""
     return _strata("test_strata", pretrained, **overrides)

@@ -12,16 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
+from timm.models import PretrainedCfg, generate_default_cfgs
 from timm.models import register_model as register_with_timm
 from torch import nn
 
-from mambaverse.errors import UserError
 from mambaverse.models import register_model
+from mambaverse.tasks.vision.pyramid import BUILDER_ARGUMENTS, build_pyramid
 from mambaverse.tasks.vision.vmamba import VMamba
 from mambaverse.tasks.vision.vmamba_weights import rename, unwrap
 
-BUILDER_ARGUMENTS = ("cache_dir", "features_only", "out_indices", "pretrained_cfg", "pretrained_cfg_overlay")
 _TINY = 96  # pixels of test_vmamba
 _V0: dict[str, Any] = {
     "mixer_args": {"ss2d": {"d_state": 16, "expand": 2.0, "gate": "silu", "conv_bias": True}},
@@ -70,22 +69,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 
 
 def _vmamba(variant: str, pretrained: bool, **overrides: Any) -> nn.Module:
-    if pretrained and not ({"pretrained_cfg", "pretrained_cfg_overlay"} & set(overrides)):
-        raise UserError(f"model {variant!r}: there are no published weights yet; train it, or load a checkpoint")
-    size = _SIZES[variant]
-    given = dict(overrides.pop("mixer_args", None) or {})
-    if own := size.get("mixer_args"):  # what is given comes on top of what makes the variant
-        given = {**own, **given, "ss2d": {**own["ss2d"], **given.get("ss2d", {})}}
-    arguments = {**size, **overrides, "mixer_args": given}
-    feature_cfg = {"out_indices": arguments.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"}
-    return build_model_with_cfg(
-        VMamba,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=feature_cfg,
-        **arguments,
-    )
+    return build_pyramid(VMamba, variant, pretrained, _SIZES[variant], overrides, checkpoint_filter_fn)
 
 
 @register_model(domain="vision", model=VMamba, also=BUILDER_ARGUMENTS)
