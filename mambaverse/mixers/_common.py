@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mambaverse.errors import UserError
@@ -117,6 +118,12 @@ def init_s4d_real_(A_log: Tensor) -> None:
 def init_uniform_A_(A_log: Tensor, bounds: tuple[float, float]) -> None:  # noqa: N802
     """Fill A_log with log(-A), -A uniform between the bounds."""
     A_log.copy_(torch.empty(A_log.shape, device=A_log.device).uniform_(*bounds).log())
+
+
+def positive_dt(dt: Tensor, bias: Tensor | None) -> Tensor:
+    """Return Δ = softplus(dt + bias) of dt (..., channels) and bias (channels,), in fp32 at least."""
+    dt = at_least_fp32(dt)
+    return F.softplus(dt if bias is None else dt + at_least_fp32(bias))
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

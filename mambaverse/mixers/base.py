@@ -18,7 +18,8 @@ class Mixer(nn.Module):
     of `mix_sequence`, unless there is a faster way. One that needs the grid of its tokens sets `needs_spatial_shape`
     and defines `mix_sequence`; for TorchScript also `mix_grid`, which then stands for `mix`. One whose parameters are
     not all made by torch's own layers defines `reset_parameters(self)`, which draws all of them anew: a model built on
-    the meta device calls it.
+    the meta device calls it. One with a step Δ that depends on the token tells it by `step_sizes`, for
+    `mambaverse explain`.
 
     `mambaverse.testing.check_mixer` checks all that is said here.
 
@@ -121,6 +122,21 @@ class Mixer(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters, as in `named_parameters`, that weight decay should leave alone."""
         return set()
+
+    @torch.jit.ignore
+    def step_sizes(self, x: Tensor, spatial_shape: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """Return how strongly each token is written into the state: its Δ, where that depends on the token.
+
+        Args:
+            x: Tokens (B, L, D), as for `forward`.
+            spatial_shape: (H, W) of their grid, for a mixer that needs it.
+
+        Returns:
+            Δ ≥ 0 by the name of the scan ("forward", "backward", ...), each (B, L, channels or heads), fp32 at least,
+            at the places that the tokens have in x, whatever the order in which the scan reads them. Empty: this mixer
+            has no such Δ (attention), or the same for all tokens (S4D).
+        """
+        return {}
 
     @torch.jit.ignore
     def _dispatch(

@@ -98,6 +98,16 @@ class Bidirectional(Mixer):
         """See `Mixer.no_weight_decay`."""
         return {f"fwd.{n}" for n in self.fwd.no_weight_decay()} | {f"bwd.{n}" for n in self.bwd.no_weight_decay()}
 
+    @torch.jit.ignore
+    def step_sizes(self, x: Tensor, spatial_shape: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """See `Mixer.step_sizes`."""
+        found = {}
+        for name, part, tokens in (("forward", self.fwd, x), ("backward", self.bwd, x.flip(1))):
+            for scan, dt in part.step_sizes(tokens, spatial_shape).items():
+                key = name if scan == "forward" else f"{scan}, {name}"
+                found[key] = dt if part is self.fwd else dt.flip(1)
+        return found
+
     def _merge(self, y_f: Tensor, y_b: Tensor) -> Tensor:
         if self.merge == "add":
             return y_f + y_b

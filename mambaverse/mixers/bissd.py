@@ -24,6 +24,7 @@ from mambaverse.mixers._common import (
     check_sizes,
     init_dt_bias_,
     init_uniform_A_,
+    positive_dt,
     resolve_inner_heads,
 )
 from mambaverse.mixers._ops import bidirectional_ssd, causal_conv1d
@@ -157,6 +158,13 @@ class BiSSD(Mixer):
         """See `Mixer.no_weight_decay`."""
         names = {"A_log", "A_b_log", "D", "D_b", "dt_bias", "dt_bias_b"}
         return names & {name for name, _ in self.named_parameters()}
+
+    @torch.jit.ignore
+    def step_sizes(self, x: Tensor, spatial_shape: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """See `Mixer.step_sizes`."""
+        _, _, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
+        biases = {"forward": self.dt_bias, "backward": self.dt_bias if self.dt_bias_b is None else self.dt_bias_b}
+        return {name: positive_dt(dt, bias).clamp(*self.dt_limit) for name, bias in biases.items()}
 
     def _run(self, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         z, u, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)

@@ -204,6 +204,11 @@ class Mamba3(Mixer):
         return self._output(y, v, z), (theta, h, k, x)
 
     @torch.jit.ignore
+    def step_sizes(self, x: Tensor, spatial_shape: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """See `Mixer.step_sizes`."""
+        return {"forward": self._project(x)[4]}
+
+    @torch.jit.ignore
     def _state_shapes(self, sequences: int) -> list[tuple[int, ...]]:
         """Return the shapes of θ, h, k and x."""
         S, H, P, N = sequences, len(self.dt_bias), self.headdim, self.d_state

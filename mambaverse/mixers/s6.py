@@ -27,6 +27,7 @@ from mambaverse.mixers._common import (
     init_dt_bias_,
     init_dt_proj_,
     init_s4d_real_,
+    positive_dt,
     resolve_dt_rank,
 )
 from mambaverse.mixers._ops import causal_conv1d, selective_scan
@@ -200,6 +201,15 @@ class S6(Mixer):
             *(h, u, delta[:, 0], A, B[:, 0], C[:, 0], self.D), z=z, delta_bias=delta_bias, delta_softplus=True
         )
         return self.out_proj(y), state
+
+    @torch.jit.ignore
+    def step_sizes(self, x: Tensor, spatial_shape: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """See `Mixer.step_sizes`."""
+        if self.dt_proj is None:
+            return {}
+        u, _ = self.in_proj(x).chunk(2, dim=-1)
+        u, _ = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, None, None, False)
+        return {"forward": positive_dt(*self._scan_inputs(u)[:2])}
 
     def _run(
         self, x: Tensor, window: Tensor | None, h: Tensor | None, cu_seqlens: Tensor | None

@@ -29,6 +29,7 @@ from mambaverse.mixers._common import (
     init_dt_bias_,
     init_dt_proj_,
     init_s4d_real_,
+    positive_dt,
     resolve_dt_rank,
 )
 from mambaverse.mixers._ops import scan_both_ways
@@ -36,6 +37,7 @@ from mambaverse.mixers.base import Mixer
 
 GATES = ("none", "silu", "linear")
 ORDERS = 4
+ORDER_NAMES = ("by rows", "by columns", "by rows, backwards", "by columns, backwards")
 
 
 @register_mixer("ss2d")
@@ -148,12 +150,7 @@ class SS2D(Mixer):
     def mix_grid(self, x: Tensor, spatial_shape: tuple[int, int]) -> Tensor:
         """See `Mixer.mix_grid`."""
         height, width = spatial_shape
-        u = self.in_proj(x)
-        z = u
-        if self.gate != "none":
-            u, z = u.chunk(2, dim=-1)  # (B, L, E) each
-        grid = self.conv2d(u.unflatten(1, [height, width]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        grid = F.silu(grid)  # (B, H, W, E)
+        grid, z = self._grid_and_gate(x, height, width)
         A = -torch.exp(at_least_fp32(self.A_logs)).view(4, self.d_inner, self.d_state)
         D = self.Ds.view(4, self.d_inner)
         y = self._scan_pair(grid.reshape(x.shape[0], height * width, self.d_inner), A, D, 0)
@@ -182,6 +179,26 @@ class SS2D(Mixer):
     def no_weight_decay(self) -> set[str]:
         """See `Mixer.no_weight_decay`."""
         return {"A_logs", "Ds", "dt_projs_bias"}
+
+    @torch.jit.ignore
+    def step_sizes(self, x: Tensor, spatial_shape: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """See `Mixer.step_sizes`."""
+        assert spatial_shape is not None
+        u = self._grid_and_gate(x, spatial_shape[0], spatial_shape[1])[0].flatten(1, 2)
+        found = {}
+        for k, name in enumerate(ORDER_NAMES):  # Δ is a token's own, so the order of reading changes nothing
+            delta = F.linear(u, self.x_proj_weight[k, : self.dt_rank])
+            found[name] = positive_dt(F.linear(delta, self.dt_projs_weight[k]), self.dt_projs_bias[k])
+        return found
+
+    def _grid_and_gate(self, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return what is scanned (B, H, W, E), and what gates it (B, L, E), which is unused if there is no gate."""
+        u = self.in_proj(x)
+        z = u
+        if self.gate != "none":
+            u, z = u.chunk(2, dim=-1)  # (B, L, E) each
+        grid = self.conv2d(u.unflatten(1, [height, width]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return F.silu(grid), z
 
     def _scan_pair(self, u: Tensor, A: Tensor, D: Tensor, k: int) -> Tensor:
         """Return the sum of the scans of u (B, L, E) forwards with the parameters k and backwards with those k + 2."""

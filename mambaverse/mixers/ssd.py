@@ -23,6 +23,7 @@ from mambaverse.mixers._common import (
     check_sizes,
     init_dt_bias_,
     init_uniform_A_,
+    positive_dt,
     resolve_inner_heads,
 )
 from mambaverse.mixers._ops import causal_conv1d, gated_rms_norm, ssd
@@ -166,6 +167,12 @@ class SSD(Mixer):
         u, A, B, C, D, gate = self._scan_inputs(u, z)
         y = ssd_update(h, u, dt, A, B, C, D, z=gate, dt_bias=self.dt_bias, dt_softplus=True, dt_limit=self.dt_limit)
         return self._output(y, z), state
+
+    @torch.jit.ignore
+    def step_sizes(self, x: Tensor, spatial_shape: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """See `Mixer.step_sizes`."""
+        _, _, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
+        return {"forward": positive_dt(dt, self.dt_bias).clamp(*self.dt_limit)}
 
     def _run(
         self, x: Tensor, window: Tensor | None, h: Tensor | None, cu_seqlens: Tensor | None

@@ -25,6 +25,7 @@ from mambaverse.mixers._common import (
     init_dt_bias_,
     init_dt_proj_,
     init_s4d_real_,
+    positive_dt,
     resolve_dt_rank,
 )
 from mambaverse.mixers._ops import bidirectional_selective_scan, causal_conv1d
@@ -158,6 +159,20 @@ class Vim(Mixer):
         """See `Mixer.no_weight_decay`."""
         names = {"A_log", "A_b_log", "D", "D_b", "dt_proj.bias", "dt_proj_b.bias"}
         return names & {name for name, _ in self.named_parameters()}
+
+    @torch.jit.ignore
+    def step_sizes(self, x: Tensor, spatial_shape: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """See `Mixer.step_sizes`."""
+        u, _ = self.in_proj(x).chunk(2, dim=-1)
+        owned = {"forward": (self.conv1d, self.x_proj, self.dt_proj)}
+        if self.conv1d_b is not None and self.x_proj_b is not None and self.dt_proj_b is not None:
+            owned["backward"] = (self.conv1d_b, self.x_proj_b, self.dt_proj_b)
+        found = {}
+        for name, (conv, x_proj, dt_proj) in owned.items():
+            weights = (conv.weight, conv.bias, x_proj.weight, dt_proj.weight)
+            delta = self._scan_inputs(u, *weights, None, name == "backward")[1]
+            found[name] = positive_dt(delta, dt_proj.bias)
+        return found if len(found) == 2 else {"both directions": found["forward"]}
 
     def _run(self, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each

@@ -39,6 +39,7 @@ MIXER_CHECKS: dict[str, Callable[[Subject], None]] = {
     "meta": _checks.check_meta,
     "compile": _checks.check_compile,
     "refusals": _checks.check_refusals,
+    "step_sizes": _checks.check_step_sizes,
 }
 
 

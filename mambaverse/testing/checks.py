@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import BackendError, use_backend
 from mambaverse.mixers import Mixer
-from mambaverse.testing.subject import LENGTH, TOLERANCE, Subject, call, refuses, rms, same, seeded, tensors
+from mambaverse.testing.subject import GRID, LENGTH, TOLERANCE, Subject, call, refuses, rms, same, seeded, tensors
 
 BF16_TOLERANCE = 3e-2  # a mixer's few layers, each rounded to bfloat16, which has 8 bits
 
@@ -283,6 +283,26 @@ def check_refusals(subject: Subject) -> None:
     elif x.device.type == "cpu":  # on a GPU the values are not looked at
         bounds = torch.tensor([0, LENGTH + 1], dtype=torch.int32)
         refuses("cu_seqlens that do not end at L", lambda: call(mixer, x[:1], cu_seqlens=bounds))
+
+
+def check_step_sizes(subject: Subject) -> None:
+    """`step_sizes` gives each token's Δ, (B, L, channels) by the name of the scan; a causal mixer's from x[..t]."""
+    mixer, x = subject.build(), subject.tokens()
+    with torch.no_grad():
+        found = mixer.step_sizes(x, GRID)
+        if not found:
+            raise Skip("it tells no Δ")
+        later = x.clone()
+        later[:, -1] += 1
+        changed = mixer.step_sizes(later, GRID)
+        call(mixer, x)
+    for name, dt in found.items():
+        if dt.ndim != 3 or dt.shape[:2] != x.shape[:2] or dt.dtype not in (torch.float32, torch.float64):
+            raise AssertionError(f"step_sizes[{name!r}] of x {tuple(x.shape)} is {tuple(dt.shape)} {dt.dtype}")
+        if not (torch.isfinite(dt) & (dt >= 0)).all():
+            raise AssertionError(f"step_sizes[{name!r}] is not at least 0 everywhere")
+        if mixer.causal:
+            same(f"step_sizes[{name!r}] before a token that changed", changed[name][:, :-1], dt[:, :-1])
 
 
 def _needs(mixer: Mixer, attribute: str) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from mambaverse.kernels.testing import relative_rms
 from mambaverse.mixers import Mixer, create_mixer
 
-LENGTH = 12  # tokens of a sequence: longer than a usual convolution window, and a grid of 3 x 4
+LENGTH = 12  # tokens of a sequence: longer than a usual convolution window
+GRID = (3, 4)  # of them, for a mixer that needs it
 JITTER = 0.1  # added to every parameter, so that one that starts at 0 or 1 takes part
 TOLERANCE = 2e-5  # relative RMS between two fp32 runs, each of which may be 1e-5 from the truth
 
