@@ -1,4 +1,4 @@
-"""The command line: mambaverse train | eval | predict | baseline | list | config | data | bench.
+"""The command line: mambaverse train | eval | predict | explain | baseline | list | config | data | bench.
 
 Each command imports only what it runs. What the user gave wrong is one line on stderr and exit status 2.
 """
@@ -46,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     def config_dir(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--config-dir", type=Path, help="a folder of your own configs, searched first")
 
+    def on_error(sub: argparse.ArgumentParser) -> None:
+        text = "what to do with a bad file; default: the run's data.on_error"
+        sub.add_argument("--on-error", choices=("raise", "skip"), help=text)
+
     train = command("train", _train, "Train from a config: mambaverse train vision/digits model.mixer=ssd")
     train.add_argument("config", nargs="?", help="a config's name, such as vision/digits, or a .yaml file")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
@@ -61,7 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
     predict.add_argument("inputs", nargs="+", metavar="FILE", help="files, or folders of files")
     predict.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    predict.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="what to do with a bad file")
+    predict.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="draw them with their labels, as .png, .pdf or .svg"
+    )
+    on_error(predict)
+
+    explain = command("explain", _explain, "Draw what a trained run looks at, a picture for each file")
+    explain.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
+    explain.add_argument("inputs", nargs="+", metavar="FILE", help="files, or folders of files")
+    explain.add_argument("--out", type=Path, metavar="FOLDER", help="where to; default: RUN/explain")
+    on_error(explain)
 
     baseline = command(
         "baseline", _baseline, "Fit simple models to a config's data: the floor that a network has to beat"
@@ -145,7 +158,14 @@ def _baseline(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     from mambaverse.engine import evaluate
 
-    evaluate.predict_run(arguments.folder, arguments.inputs, form=arguments.format, on_error=arguments.on_error)
+    how = {"form": arguments.format, "on_error": arguments.on_error, "sheet": arguments.sheet}
+    evaluate.predict_run(arguments.folder, arguments.inputs, **how)
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from mambaverse.engine.explain import explain_run
+
+    explain_run(arguments.folder, arguments.inputs, out=arguments.out, on_error=arguments.on_error)
 
 
 def _list(arguments: argparse.Namespace) -> None:

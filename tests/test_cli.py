@@ -94,6 +94,31 @@ def test_bad_images_stop_or_are_skipped(
     assert len(captured.out.splitlines()) == 1 and str(text) in captured.err
 
 
+def test_predictions_as_a_sheet(
+    run: Path, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(path) for path in images]
+    assert main(["predict", str(run), *names, "--sheet", str(tmp_path / "sheet.png")]) == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 800
+    assert "no folder" in fails(capsys, "predict", str(run), *names, "--sheet", str(tmp_path / "no/sheet.png"))
+    assert "unknown format '.gif'" in fails(capsys, "predict", str(run), *names, "--sheet", str(tmp_path / "x.gif"))
+    (tmp_path / "bad.png").write_text("not an image")
+    error = fails(capsys, "predict", str(run), names[0], str(tmp_path / "bad.png"), "--sheet", str(tmp_path / "2.pdf"))
+    assert "--on-error skip" in error and (tmp_path / "2.pdf").is_file()  # of what was labelled before it
+
+
+def test_explain_draws_what_a_run_looks_at(
+    run: Path, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", str(run), str(images[0]), str(images[1].parent), "--out", str(tmp_path)]) == 0
+    written = capsys.readouterr().out.split()
+    assert written == [str(tmp_path / name) for name in ("0.png", "0-2.png", "1.png", "2.png")]
+    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "0-2.png").read_bytes()
+    (tmp_path / "bad.png").write_text("not an image")
+    assert "bad.png: not an image" in fails(capsys, "explain", str(run), str(tmp_path / "bad.png"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

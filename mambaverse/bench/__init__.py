@@ -22,11 +22,12 @@ from mambaverse.bench import lengths as _lengths
 from mambaverse.bench import mixers as _mixers
 from mambaverse.bench import operators as _operators
 from mambaverse.bench.operators import list_ops
-from mambaverse.bench.options import check_applies, output_path, parse_device, parse_dtype, parse_lengths, parse_sizes
+from mambaverse.bench.options import check_applies, parse_device, parse_dtype, parse_lengths, parse_sizes
 from mambaverse.bench.options import positive as _positive
 from mambaverse.bench.plots import SUFFIXES, draw
 from mambaverse.bench.report import Report
 from mambaverse.bench.timing import clock_for
+from mambaverse.engine.files import output_path
 from mambaverse.errors import UserError, suggest
 
 __all__ = ["bench", "list_ops"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -74,15 +73,3 @@ def parse_sizes(sizes: str | None) -> list[tuple[int, int, int]] | None:
 def parse_lengths(lengths: str | None) -> list[int] | None:
     """Return the lengths in "512,1024,64k", sorted, each once."""
     return None if lengths is None else sorted({positive("--lengths", part) for part in lengths.split(",")})
-
-
-def output_path(option: str, path: Path | None, suffixes: Collection[str] = ()) -> None:
-    """Raise UserError for a file that could not be written after minutes of timing."""
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise UserError(f"{option} {path}: no folder {str(path.parent)!r}")
-    if path.is_dir():
-        raise UserError(f"{option} {path}: that is a folder; expected a file's name")
-    if suffixes and path.suffix.lower() not in suffixes:
-        raise UserError(f"{option} {path}: unknown format {path.suffix!r}; expected {', '.join(sorted(suffixes))}")

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,15 +18,19 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from torch import Tensor, nn
 
+from mambaverse.config import RunConfig
 from mambaverse.engine import report
 from mambaverse.engine.baseline import print_baselines
 from mambaverse.engine.data import Loader, eval_jobs, to_device
+from mambaverse.engine.files import output_path, saving
 from mambaverse.engine.folder import load_run
+from mambaverse.engine.inputs import REMEDY, BadInputError, Skips, load_each
 from mambaverse.engine.process import launch, shard_of
 from mambaverse.engine.progress import Counter
-from mambaverse.engine.task import Sample, Task
+from mambaverse.engine.task import Prediction, Sample, Task
 from mambaverse.errors import UserError
 
+SHEET_FORMATS = (".jpg", ".pdf", ".png", ".svg")
 TABLE_ROWS = 1000  # of predictions; more inputs make more tables, so that none waits for the last
 
 
@@ -132,19 +137,12 @@ def _evaluate(path: Path, overrides: Sequence[str]) -> tuple[Task, dict[str, flo
         return task, score_set(task, model.to(accelerator.device), accelerator).metrics
 
 
-@dataclass
-class Prediction:
-    """What a model says of one input."""
-
-    name: str
-    label: str
-    probability: float  # of that label
-    probabilities: dict[str, float]  # by label
-
-
-@torch.no_grad()
 def predict(
-    path: Path, inputs: Sequence[str], *, on_bad: Callable[[UserError], None] | None = None
+    path: Path,
+    inputs: Sequence[str],
+    *,
+    on_bad: Callable[[UserError], None] | None = None,
+    keep: Callable[[Sample, Prediction], None] | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for every input, in order, by a run's best weights.
 
@@ -153,73 +151,96 @@ def predict(
         inputs: Files, or what else the task's `load_inputs` knows.
         on_bad: Called with what is wrong with an input, which is then left out; None: the error is raised, after the
             predictions of the inputs before it.
+        keep: Called with every sample and what is said of it, before that is yielded.
     """
-    config, task, model = load_run(path, data=False)
+    yield from _predict(load_run(path, data=False), inputs, on_bad, keep)
+
+
+@torch.no_grad()
+def _predict(
+    run: tuple[RunConfig, Task, nn.Module],
+    inputs: Sequence[str],
+    on_bad: Callable[[UserError], None] | None,
+    keep: Callable[[Sample, Prediction], None] | None,
+) -> Iterator[Prediction]:
+    config, task, model = run
     with launch(config.trainer) as accelerator:
         model.to(accelerator.device)
-        names: list[str] = []
-        samples: list[Sample] = []
-        inputs_left = iter(task.load_inputs(inputs))
-        while True:
+        loaded = load_each(task, inputs, on_bad)
+        wrong: UserError | None = None
+        while wrong is None:
+            batch: list[tuple[str, Sample]] = []
             try:
-                if (item := next(inputs_left, None)) is None:
-                    break
-                sample = item[1]()
-            except UserError as error:
-                if on_bad is not None:
-                    on_bad(error)
-                    continue
-                yield from _label(task, model, accelerator, names, samples)
-                raise
-            names.append(item[0])
-            samples.append(sample)
-            if len(samples) == config.data.eval_batch_size:
-                yield from _label(task, model, accelerator, names, samples)
-                names, samples = [], []
-        yield from _label(task, model, accelerator, names, samples)
+                for item in islice(loaded, config.data.eval_batch_size):
+                    batch.append(item)  # one by one: those before a bad one are labelled yet
+            except BadInputError as error:
+                wrong = error
+            if not batch and wrong is None:
+                return
+            for row, (_, sample) in zip(_label(task, model, accelerator, batch), batch, strict=True):
+                if keep is not None:
+                    keep(sample, row)
+                yield row
+        raise wrong
 
 
-def predict_run(path: Path, inputs: Sequence[str], *, form: str = "table", on_error: str = "raise") -> None:
+def predict_run(
+    path: Path, inputs: Sequence[str], *, form: str = "table", on_error: str | None = None, sheet: Path | None = None
+) -> None:
     """`predict`, and print the rows as they come; how far it is, and what is skipped, goes to stderr.
 
     Args:
         path: A run folder.
         inputs: Files, or folders of them.
         form: "table"; "csv" with a column for every label; "json", one object a line.
-        on_error: "raise" stops at a bad input, "skip" reports it on stderr, goes on, and counts them at the end.
+        on_error: "raise" stops at a bad input, "skip" reports it on stderr, goes on, and counts them at the end; None:
+            the run's data.on_error.
+        sheet: A picture of the inputs with what is said of them, of as many as fit; its suffix says the format.
+
+    Raises:
+        UserError: not a run folder; a bad input, after the rows of those before it; no sheet in this domain.
     """
-    skipped = 0
+    output_path("--sheet", sheet, SHEET_FORMATS)
+    run = load_run(path, data=False)
+    config, task = run[:2]
+    if sheet is not None and not task.sheet_size:
+        raise UserError(f"--sheet: the task {config.task.name!r} draws no sheet of what it has labelled")
+    kept: list[tuple[Sample, Prediction]] = []
 
-    def skip(error: UserError) -> None:
-        nonlocal skipped
-        skipped += 1
-        print(f"skipped: {error}", file=sys.stderr)
+    def keep(sample: Sample, row: Prediction) -> None:
+        if sheet is not None and len(kept) < task.sheet_size:
+            kept.append((sample, row))
 
-    counter = Counter(Console(stderr=True), "labelled")
-    rows = counter.watch(predict(path, inputs, on_bad=skip if on_error == "skip" else None))
-    if form == "csv":
-        _print_csv(rows)
-    elif form == "json":
-        for row in rows:
-            print(json.dumps(vars(row), ensure_ascii=False), flush=True)
-    else:
-        _print_table(rows)
-    if skipped:
-        print(f"{skipped:,} of {skipped + counter.done:,} inputs skipped", file=sys.stderr)
+    skips, counter = Skips(on_error, config), Counter(Console(stderr=True), "labelled")
+    printing = {"csv": _print_csv, "json": _print_json, "table": _print_table}[form]
+    try:
+        printing(counter.watch(_predict(run, inputs, skips.on_bad, keep)))
+    except BadInputError as error:
+        raise UserError(f"{error}; {REMEDY}") from None
+    finally:
+        if sheet is not None and kept:
+            with saving(sheet):
+                task.sheet(sheet, [sample for sample, _ in kept], [row for _, row in kept], counter.done)
+    skips.report(counter.done)
 
 
 def _label(
-    task: Task, model: nn.Module, accelerator: Accelerator, names: Sequence[str], samples: Sequence[Sample]
+    task: Task, model: nn.Module, accelerator: Accelerator, named: Sequence[tuple[str, Sample]]
 ) -> Iterator[Prediction]:
-    if not samples:
+    if not named:
         return
-    batch = to_device(task.collate(samples, None), accelerator.device)
+    batch = to_device(task.collate([sample for _, sample in named], None), accelerator.device)
     with accelerator.autocast():
         output = task.forward(model, batch)
-    for name, row in zip(names, task.probabilities(output).tolist(), strict=True):
+    for (name, _), row in zip(named, task.probabilities(output).tolist(), strict=True):
         by_label = dict(zip(task.classes, row, strict=True))
         label = max(by_label, key=by_label.__getitem__)
         yield Prediction(name, label, by_label[label], by_label)
+
+
+def _print_json(rows: Iterator[Prediction]) -> None:
+    for row in rows:
+        print(json.dumps(vars(row), ensure_ascii=False), flush=True)
 
 
 def _print_csv(rows: Iterator[Prediction]) -> None:

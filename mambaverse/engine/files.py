@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +34,18 @@ def saving(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def output_path(option: str, path: Path | None, suffixes: Collection[str] = ()) -> None:
+    """Raise UserError for a file that could not be written after minutes of work."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: no folder {str(path.parent)!r}")
+    if path.is_dir():
+        raise UserError(f"{option} {path}: that is a folder; expected a file's name")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"{option} {path}: unknown format {path.suffix!r}; expected {', '.join(sorted(suffixes))}")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

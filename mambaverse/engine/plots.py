@@ -50,7 +50,7 @@ def draw_curves(path: Path, rows: Sequence[Row], metric: str, *, more_is_better:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    _write(figure, path, dpi=130)
+    write_figure(figure, path, dpi=130)
 
 
 def count_confusion(outputs: Tensor, targets: Tensor, num_classes: int) -> Tensor | None:
@@ -100,7 +100,18 @@ def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
             colour = "white" if shares[row, column] > 0.55 else "black"
             axes.text(column, row, f"{table[row, column]}", ha="center", va="center", color=colour, fontsize=cell)
     figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
-    _write(figure, path, dpi=130 if written else 110)
+    write_figure(figure, path, dpi=130 if written else 110)
+
+
+def write_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure in the format that the suffix of `path` says, whole or not at all."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():  # a script that the font has not is drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(
+            buffer, format=path.suffix.removeprefix(".").lower(), dpi=dpi, bbox_inches="tight", pad_inches=0.15
+        )
+    write_atomic(path, buffer.getvalue())
 
 
 def _draw_loss(axes: Axes, steps: Sequence[Row], epochs: Sequence[Row]) -> None:
@@ -135,11 +146,3 @@ def _series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
 
 def _marker(rows: Sequence[Row]) -> str:
     return "." if len(rows) <= 30 else ""
-
-
-def _write(figure: Figure, path: Path, dpi: int) -> None:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():  # a script that the font has not is drawn as boxes
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.15)
-    write_atomic(path, buffer.getvalue())

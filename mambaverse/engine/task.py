@@ -6,6 +6,7 @@ A task is one class in `tasks/<domain>/task.py`, registered under the domain's n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ from torchmetrics import MetricCollection
 
 from mambaverse.config import DataConfig, RunConfig, TaskConfig
 from mambaverse.engine.checkpoint import load_weights
+from mambaverse.errors import UserError
 from mambaverse.registry import Registry
 
 Batch = Mapping[str, Any]  # named tensors (batch first) and lists
@@ -53,6 +55,16 @@ class BatchSet(SampleSet, Protocol):
         """
 
 
+@dataclass
+class Prediction:
+    """What a model says of one input."""
+
+    name: str
+    label: str
+    probability: float  # of that label
+    probabilities: dict[str, float]  # by label
+
+
 class Task:
     """Base class of a domain's task: it holds the data, builds the model, and says what a step and a score are.
 
@@ -65,12 +77,14 @@ class Task:
         eval_set: What chooses the best weights, and what the final table reports unless there is a
         test_set: then the final table and `eval` report that one, which nothing was chosen on.
         classes: Label names in the order of the outputs; empty where there are none.
+        sheet_size: Inputs that `sheet` has room for; 0: the domain has no such picture.
     """
 
     data_config: ClassVar[type[DataConfig]] = DataConfig
     task_config: ClassVar[type[TaskConfig]] = TaskConfig
     monitor: str = "accuracy"
     monitor_mode: str = "max"
+    sheet_size: ClassVar[int] = 0
 
     train_set: SampleSet
     eval_set: SampleSet
@@ -164,6 +178,24 @@ class Task:
         A generator is read as the predictions go on, so inputs of any number need no memory.
         """
         raise NotImplementedError
+
+    def sheet(self, path: Path, samples: Sequence[Sample], rows: Sequence[Prediction], total: int) -> None:
+        """Draw what `predict` said of its inputs into `path`: the first `sheet_size` samples of a `total`."""
+        raise NotImplementedError(f"task {self.config.task.name!r} sets sheet_size and draws no sheet")
+
+    def explain(self, path: Path, model: nn.Module, name: str, sample: Sample) -> None:
+        """Draw what the model looks at in one input into `path`, for the command `explain`.
+
+        Args:
+            path: The .png to write.
+            model: In eval mode.
+            name: Of the input.
+            sample: From `load_inputs`.
+
+        Raises:
+            UserError: this domain draws no such picture.
+        """
+        raise UserError(f"explain: the task {self.config.task.name!r} draws no picture of what its model looks at")
 
     def probabilities(self, output: Tensor) -> Tensor:
         """Turn a model's output into probabilities (B, classes)."""

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mambaverse.engine.data import to_device
+from mambaverse.engine.plots import write_figure
+from mambaverse.engine.task import Sample
 from mambaverse.tasks.dna.encoders import one_hot
 from mambaverse.tasks.dna.logo import COLOURS, draw_logo
 from mambaverse.tasks.dna.saliency import saliency
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 SAMPLED, MISTAKEN = 16, 8  # sequences in the two parts of the sheet
 LETTERED = 100  # bases, up to which the sheet shows letters
+EXPLAINED_LINES = 6  # of one record
 LOGOS, LOGO_BASES = 6, 80  # sequences of the saliency sheet, and the bases of each that are drawn
 WRONG = "#c62828"
 
@@ -105,6 +109,43 @@ def saliency_sheet(
     figure.supxlabel("base", fontsize=8)
     figure.savefig(path, dpi=130)
     return path
+
+
+def explained_record(path: Path, task: DnaTask, model: nn.Module, name: str, sample: Sample) -> None:
+    """Draw the bases of one record that speak for the class that is said of it as a logo, several lines of them.
+
+    Of a record of several windows that one is drawn which says most for the class, and of a longer window than fits the
+    part that does.
+    """
+    from matplotlib.figure import Figure
+
+    device = next(model.parameters()).device
+    batch = to_device(task.collate([sample], None), device)
+    lengths = batch.get("lengths")
+    with torch.no_grad():
+        chances = task.probabilities(task.forward(model, batch))[0]
+        label = int(chances.argmax())
+        window = int(task.probabilities(model(batch["ids"], lengths=lengths))[:, label].argmax())
+    size = batch["ids"].shape[1] if lengths is None else int(lengths[window])
+    ids = batch["ids"][window : window + 1, :size]
+    values = saliency(model, ids, target=torch.tensor([label], device=device))[0].cpu().numpy()
+    start = _loudest(np.abs(values), min(EXPLAINED_LINES * LOGO_BASES, size))
+    starts = range(start, min(start + EXPLAINED_LINES * LOGO_BASES, size), LOGO_BASES)
+    figure = Figure(figsize=(11, 1.35 * len(starts) + 0.5), layout="constrained")
+    largest = float(np.abs(values).max()) or 1.0
+    for axes, first in zip(figure.subplots(len(starts), 1, squeeze=False)[:, 0], starts, strict=True):
+        part = slice(first, first + LOGO_BASES)
+        draw_logo(axes, one_hot(ids[0].cpu().numpy()[part]) * values[part, None], start=first + 1)
+        axes.set_xlim(first + 0.4, first + LOGO_BASES + 0.6)
+        axes.set_ylim(-largest, largest)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.set_yticks([])
+    windows = "" if len(batch["ids"]) == 1 else f", window {window + 1} of {len(batch['ids'])}"
+    said = f"{name}{windows}: {task.classes[label]} {chances[label]:.2f}"
+    figure.suptitle(f"{said}; what each base adds to its score (gradient x input), below the line: against", fontsize=9)
+    figure.supxlabel("base", fontsize=8)
+    write_figure(figure, path, dpi=130)
 
 
 def _strips(axes: Any, sequences: Sequence[np.ndarray]) -> None:

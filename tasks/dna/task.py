@@ -20,7 +20,7 @@ from mambaverse.errors import UserError, suggest, warn
 from mambaverse.splits import write_split
 from mambaverse.tasks.dna.backbone import reverse
 from mambaverse.tasks.dna.config import DnaDataConfig, DnaTaskConfig
-from mambaverse.tasks.dna.figures import read_sheet, saliency_sheet
+from mambaverse.tasks.dna.figures import explained_record, read_sheet, saliency_sheet
 from mambaverse.tasks.dna.files import Record, is_sequence_file, read_records
 from mambaverse.tasks.dna.floors import floors
 from mambaverse.tasks.dna.sequences import Augment, DnaSamples, Sequences, mix, tiles
@@ -168,9 +168,15 @@ class DnaTask(Classifier):
         samples = self.reported_set
         assert isinstance(samples, DnaSamples)
         drawn = [read_sheet(folder / "predictions.png", samples, outputs, targets, self.classes)]
-        if all(hasattr(getattr(m, "embeddings", None), "word_embeddings") for m in members_of(model)):
+        if all(_has_saliency(member) for member in members_of(model)):
             drawn.append(saliency_sheet(folder / "saliency.png", self, model, samples, outputs, targets))
         return drawn
+
+    def explain(self, path: Path, model: nn.Module, name: str, sample: Sample) -> None:
+        """Draw the bases that speak for the class as a logo."""
+        if not all(_has_saliency(member) for member in members_of(model)):
+            raise UserError(f"explain: {self.config.model.name} has no embedding of bases that could be looked at")
+        explained_record(path, self, model, name, sample)
 
     def load_inputs(self, paths: Sequence[str]) -> Iterator[tuple[str, Callable[[], Sample]]]:
         """Yield a loader for each record of FASTA files and tables, and of those in folders."""
@@ -210,6 +216,10 @@ class DnaTask(Classifier):
             return scores
         other = reverse(self._complement.to(ids.device)[ids.long()], lengths)
         return (scores + model(other, lengths=lengths)) / 2
+
+
+def _has_saliency(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "embeddings", None), "word_embeddings")
 
 
 def sequences_of(samples: SampleSet) -> Sequences:

@@ -15,12 +15,15 @@ from mambaverse.config import ConfigError, RunConfig
 from mambaverse.datasets import get_dataset
 from mambaverse.engine.checkpoint import load_state, read_weights
 from mambaverse.engine.classifier import Classifier
-from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
+from mambaverse.engine.task import Batch, Prediction, Sample, SampleSet, register_task
+from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError
 from mambaverse.splits import SplitRow, write_split
 from mambaverse.tasks.vision.augment import Augment, fit, mix
 from mambaverse.tasks.vision.config import VisionDataConfig, VisionTaskConfig
-from mambaverse.tasks.vision.figures import contact_sheet
+from mambaverse.tasks.vision.explain import explain_image
+from mambaverse.tasks.vision.explain_figure import explain_sheet
+from mambaverse.tasks.vision.figures import SHEET_SIZE, contact_sheet, label_sheet
 from mambaverse.tasks.vision.images import (
     ArrayImages,
     FileImages,
@@ -60,6 +63,7 @@ class VisionTask(Classifier):
     data_config = VisionDataConfig
     task_config = VisionTaskConfig
     scores = ("accuracy", "top5")
+    sheet_size = SHEET_SIZE
     decided: ClassVar[Mapping[str, str]] = {
         **Classifier.decided,
         "in_chans": "set data.in_chans",
@@ -202,6 +206,20 @@ class VisionTask(Classifier):
     def figures(self, folder: Path, model: nn.Module, outputs: Tensor, targets: Tensor) -> list[Path]:
         """Draw the contact sheet, predictions.png."""
         return [contact_sheet(folder / "predictions.png", self.eval_set, outputs, targets, self.classes)]
+
+    def sheet(self, path: Path, samples: Sequence[Sample], rows: Sequence[Prediction], total: int) -> None:
+        """Draw the images with their labels and confidences."""
+        images = [sample["image"] for sample in samples]
+        label_sheet(path, images, [row.label for row in rows], [row.probability for row in rows], total)
+
+    def explain(self, path: Path, model: nn.Module, name: str, sample: Sample) -> None:
+        """Draw the image, its scores, what speaks for the first of them, the receptive field and Δ."""
+        device = next(model.parameters()).device
+        image = self.collate([sample], None)["image"].to(device)
+        with torch.no_grad():
+            probabilities = self.probabilities(model(image))[0].cpu()
+        explanation = explain_image(model, members_of(model)[0], image[0], int(probabilities.argmax()))
+        explain_sheet(path, name, sample["image"], probabilities, self.classes, explanation)
 
     def load_inputs(self, paths: Sequence[str]) -> Sequence[tuple[str, Callable[[], Sample]]]:
         """Return a loader for each image file, and for each image in a folder."""

@@ -332,6 +332,14 @@ def test_bad_records_are_skipped_counted_and_the_rest_is_labelled(
     assert "2 of 4 inputs skipped" in err and "record 'e'" in err and "record 'u'" in err
 
 
+def test_explain_draws_the_bases_of_a_record_as_a_logo(run: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", f">short\n{letters(9)}\n>long\n{letters(100)}\n")
+    assert main(["explain", str(run), str(path), "--out", str(tmp_path)]) == 0
+    for name in ("short.png", "long.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.width > 1000
+
+
 def test_an_empty_folder_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = predict(capsys, run, str(tmp_path))
     assert status == 2 and "a folder without sequence files" in err

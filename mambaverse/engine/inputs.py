@@ -1,0 +1,67 @@
+"""The inputs of a bulk job, one by one: what to do with a bad one, and how many there were."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from mambaverse.config import RunConfig
+from mambaverse.engine.task import Sample, Task
+from mambaverse.errors import UserError
+
+REMEDY = "--on-error skip leaves such inputs out and goes on"
+
+
+class BadInputError(UserError):
+    """One of several inputs cannot be read; the message names it."""
+
+
+def load_each(
+    task: Task, inputs: Sequence[str], on_bad: Callable[[UserError], None] | None
+) -> Iterator[tuple[str, Sample]]:
+    """Yield (name, sample) for each of `inputs`, in order.
+
+    Args:
+        task: Its `load_inputs` reads them.
+        inputs: Files, or what else the task knows.
+        on_bad: Called with what is wrong with an input, which is then left out; None: BadInputError is raised.
+    """
+    left = iter(task.load_inputs(inputs))
+    while True:
+        try:
+            if (item := next(left, None)) is None:
+                return
+            loaded = item[0], item[1]()
+        except UserError as error:
+            if on_bad is None:
+                raise BadInputError(str(error)) from None
+            on_bad(error)
+            continue
+        yield loaded
+
+
+class Skips:
+    """What a bulk job does with bad inputs, as `--on-error` or the run's `data.on_error` says, and their number.
+
+    Args:
+        on_error: "raise" or "skip"; None: what `config` says.
+        config: Of the run.
+    """
+
+    def __init__(self, on_error: str | None, config: RunConfig) -> None:
+        self.policy = on_error or getattr(config.data, "on_error", "raise")
+        self.count = 0
+
+    @property
+    def on_bad(self) -> Callable[[UserError], None] | None:
+        """For `load_each`: reports an input on stderr and counts it, or None where it stops the job."""
+        return self._skip if self.policy == "skip" else None
+
+    def report(self, done: int) -> None:
+        """Say on stderr how many inputs were skipped, if any were, beside `done` that were not."""
+        if self.count:
+            print(f"{self.count:,} of {self.count + done:,} inputs skipped", file=sys.stderr)
+
+    def _skip(self, error: UserError) -> None:
+        self.count += 1
+        print(f"skipped: {error}", file=sys.stderr)
