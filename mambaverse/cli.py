@@ -178,10 +178,14 @@ def _list(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "summary", "source", "arguments")
+    from mambaverse.engine.report import format_count
+
+    counts = {"parameters": "parameters", "multiply_adds": "multiply-adds"} if arguments.kind == "models" else {}
+    table = Table("name", "summary", *counts.values(), "source", "arguments")
     for name in names:
         about = describe(name)
-        table.add_row(name, about["summary"], about["source"], about["signature"])
+        numbers = [format_count(int(about[key])) if about[key] else "" for key in counts]
+        table.add_row(name, about["summary"], *numbers, about["source"], about["signature"])
     Console().print(table)
 
 

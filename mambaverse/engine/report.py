@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from mambaverse.config import RunConfig
 from mambaverse.engine.data import to_device
 from mambaverse.engine.progress import format_seconds
 from mambaverse.engine.task import Task
+from mambaverse.flops import Cost, count_flops
 from mambaverse.kernels.backend import current_backend
 
 if TYPE_CHECKING:
     from mambaverse.engine.trainer import Trainer
 
-NAMESPACE = "mambaverse"  # of our operators
 MAX_CLASSES = 20  # of a table on the screen; per_class.csv has any number
 
 
@@ -31,41 +29,20 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-@torch.no_grad()
-def count_flops(task: Task, model: nn.Module, device: torch.device) -> tuple[int, list[str]]:
-    """Return the FLOPs of a forward pass of one sample, and those of our operators that are not counted in it.
-
-    torch counts matrix products, convolutions and attention, a multiply and add as two; an operator without a formula
-    counts nothing.
-    """
+def sample_cost(task: Task, model: nn.Module, device: torch.device) -> Cost:
+    """Return what a forward pass of one sample costs, in eval mode."""
     batch = to_device(task.collate([task.eval_set.sample(0, None)], None), device)
     training = model.training
     model.eval()
-    with _OurOperators() as ours, FlopCounterMode(display=False) as counter:
-        task.forward(model, batch)
+    cost = count_flops(lambda: task.forward(model, batch))
     model.train(training)
-    return counter.get_total_flops(), sorted(ours.uncounted)
-
-
-class _OurOperators(TorchDispatchMode):
-    """Notes which operators of this package are called that torch has no formula for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.uncounted: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = func.overloadpacket
-        if func.namespace == NAMESPACE and packet not in flop_registry:
-            self.uncounted.add(packet.__name__)
-        return func(*args, **(kwargs or {}))
+    return cost
 
 
 def head(config: RunConfig, task: Task, trainer: Trainer) -> dict[str, str]:
     """Return what a run prints before it begins, by name."""
     device, processes = trainer.device, trainer.accelerator.num_processes
-    flops, uncounted = count_flops(task, trainer.weights, device)
-    without = f", without {', '.join(uncounted)}" if uncounted else ""
+    cost = sample_cost(task, trainer.weights, device)
     mixer, optim, accumulate = config.model.mixer, config.optim, config.trainer.accumulate
     batch = str(trainer.plan.batch_size * processes * accumulate)
     if processes * accumulate > 1:
@@ -73,7 +50,7 @@ def head(config: RunConfig, task: Task, trainer: Trainer) -> dict[str, str]:
     return {
         "model": config.model.name + (f", mixer {mixer}" if mixer is not None else ""),
         "parameters": format_count(count_parameters(trainer.weights)),
-        "FLOPs": f"{format_count(flops)} a sample, forward{without}",
+        "FLOPs": _cost(cost),
         "data": config.data.name,
         **task.describe(),
         "batch": batch,
@@ -163,6 +140,12 @@ def format_count(count: float) -> str:
 def device_name(device: torch.device) -> str:
     """Return "cpu", or the GPU's product name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _cost(cost: Cost) -> str:
+    own = f"; scans and norms {cost.own_share:.0%}" if cost.operators else ""
+    text = f"{format_count(cost.flops)} a sample, forward ({format_count(cost.multiply_adds)} multiply-adds{own})"
+    return text + (f", without {', '.join(cost.uncounted)}" if cost.uncounted else "")
 
 
 def _backend(device: torch.device) -> str:
