@@ -121,6 +121,8 @@ def evaluate_run(
         which = task.config.trainer.select
         console.print(f"{path}, {which} weights, {reported_name(task)}:", highlight=False, soft_wrap=True)
         console.print(report.metrics_table(metrics))
+        if note := report.skipped_note(task):
+            console.print(note, highlight=False)
         if baseline:
             print_baselines(task, console, metrics)
     return metrics

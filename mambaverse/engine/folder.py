@@ -164,7 +164,7 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, data: bool = True) ->
         if list(task.classes) != list(facts.get("classes", task.classes)):
             raise UserError(
                 f"{path}: the data have classes {_short(task.classes)}; "
-                f"the run was trained on {_short(facts['classes'])}"
+                f"the run was trained on {_short(facts['classes'])}{_difference(task.classes, facts['classes'])}"
             )
     else:
         task.restore(facts)
@@ -178,6 +178,14 @@ def make_task(config: RunConfig) -> Task:
     """Return the task that `config` names, its data not opened yet."""
     import_plugins(config.plugins)
     return TASKS.get(config.task.name)(config)
+
+
+def _difference(found: Sequence[str], trained: Sequence[str]) -> str:
+    """Say which class is the first that does not fit, and what to do."""
+    new, gone = ([name for name in one if name not in other] for one, other in ((found, trained), (trained, found)))
+    parts = [f"{new[0]!r} is none of the run's"] if new else []
+    parts += [f"the run's {gone[0]!r} is not in the data"] if gone else []
+    return f": {' and '.join(parts) or 'in another order'}; data.root= must name data with the run's classes"
 
 
 def _short(names: Sequence[str]) -> str:

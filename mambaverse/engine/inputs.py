@@ -26,18 +26,22 @@ def load_each(
         inputs: Files, or what else the task knows.
         on_bad: Called with what is wrong with an input, which is then left out; None: BadInputError is raised.
     """
-    left = iter(task.load_inputs(inputs))
-    while True:
-        try:
-            if (item := next(left, None)) is None:
-                return
-            loaded = item[0], item[1]()
-        except UserError as error:
-            if on_bad is None:
-                raise BadInputError(str(error)) from None
-            on_bad(error)
-            continue
-        yield loaded
+    for one in inputs:  # by itself: what is wrong with it, such as an empty folder, must not lose those behind it
+        left: Iterator[tuple[str, Callable[[], Sample]]] | None = None
+        while True:
+            try:
+                left = iter(task.load_inputs([one])) if left is None else left
+                if (item := next(left, None)) is None:
+                    break
+                loaded = item[0], item[1]()
+            except UserError as error:
+                if on_bad is None:
+                    raise BadInputError(str(error)) from None
+                on_bad(error)
+                if left is None:
+                    break
+                continue
+            yield loaded
 
 
 class Skips:

@@ -71,6 +71,13 @@ def head_table(rows: Mapping[str, str]) -> Table:
     return table
 
 
+def skipped_note(task: Task) -> str:
+    """Return what the end of a run or an evaluation says of samples that were left out; "" if none were."""
+    kept = sum(len(part) for part in (task.train_set, task.eval_set, task.test_set) if part is not None)
+    total = kept + task.skipped
+    return f"{task.skipped:,} of {total:,} samples skipped: they cannot be read" if task.skipped else ""
+
+
 def results_table(results: Mapping[str, Any]) -> Table:
     """Return the final table: the metrics of the best weights, and what they cost."""
     table = metrics_table(results["metrics"])

@@ -138,6 +138,9 @@ def _run(trainer: Trainer, console: Console) -> Result:
     except NotFiniteError:
         _draw_curves(trainer)
         raise
+    except UserError as error:  # a bad sample: what was saved before it is kept
+        again = f"if it was whole when the run began, restore it and go on: {resume_command(folder.path)}"
+        raise UserError(f"{error}; {again}") from error
     finally:
         if log is not None:
             log.close()
@@ -170,6 +173,7 @@ def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
             "seconds": round(position.seconds, 1),
             "parameters": report.count_parameters(trainer.weights),
             "device": report.device_name(trainer.device),
+            "skipped": task.skipped,
             "processes": trainer.accelerator.num_processes,
             "versions": {"mambaverse": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
@@ -191,6 +195,8 @@ def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
         console.print(report.results_table(results))
         if counts is not None and len(task.classes) <= report.MAX_CLASSES:
             console.print(report.per_class_table(counts, task.classes))
+        if note := report.skipped_note(task):
+            console.print(note, highlight=False)
         if config.trainer.baseline:
             results["baselines"] = print_baselines(task, console, scores.metrics)
             write_atomic(folder.results, json.dumps(results, indent=1))

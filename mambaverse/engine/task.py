@@ -77,6 +77,7 @@ class Task:
         eval_set: What chooses the best weights, and what the final table reports unless there is a
         test_set: then the final table and `eval` report that one, which nothing was chosen on.
         classes: Label names in the order of the outputs; empty where there are none.
+        skipped: Samples that cannot be read and that data.on_error=skip left out of all sets.
         sheet_size: Inputs that `sheet` has room for; 0: the domain has no such picture.
     """
 
@@ -90,6 +91,7 @@ class Task:
     eval_set: SampleSet
     test_set: SampleSet | None = None
     classes: Sequence[str] = ()
+    skipped: int = 0
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

@@ -82,7 +82,7 @@ class AudioTask(Classifier):
         parts = (splits.train, splits.eval, splits.test)
         sets = [None if part is None else self._clips(part, splits.classes) for part in parts]
         assert sets[0] is not None and sets[1] is not None
-        self.classes, self._splits = list(splits.classes), splits
+        self.classes, self._splits, self.skipped = list(splits.classes), splits, len(splits.skipped)
         warn_of([line for clips in sets if clips is not None for line in clips.preload()], data.name)
         self.front = FrontEnd(self._kind(), data)
         if data.normalize == "dataset" and (data.mean is None or data.std is None):

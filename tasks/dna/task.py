@@ -66,7 +66,7 @@ class DnaTask(Classifier):
         more: dict[str, Any] = {"background": splits.background, "fresh": data.fresh}
         self.train_set, self.eval_set = make(splits.train, augment=augment, **more), make(splits.eval)
         self.test_set = None if splits.test is None else make(splits.test)
-        self.classes, self._splits = list(splits.classes), splits
+        self.classes, self._splits, self.skipped = list(splits.classes), splits, len(splits.skipped)
 
     def facts(self) -> dict[str, Any]:
         """Return the classes and the range of lengths."""

@@ -70,8 +70,11 @@ class FileImages:
         return len(self.paths)
 
     def load(self, index: int) -> Tensor:
-        """Return image `index`; UserError names the file if it cannot be decoded."""
-        return read_image(self.paths[index], self.in_chans)
+        """Return image `index`; UserError names the file if it cannot be decoded, and the remedy."""
+        try:
+            return read_image(self.paths[index], self.in_chans)
+        except UserError as error:
+            raise UserError(f"{error}; data.on_error=skip leaves such files out") from None
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,8 @@ def unreadable(paths: Sequence[Path]) -> list[Path]:
             with Image.open(BytesIO(path.read_bytes())) as image:
                 image.draft("L", (1, 1))
                 image.load()
-                return image.mode == "F"
+                to_tensor(Image.new(image.mode, (1, 1)), 3)  # whether a mode can be converted is a matter of no pixels
+                return False
         except DECODE_ERRORS:
             return True
 

@@ -80,6 +80,9 @@ class Pyramid(Hierarchical):
         dims = [dims * 2**i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
         if stem not in STEMS:
             raise UserError(f"stem: unknown stem {stem!r}{suggest(stem, STEMS)}")
+        side = img_size if isinstance(img_size, int) else min(img_size)
+        if stem == "patch" and side < patch_size:
+            raise UserError(f"img_size: {side} is smaller than a patch of {patch_size}; the least is {patch_size}")
         super().__init__(
             dims,
             depths,

@@ -25,6 +25,7 @@ from mambaverse.tasks.vision.explain import explain_image
 from mambaverse.tasks.vision.explain_figure import explain_sheet
 from mambaverse.tasks.vision.figures import SHEET_SIZE, contact_sheet, label_sheet
 from mambaverse.tasks.vision.images import (
+    EXTENSIONS,
     ArrayImages,
     FileImages,
     Images,
@@ -102,7 +103,7 @@ class VisionTask(Classifier):
                 size, data.mean, data.std, data.crop_padding, data.crop_scale, data.flip, data.rand_augment, data.erase
             )
             self.train_set, self.eval_set = ImageSamples(train, augment), ImageSamples(held_out, Augment(size))
-        self._splits = splits
+        self._splits, self.skipped = splits, len(splits.skipped)
         self._set_mixup()
 
     def _device_sets(self, train: Images, held_out: Images) -> tuple[DeviceImages, DeviceImages]:
@@ -155,6 +156,15 @@ class VisionTask(Classifier):
     def model_arguments(self) -> dict[str, Any]:
         """Return classes, channels and size."""
         return super().model_arguments() | {"in_chans": self.in_chans, "img_size": self.size}
+
+    def build_model(self) -> nn.Module:
+        """See `Classifier.build_model`; a size that does not fit the patches is named as the config spells it."""
+        try:
+            return super().build_model()
+        except UserError as error:
+            if not str(error).startswith("img_size: "):
+                raise
+            raise ConfigError(f"data.{error}; set that, or another model.args.patch_size") from None
 
     def load_checkpoint(self, model: nn.Module, path: Path) -> None:
         """Start from a weights file: one of ours, or of Vim's or VMamba's authors."""
@@ -227,7 +237,7 @@ class VisionTask(Classifier):
         for path in map(Path, paths):
             if path.is_dir():
                 if not (found := list_images(path)):
-                    raise UserError(f"{path}: a folder without images")
+                    raise UserError(f"{path}: a folder without images (of {', '.join(sorted(EXTENSIONS))})")
                 files.extend(found)
             else:
                 files.append(path)

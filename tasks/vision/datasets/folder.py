@@ -12,10 +12,10 @@ import torch
 
 from mambaverse.config import DataConfig, SplitConfig
 from mambaverse.datasets import Dataset, register_dataset
-from mambaverse.errors import UserError
+from mambaverse.errors import UserError, warn
 from mambaverse.splits import split_items
 from mambaverse.tasks.vision.config import VisionDataConfig
-from mambaverse.tasks.vision.images import EXTENSIONS, FileImages, ImageSplits, list_images, unreadable
+from mambaverse.tasks.vision.images import EXTENSIONS, FileImages, ImageSplits, list_images, read_image, unreadable
 
 EVAL_FOLDERS = ("val", "valid", "validation", "test")  # the first that exists
 
@@ -46,6 +46,7 @@ class Folder(Dataset):
             skipped = unreadable([path for part in (train, held_out) for paths in part.values() for path in paths])
             train, held_out = (_without(part, set(skipped)) for part in (train, held_out))
             notes.append(f"{len(skipped)} unreadable file{'s' * (len(skipped) != 1)} skipped")
+            _warn_of(skipped, root)
         if not in_pairs:
             train, held_out, note = split(train, config, root)
             notes.append(note)
@@ -82,7 +83,10 @@ def list_classes(root: Path) -> dict[str, list[Path]]:
     if not any(found.values()):
         raise UserError(f"{root}: has no images (of {', '.join(sorted(EXTENSIONS))}) in its {len(found)} folders")
     if empty := [name for name, paths in found.items() if not paths]:
-        raise UserError(f"{root / empty[0]}: an empty class: no images (of {', '.join(sorted(EXTENSIONS))})")
+        raise UserError(
+            f"{root / empty[0]}: an empty class: no images (of {', '.join(sorted(EXTENSIONS))}); put some there, or "
+            "remove the folder"
+        )
     if len(found) == 1:
         raise UserError(f"{root}: only one class, {folders[0].name!r}; expected two or more class folders")
     return found
@@ -120,10 +124,22 @@ def _two_folders(root: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path
     return train, held_out
 
 
+def _warn_of(skipped: Sequence[Path], root: Path) -> None:
+    if skipped:
+        reason = ""
+        try:
+            read_image(skipped[0], 3)
+        except UserError as error:
+            reason = f", the first: {error}"
+        warn(f"{root}: {len(skipped)} file{'s' * (len(skipped) != 1)} skipped{reason}; split.csv lists them")
+
+
 def _without(files: Mapping[str, Sequence[Path]], bad: set[Path]) -> dict[str, list[Path]]:
     kept = {name: [path for path in paths if path not in bad] for name, paths in files.items()}
     if empty := [name for name, paths in kept.items() if not paths]:
-        raise UserError(f"{files[empty[0]][0].parent}: an empty class: none of its images can be read")
+        raise UserError(
+            f"{files[empty[0]][0].parent}: an empty class: none of its images can be read; remove the folder"
+        )
     return kept
 
 
