@@ -10,12 +10,11 @@ import torch
 from rich.console import Console
 
 from mambaverse.engine.files import saving
-from mambaverse.engine.folder import load_run
+from mambaverse.engine.folder import RunFolder, load_run
 from mambaverse.engine.inputs import REMEDY, BadInputError, Skips, load_each
 from mambaverse.engine.process import launch
+from mambaverse.engine.task import Task
 from mambaverse.errors import UserError
-
-FOLDER = "explain"  # in the run folder, if no other is given
 
 
 def explain_run(
@@ -41,7 +40,9 @@ def explain_run(
     """
     console = console or Console()
     config, task, model = load_run(path, data=False)
-    folder = path / FOLDER if out is None else out
+    if type(task).explain is Task.explain:
+        raise UserError(f"explain: the task {config.task.name!r} draws no picture of what its model looks at")
+    folder = RunFolder(path).explain if out is None else out
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: a file is there; expected a folder")
     skips, written = Skips(on_error, config), list[Path]()

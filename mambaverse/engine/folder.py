@@ -7,6 +7,7 @@
 - last.safetensors: likewise of the last epoch
 - results.json: the final table
 - curves.png, confusion.png, per_class.csv, and the task's own pictures and split file
+- explain/: pictures of what the model looks at, once `mambaverse explain` was asked for some
 - state/: the full training state (state.py)
 """
 
@@ -45,6 +46,7 @@ class RunFolder:
         self.confusion = path / "confusion.png"
         self.per_class = path / "per_class.csv"
         self.tensorboard = path / "tensorboard"
+        self.explain = path / "explain"
         self.state = StateFolder(path / "state")
 
     def weights(self, config: RunConfig) -> Path:
@@ -85,7 +87,7 @@ class RunFolder:
             SaveError: something cannot be written.
         """
         with saving(self.path):
-            for folder in (self.state.folder, self.tensorboard):
+            for folder in (self.state.folder, self.tensorboard, self.explain):
                 shutil.rmtree(folder, ignore_errors=True)
             for file in (self.metrics, self.best, self.last, self.results, self.curves, self.confusion, self.per_class):
                 file.unlink(missing_ok=True)

@@ -17,7 +17,6 @@ from torchmetrics import MetricCollection
 
 from mambaverse.config import DataConfig, RunConfig, TaskConfig
 from mambaverse.engine.checkpoint import load_weights
-from mambaverse.errors import UserError
 from mambaverse.registry import Registry
 
 Batch = Mapping[str, Any]  # named tensors (batch first) and lists
@@ -195,9 +194,9 @@ class Task:
             sample: From `load_inputs`.
 
         Raises:
-            UserError: this domain draws no such picture.
+            UserError: there is nothing to look at in such a model.
         """
-        raise UserError(f"explain: the task {self.config.task.name!r} draws no picture of what its model looks at")
+        raise NotImplementedError("explain_run asks no task that leaves this out")
 
     def probabilities(self, output: Tensor) -> Tensor:
         """Turn a model's output into probabilities (B, classes)."""

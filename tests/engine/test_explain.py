@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_each_input_has_a_picture_in_the_run_folder(finished: Path, drawing: list[str]) -> None:
+def test_each_input_has_a_picture_in_the_run_folder(finished: Path, drawing: list[str], tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
     console = Console(file=io.StringIO(), width=40)
-    written = explain_run(finished, POINTS, console=console)
-    assert [path.parent for path in written] == 2 * [finished / "explain"] and drawing == POINTS
+    written = explain_run(run, POINTS, console=console)
+    assert [path.parent for path in written] == 2 * [run / "explain"] and drawing == POINTS
     assert console.file.getvalue().splitlines() == [str(path) for path in written]  # type: ignore[attr-defined]
     assert [path.read_text() for path in written] == POINTS
 
