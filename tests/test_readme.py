@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -32,7 +33,7 @@ def test_python_block_runs(code: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def own_data(tmp_path: Path) -> Path:
-    """What the README's reader has: a FASTA of two kinds of sequences, and WAV files of two kinds of sounds."""
+    """What the README's reader has: sequences in a FASTA, sounds in WAV files, two folders of photographs."""
     draw, records = random.Random(0), []
     for i in range(60):
         kind, weights = (("poor", (3, 1, 1, 3)), ("rich", (1, 3, 3, 1)))[i % 2]  # in G and C
@@ -48,6 +49,11 @@ def own_data(tmp_path: Path) -> Path:
             file.setframerate(16_000)
             turns = (2 * math.pi * hertz * (1 + i / 100) * t / 16_000 for t in range(8_000))
             file.writeframes(b"".join(struct.pack("<h", round(9_000 * math.sin(turn))) for turn in turns))
+    for root, kinds in (("photos", ["day", "night"]), ("birds", ["heron", "owl", "wren"])):
+        for i in range(4 * len(kinds)):
+            (folder := tmp_path / root / kinds[i % len(kinds)]).mkdir(parents=True, exist_ok=True)
+            Image.effect_noise((96, 80), 20 + 60 * (i % len(kinds))).save(folder / f"{i}.jpg")
+    Image.effect_noise((96, 80), 50).save(tmp_path / "new.jpg")
     return tmp_path
 
 

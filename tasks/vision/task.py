@@ -24,6 +24,7 @@ from mambaverse.tasks.vision.config import VisionDataConfig, VisionTaskConfig
 from mambaverse.tasks.vision.explain import explain_image
 from mambaverse.tasks.vision.explain_figure import explain_sheet
 from mambaverse.tasks.vision.figures import SHEET_SIZE, contact_sheet, label_sheet
+from mambaverse.tasks.vision.fine_tune import adapted
 from mambaverse.tasks.vision.images import (
     EXTENSIONS,
     ArrayImages,
@@ -167,12 +168,12 @@ class VisionTask(Classifier):
             raise ConfigError(f"data.{error}; set that, or another model.args.patch_size") from None
 
     def load_checkpoint(self, model: nn.Module, path: Path) -> None:
-        """Start from a weights file: one of ours, or of Vim's or VMamba's authors."""
+        """Start from a weights file, ours or of Vim's or VMamba's authors; a head for other classes starts anew."""
         if isinstance(model, Vim):
             load_vim(model, path)
             return
-        weights = read_weights(path)
-        load_state(model, convert(weights, model, str(path)) if isinstance(model, VMamba) else weights, str(path))
+        fit_to = convert if isinstance(model, VMamba) else adapted
+        load_state(model, fit_to(read_weights(path), model, str(path)), str(path))
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
         """Stack and normalise images (B, C, H, W) float32; with a generator, and mixup on, targets are (B, classes)."""

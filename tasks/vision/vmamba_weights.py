@@ -18,10 +18,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from mambaverse.errors import warn
+from mambaverse.tasks.vision.fine_tune import fitted
 
 _ORDERS = 4
 _RULES = [
@@ -76,17 +75,7 @@ def convert(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> dic
         model: What they are for.
         source: Where they are from, for the warning.
     """
-    weights, own = rename(weights), model.state_dict()
-    stem = "patch_embed.conv1.weight"
-    if stem in weights and stem in own and weights[stem].shape[1] != own[stem].shape[1]:
-        weights[stem] = adapt_input_conv(own[stem].shape[1], weights[stem])
-    if "head.weight" in own and "head.weight" in weights and len(weights["head.weight"]) != len(own["head.weight"]):
-        warn(
-            f"{source}: its head knows {len(weights['head.weight'])} classes and is left out; "
-            f"that for {len(own['head.weight'])} classes starts anew"
-        )
-        weights |= {key: own[key] for key in ("head.weight", "head.bias")}
-    return weights
+    return fitted(rename(weights), model, source, "patch_embed.conv1", "head")
 
 
 def _rename_downsample(name: str, weights: Mapping[str, Any]) -> str:
