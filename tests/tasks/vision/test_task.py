@@ -76,13 +76,19 @@ def test_null_takes_an_argument_out(make_task: Make, tiny: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "in_chans", "img_size"),
-    [("digits", 1, 8), ("fashion_mnist", 1, 28), ("cifar10", 3, 32), ("cifar100", 3, 32), ("folder", 3, 224)],
+    ("config", "shallow", "in_chans", "img_size"),
+    [
+        ("digits", "depth=1", 1, 8),
+        ("fashion_mnist", "depth=1", 1, 28),
+        ("cifar10", "depths=[1]", 3, 32),
+        ("cifar100", "depth=1", 3, 32),
+        ("folder", "depth=1", 3, 224),
+    ],
 )
 def test_the_model_of_each_shipped_config_takes_its_images(
-    make_task: Make, config: str, in_chans: int, img_size: int
+    make_task: Make, config: str, shallow: str, in_chans: int, img_size: int
 ) -> None:
-    task = make_task(f"vision/{config}", "model.args.depth=1", setup=False)
+    task = make_task(f"vision/{config}", f"model.args.{shallow}", setup=False)
     facts = {"classes": ["a", "b"], "in_chans": in_chans, "img_size": img_size}
     task.restore(facts | {"mean": [0.5] * in_chans, "std": [0.2] * in_chans})
     output = task.forward(task.build_model(), {"image": torch.zeros(1, in_chans, img_size, img_size)})
