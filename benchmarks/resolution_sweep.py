@@ -2,9 +2,9 @@
 
     python benchmarks/resolution_sweep.py [--models NAME[:MIXER],...] [--sizes 224,512,...] [--csv FILE] [--plot FILE]
 
-Under bf16 autocast; training is forward and backward, without an optimizer. Each is captured as a CUDA graph, so that the
-host's launches, which could be hidden in other ways, are not in it; the eager rate stands beside it. A batch has about as
-many pixels at each size (--pixels), so that the GPU is full.
+Under bf16 autocast; training is forward and backward, without an optimizer. Each is captured as a CUDA graph, so that
+the host's launches, which could be hidden in other ways, are not in it; the eager rate stands beside it. A batch has
+about as many pixels at each size (--pixels), so that the GPU is full.
 """
 
 from __future__ import annotations
