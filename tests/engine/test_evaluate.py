@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from mambaverse.engine.evaluate import evaluate, evaluate_run, predict, predict_run
+from mambaverse.engine.task import Prediction, Sample
 from mambaverse.errors import UserError
 
 POINTS = ["2,0.1", "0.1,2", "-2,0.1", "0.1,-2"]
@@ -88,3 +89,29 @@ def test_a_table_shows_what_was_labelled_before_a_bad_input(finished: Path, caps
     with pytest.raises(UserError):
         predict_run(finished, [POINTS[0], "bad"])
     assert "east" in capsys.readouterr().out
+
+
+def test_a_sheet_is_refused_before_anything_is_labelled_where_the_task_draws_none(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="--sheet: the task 'toy' draws no sheet"):
+        predict_run(finished, POINTS, sheet=tmp_path / "sheet.png")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_sheet_gets_the_first_inputs_and_the_number_of_all(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.engine.toy import Toy
+
+    seen: list[tuple[int, list[str], int]] = []
+
+    def sheet(self: Toy, path: Path, samples: list[Sample], rows: list[Prediction], total: int) -> None:
+        seen.append((len(samples), [row.label for row in rows], total))
+
+    monkeypatch.setattr(Toy, "sheet_size", 3)
+    monkeypatch.setattr(Toy, "sheet", sheet)
+    predict_run(finished, [*POINTS, "bad"], sheet=tmp_path / "sheet.png", on_error="skip")
+    with pytest.raises(UserError, match=r"'bad': .*; --on-error skip leaves such inputs out"):
+        predict_run(finished, [POINTS[0], "bad", POINTS[1]], sheet=tmp_path / "sheet.png")
+    assert seen == [(3, LABELS[:3], 4), (1, LABELS[:1], 1)]
