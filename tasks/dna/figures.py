@@ -143,7 +143,8 @@ def explained_record(path: Path, task: DnaTask, model: nn.Module, name: str, sam
         axes.set_yticks([])
     windows = "" if len(batch["ids"]) == 1 else f", window {window + 1} of {len(batch['ids'])}"
     said = f"{name}{windows}: {task.classes[label]} {chances[label]:.2f}"
-    figure.suptitle(f"{said}; what each base adds to its score (gradient x input), below the line: against", fontsize=9)
+    text = f"{said}; what each base adds to its score (gradient x input), below the line: against"
+    figure.suptitle(text, fontsize=9, parse_math=False)
     figure.supxlabel("base", fontsize=8)
     write_figure(figure, path, dpi=130)
 

@@ -92,7 +92,8 @@ def _draw_scores(axes: Any, probabilities: Tensor, classes: Sequence[str]) -> No
     places = range(len(values))
     axes.barh(places, values.numpy(), color=[CHOSEN] + [OTHER] * (len(values) - 1), height=0.55)
     for place, value, label in zip(places, values.tolist(), order.tolist(), strict=True):
-        axes.text(0, place - 0.34, f"{_short(classes[label], 30)}  {value:.1%}", fontsize=FONT, va="bottom")
+        text = f"{_short(classes[label], 30)}  {value:.1%}"
+        axes.text(0, place - 0.34, text, fontsize=FONT, va="bottom", parse_math=False)
     axes.set_xlim(0, 1)
     axes.set_ylim(SCORES - 0.6, -0.75)
     axes.set_title("what the model says", fontsize=FONT + 1)

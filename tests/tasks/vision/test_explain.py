@@ -37,7 +37,9 @@ def look(model: nn.Module, size: int | tuple[int, int] = 32, channels: int = 3) 
 
 def drawn(explanation: Explanation, path: Path, side: int = 32) -> tuple[int, int]:
     image = torch.randint(0, 256, (3, side, side), dtype=torch.uint8)
-    explain_sheet(path, "photos/a_$b$.jpg", image, torch.tensor([0.2, 0.7, 0.1]), ["ant", "$ee", "c"], explanation)
+    explain_sheet(
+        path, "photos/a_$b$.jpg", image, torch.tensor([0.2, 0.7, 0.1]), ["ant", "$b_{ee}$", "$\\nothing$"], explanation
+    )
     with Image.open(path) as picture:
         return picture.size
 
@@ -96,6 +98,13 @@ def test_stages_of_a_pyramid_have_grids_of_their_own(tmp_path: Path) -> None:
     names = [title.split(":")[0] for title, _ in delta_panels(found.deltas)]
     assert names[:3] == ["by rows, all layers", "by columns, all layers", "by rows, backwards, all layers"]
     assert "forward, all layers" in names and names[-1] == "stage 3, block 1"
+
+
+def test_convolutions_in_front_of_the_mixers_change_nothing(tmp_path: Path) -> None:
+    found = look(mambaverse.create_model("strata_nano_patch4_32", num_classes=3))
+    assert len(found.deltas) > 1 and found.without == ["Attention"] and found.reach is not None
+    assert {tuple(m.shape) for delta in found.deltas for m in delta.maps.values()} == {(8, 8)}
+    drawn(found, tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
