@@ -1,4 +1,4 @@
-"""Pictures of what a run's model looks at, one an input: the task draws them."""
+"""Pictures of what a run's model looks at, one an input: its task draws them."""
 
 from __future__ import annotations
 

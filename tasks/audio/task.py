@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from mambaverse.config import RunConfig
 from mambaverse.datasets import get_dataset
 from mambaverse.engine.classifier import Classifier
+from mambaverse.engine.data import to_device
 from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
 from mambaverse.errors import UserError
 from mambaverse.models import MODELS
@@ -30,6 +31,7 @@ from mambaverse.tasks.audio.baselines import mfcc_baselines
 from mambaverse.tasks.audio.checkpoints import load_aum
 from mambaverse.tasks.audio.clips import AudioSplits, Clips, warn_of
 from mambaverse.tasks.audio.config import AudioDataConfig, AudioTaskConfig
+from mambaverse.tasks.audio.explain import draw_clip, piece_shares
 from mambaverse.tasks.audio.figures import spectrogram_sheet
 from mambaverse.tasks.audio.frontend import STATISTICS_CLIPS, FrontEnd
 from mambaverse.tasks.audio.reading import list_audio, read_audio
@@ -186,6 +188,23 @@ class AudioTask(Classifier):
         """Draw the spectrograms with what the model says of them, predictions.png."""
         samples = self.reported_set
         return [spectrogram_sheet(folder / "predictions.png", samples, self.front, outputs, targets, self.classes)]
+
+    def explain(self, path: Path, model: nn.Module, name: str, sample: Sample) -> None:
+        """Draw what speaks for the class in a clip; of a long one the piece that says most for it."""
+        batch = to_device(self.collate([sample], None), next(model.parameters()).device)
+        run = partial(self._run, model)
+        with torch.no_grad():
+            chances = self.probabilities(self.forward(model, batch))[0]
+            label = int(chances.argmax())
+            pieces = self.probabilities(run(batch["input"], batch["lengths"]))[:, label]
+        piece = int(pieces.argmax())
+        x, length = batch["input"][piece], batch["lengths"][piece]
+        shares = piece_shares(run, x, length, label)
+        count = int(length)
+        seconds = count / self.data.rate if x.ndim == 1 else count * self.data.shift_ms / 1000
+        where = "" if len(pieces) == 1 else f", piece {piece + 1} of {len(pieces)}"
+        said = f"{self.classes[label]} {chances[label]:.2f}"
+        draw_clip(path, f"{Path(name).name}{where}", said, seconds, x[:count].cpu(), shares[:count].cpu())
 
     def load_inputs(self, paths: Sequence[str]) -> Iterator[tuple[str, Callable[[], Sample]]]:
         """Yield a loader for each audio file, and for each one in a folder."""
