@@ -1,8 +1,11 @@
 """State space duality (SSD, the sequence operator of Mamba-2): a recurrence per head, worked out chunk by chunk.
 
     Δ[t] = clamp(softplus(dt[t] + dt_bias), dt_limit)
-    h[t] = exp(Δ[t] A) h[t-1] + Δ[t] x[t] B[t]ᵀ
-    y[t] = (h[t] C[t] + D x[t]) · silu(z[t])
+    h[t] = exp(Δ[t] A) h[t-1] + w[t] x[t] B[t]ᵀ
+    y[t] = (exp(Δ[t] A) h[t-1] C[t] + o[t] x[t] B[t]·C[t] + D x[t]) · silu(z[t])
+
+w = Δ, as in Mamba-2, and o = w, so that y[t] = (h[t] C[t] + D x[t]) · silu(z[t]), where they are not given. With both,
+the recurrences of Mamba-3, gated linear attention and others are calls of this one.
 
 Source: Dao and Gu, "Transformers are SSMs" (2024), arXiv 2405.21060, sections 5 and 6.
 """
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
 from mambaverse.kernels.checks import check_offsets, num_sequences
-from mambaverse.kernels.ssd.checks import check_inputs, check_real
+from mambaverse.kernels.ssd.checks import check_inputs, check_real, check_weights
 from mambaverse.kernels.ssd.op import ssd_forward
 from mambaverse.kernels.ssd.update import ssd_update
 
@@ -28,7 +31,8 @@ def ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., *, z: Tensor | None = ...,
     dt_bias: Tensor | None = ..., dt_softplus: bool = ..., dt_limit: tuple[float, float] = ...,
     initial_state: Tensor | None = ..., cu_seqlens: Tensor | None = ..., reverse: bool = ...,
-    return_final_state: Literal[False] = ..., chunk_size: int | None = ...,
+    return_final_state: Literal[False] = ..., chunk_size: int | None = ..., weight: Tensor | None = ...,
+    own_weight: Tensor | None = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -37,7 +41,8 @@ def ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., *, z: Tensor | None = ...,
     dt_bias: Tensor | None = ..., dt_softplus: bool = ..., dt_limit: tuple[float, float] = ...,
     initial_state: Tensor | None = ..., cu_seqlens: Tensor | None = ..., reverse: bool = ...,
-    return_final_state: Literal[True], chunk_size: int | None = ...,
+    return_final_state: Literal[True], chunk_size: int | None = ..., weight: Tensor | None = ...,
+    own_weight: Tensor | None = ...,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -58,6 +63,8 @@ def ssd(
     reverse: bool = False,
     return_final_state: bool = False,
     chunk_size: int | None = None,
+    weight: Tensor | None = None,
+    own_weight: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run the SSD recurrence of Mamba-2 over the length, for every head at once.
 
@@ -82,6 +89,8 @@ def ssd(
         return_final_state: Also return the state after each sequence.
         chunk_size: Positions that are worked out as one matrix product, at most; a matter of speed only. None leaves it
             to us. The Triton kernels have their own, whatever it is.
+        weight: (B, L, H), w, what x enters the state with; the decay stays exp(Δ A). None: Δ.
+        own_weight: (B, L, H), o, what x[t] enters y[t] with, whatever it enters the state with. None: w.
 
     Returns:
         y (B, L, H, P) in the dtype of x; with `return_final_state` also the final state (S, H, P, N), float32 (float64
@@ -99,12 +108,18 @@ def ssd(
         check_real("ssd", "initial_state", initial_state, shape, "(S, H, P, N)", x)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"ssd: chunk_size is {chunk_size}; expected at least 1, or None")
+    check_weights("ssd", x, weight, own_weight, "(B, L, H)")
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
     # An exported program works out the states again if it is ever differentiated: their number would pin its lengths.
-    save = torch.is_grad_enabled() and not torch.compiler.is_exporting() and any(map(_needs_gradient, tensors))
-    y, final_state, _ = ssd_forward(
-        *tensors, cu_seqlens, dt_softplus, low, high, reverse, chunk_size or 0, current_backend(), save
+    save = (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_exporting()
+        and any(map(_needs_gradient, (*tensors, weight, own_weight)))
     )
+    y, final_state, _ = ssd_forward(
+        *tensors, cu_seqlens, dt_softplus, low, high, reverse, chunk_size or 0, current_backend(), save,
+        weight, own_weight,
+    )  # fmt: skip
     return (y, final_state) if return_final_state else y
 
 

@@ -22,7 +22,8 @@ def bidirectional_ssd(
     x: Directions, dt: Directions, A: Directions, B: Directions, C: Directions, D: Directions | None = ..., *,
     merge: str = ..., z: Directions | None = ..., dt_bias: Directions | None = ..., dt_softplus: bool = ...,
     dt_limit: tuple[float, float] = ..., initial_state: Directions | None = ..., cu_seqlens: Tensor | None = ...,
-    return_final_state: Literal[False] = ..., chunk_size: int | None = ...,
+    return_final_state: Literal[False] = ..., chunk_size: int | None = ..., weight: Directions | None = ...,
+    own_weight: Directions | None = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
@@ -31,7 +32,8 @@ def bidirectional_ssd(
     x: Directions, dt: Directions, A: Directions, B: Directions, C: Directions, D: Directions | None = ..., *,
     merge: str = ..., z: Directions | None = ..., dt_bias: Directions | None = ..., dt_softplus: bool = ...,
     dt_limit: tuple[float, float] = ..., initial_state: Directions | None = ..., cu_seqlens: Tensor | None = ...,
-    return_final_state: Literal[True], chunk_size: int | None = ...,
+    return_final_state: Literal[True], chunk_size: int | None = ..., weight: Directions | None = ...,
+    own_weight: Directions | None = ...,
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -52,6 +54,8 @@ def bidirectional_ssd(
     cu_seqlens: Tensor | None = None,
     return_final_state: bool = False,
     chunk_size: int | None = None,
+    weight: Directions | None = None,
+    own_weight: Directions | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run `ssd` forward and backward and merge the two outputs.
 
@@ -77,6 +81,8 @@ def bidirectional_ssd(
         cu_seqlens: (S+1,).
         return_final_state: Whether to return the states after the last step of each direction too.
         chunk_size: As in `ssd`.
+        weight: (B, L, H) or (2, B, L, H).
+        own_weight: (B, L, H) or (2, B, L, H). y then has the own terms of both directions.
 
     Returns:
         y (B, L, H, P) in x's dtype, or (y, final_state (2, S, H, P, N)).
@@ -94,7 +100,7 @@ def bidirectional_ssd(
     given = {
         "x": (x, 4), "dt": (dt, 3), "A": (A, 1), "B": (B, of_B), "C": (C, of_C),
         "D": (D, _ndim_of_D(D, heads, head_dim)), "z": (z, 4), "dt_bias": (dt_bias, 1),
-        "initial_state": (initial_state, 4),
+        "initial_state": (initial_state, 4), "weight": (weight, 3), "own_weight": (own_weight, 3),
     }  # fmt: skip
     pairs = {name: split_directions(_OP, name, tensor, ndim) for name, (tensor, ndim) in given.items()}
     if of_B != of_C:  # `ssd` takes both with or both without groups

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mambaverse.kernels.ssd import ssd
@@ -67,6 +68,19 @@ def make_inputs(
         "dt_bias": normal(case.heads, to=wide) - 2,
         "initial_state": normal(case.batch, *heads, case.state_dim, to=wide),
     }
+
+
+def make_weights(
+    case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Return weight and own_weight of a case as Mamba-3 has them, positive, the second less; drawn in float64.
+
+    Not from any seed: in some draws dA and d dt_bias, one number a head, cancel to 1e-3 of what they add up.
+    """
+    generator = torch.Generator(device).manual_seed(seed + 2)
+    shape = 2, case.batch, case.length, case.heads
+    own, rest = F.softplus(torch.randn(shape, generator=generator, dtype=torch.float64, device=device) - 2).to(dtype)
+    return {"weight": own + rest, "own_weight": own}
 
 
 def run(inputs: dict[str, Any]) -> tuple[Tensor, ...]:

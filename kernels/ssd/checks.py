@@ -44,6 +44,13 @@ def check_inputs(
     return B, C, low, high
 
 
+def check_weights(op: str, x: Tensor, weight: Tensor | None, own_weight: Tensor | None, letters: str) -> None:
+    """Raise ValueError unless the weights that are given have the shape of x without its last axis."""
+    for name, tensor in (("weight", weight), ("own_weight", own_weight)):
+        if tensor is not None:
+            check_real(op, name, tensor, x.shape[:-1], letters, x)
+
+
 def check_real(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], letters: str, x: Tensor) -> None:
     """Raise ValueError unless `tensor` has `shape` and a real floating dtype and lies where `x` does."""
     check_tensor(op, name, tensor, shape, letters, x)

@@ -28,7 +28,7 @@ Flat = tuple[np.ndarray, tuple[int, ...]]  # the memory of a tensor, and its str
 def forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None,
     initial_state: Tensor | None, cu_seqlens: Tensor | None, dt_softplus: bool, dt_min: float, dt_max: float,
-    reverse: bool, chunk_size: int, save: bool,
+    reverse: bool, chunk_size: int, save: bool, weight: Tensor | None = None, own_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y, the final state, and the states at the boundaries between chunks (0 rows unless `save`).
 
@@ -42,7 +42,9 @@ def forward(
         final = final.zero_() if initial_state is None else final.copy_(initial_state)
         return torch.empty(x.shape, dtype=x.dtype), final, states.zero_() if save else states.new_empty((0, *shape[1:]))
     limits = dt_softplus, dt_min, dt_max
-    run = _Run(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, limits, reverse, chunk_size)
+    run = _Run(
+        x, dt, A, B, C, D, z, dt_bias, initial_state, weight, own_weight, cu_seqlens, limits, reverse, chunk_size
+    )
     states[run.num_boundaries :].zero_()
     run.carry(run.B, run.x, initial_state, states, gradient=False)
     y = torch.empty(x.shape, dtype=torch.float32)
@@ -55,11 +57,15 @@ def backward(
     grad_y: Tensor | None, grad_final: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     chunk_states: Tensor, dt_softplus: bool, dt_min: float, dt_max: float, reverse: bool, chunk_size: int,
+    weight: Tensor | None = None, own_weight: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return the gradients of x, dt, A, B, C, D, z, dt_bias, initial_state; an empty tensor for an absent one."""
-    inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    """Return the gradients of x, dt, A, B, C, D, z, dt_bias, initial_state, weight and own_weight.
+
+    An absent one's is an empty tensor.
+    """
+    inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state, weight, own_weight)
     grads = [torch.empty(0 if t is None else t.shape, dtype=torch.float32) for t in inputs]
-    dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial = grads
+    dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial, dw, down = grads
     if x.numel() == 0:
         for grad in grads:
             grad.zero_()
@@ -67,13 +73,15 @@ def backward(
             dinitial.copy_(grad_final)
         return _like(grads, inputs)
     limits = dt_softplus, dt_min, dt_max
-    run = _Run(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, limits, reverse, chunk_size)
+    run = _Run(
+        x, dt, A, B, C, D, z, dt_bias, initial_state, weight, own_weight, cu_seqlens, limits, reverse, chunk_size
+    )
     dy = _flat(torch.zeros(()).expand(x.shape) if grad_y is None else grad_y)
     dstates = torch.empty(chunk_states.shape, dtype=torch.float32)
     run.carry(run.C, dy, grad_final, dstates, gradient=True)
     per_head = torch.empty((2, len(run.table), run.heads))  # of A and dt_bias
     per_row = torch.empty((0 if D is None else len(run.table), *x.shape[2:]))
-    outs = (dstates, dx, ddt, dB, dC, dz, dinitial, per_head, per_row)
+    outs = (dstates, dx, ddt, dB, dC, dz, dinitial, dw, down, per_head, per_row)
     ends = run.optional(grad_final)
     run.chunks(
         kernels.chunk_backward, 5, (grad_final is not None,), chunk_states, *dy, ends, *(_memory(out) for out in outs)
@@ -93,8 +101,9 @@ class _Run:
 
     def __init__(
         self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-        dt_bias: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
-        limits: tuple[bool, float, float], reverse: bool, chunk_size: int,
+        dt_bias: Tensor | None, initial_state: Tensor | None, weight: Tensor | None, own: Tensor | None,
+        cu_seqlens: Tensor | None, limits: tuple[bool, float, float], reverse: bool,
+        chunk_size: int,
     ) -> None:  # fmt: skip
         batch, length, self.heads, head_dim = x.shape
         self.groups, state_dim = B.shape[2:]
@@ -111,7 +120,14 @@ class _Run:
         self.z = _flat(z) if z is not None else self.x
         self.A = _memory(A)
         bias = np.zeros(self.heads, np.float32) if dt_bias is None else _memory(dt_bias)
-        self.steps = (*_flat(dt), bias, limits)
+        steps = _flat(dt)
+        weights = (steps if w is None else _flat(w) for w in (weight, own))
+        self.steps = (
+            *steps,
+            *(part for w in weights for part in w),
+            bias,
+            (*limits, weight is not None, own is not None),
+        )
         rows = None if D is None else D if D.ndim == 2 else D[:, None].expand(self.heads, head_dim)
         self.D, self.first = self.optional(rows), self.optional(initial_state)
         self.flags = (z is not None, D is not None, initial_state is not None)

@@ -6,17 +6,18 @@
 
 Inside a chunk of q positions of one head, with s the cumulative log decay (arXiv 2405.21060, section 6):
 
-    M[i, j] = (C[i] · B[j]) exp(s[i] - s[j]) dt'[j]   for j <= i
+    M[i, j] = (C[i] · B[j]) exp(s[i] - s[j]) w[j]     for j <= i
     y[i]    = sum over j of M[i, j] x[j] + exp(s[i]) C[i]ᵀ h0 + D x[i]
-    h_end   = exp(s[q-1]) h0 + sum over j of exp(s[q-1] - s[j]) dt'[j] B[j] x[j]ᵀ
+    h_end   = exp(s[q-1]) h0 + sum over j of exp(s[q-1] - s[j]) w[j] B[j] x[j]ᵀ
 
+w is dt' or given, with another for j = i in M if that is given too.
 Every exponent is a sum of dt' A over a stretch of the chunk: nothing is ever divided by a decay.
 
 Arguments that the kernels share: flat float32 arrays, each with the strides (batch, position, head or group) of the
-tensor in a tuple `*_at`; dt, its bias (H,) and its limits as `decays` takes them; `sizes` = (L, H, G, P, N, q, step,
-has_z, has_D, ...); row c of `chunks` (int64) is (batch row, first position, length, sequence, boundary before, boundary
-after), -1 where the sequence ends; states at boundaries are (boundary, H, N, P) with N and P padded. Work items start
-to stop - 1 are done.
+tensor in a tuple `*_at`; dt, the weights, the bias of dt (H,) and its limits as `decays` takes them; `sizes` = (L, H,
+G, P, N, q, step, has_z, has_D, ...); row c of `chunks` (int64) is (batch row, first position, length, sequence,
+boundary before, boundary after), -1 where the sequence ends; states at boundaries are (boundary, H, N, P) with N and P
+padded. Work items start to stop - 1 are done.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from mambaverse.kernels.ssd.cpu_tiles import (
     LOWER,
     NUM_DECAYS,
     OUT_UPPER,
+    OWN,
     SLOPE,
     STEP,
     TO_END,
@@ -66,7 +68,7 @@ _kernel = cached_kernel(simd, cpu_tiles, layout)
 
 @_kernel
 def carry_states(start, stop, backward, sizes, chunks, offsets, rows, rows_at, columns, columns_at, z, z_at, dt, dt_at,
-                 bias, limits, A, first, work):  # fmt: skip
+                 weight, weight_at, own, own_at, bias, limits, A, first, work):  # fmt: skip
     """Carry the state of one (sequence, head) through its chunks, from `first` (S, H, P, N), to every boundary.
 
     Forward:  h <- decay h + sum over j of B[j] (w[j] x[j])ᵀ from the initial state.
@@ -88,8 +90,8 @@ def carry_states(start, stop, backward, sizes, chunks, offsets, rows, rows_at, c
         for visit in range(offsets[sequence + 1] - offsets[sequence] - 1):
             c = offsets[sequence + 1] - 1 - visit if backward else offsets[sequence] + visit
             b, t, length = chunks[c, 0], chunks[c, 1], chunks[c, 2]
-            at_dt = b * dt_at[0] + t * dt_at[1] + h
-            decay = decays(s, o_decay, q, dt, at_dt, step * dt_at[1], bias[h], limits, A[h] * LOG2_E, length)
+            decay = decays(s, o_decay, q, step, b, t, h, dt, dt_at, weight, weight_at, own, own_at, bias, limits,
+                           A[h] * LOG2_E, length)  # fmt: skip
             at = b * rows_at[0] + t * rows_at[1] + g * rows_at[2]
             pack(s, o_rows, rows, at, step * rows_at[1], length, N)
             at = b * columns_at[0] + t * columns_at[1] + h * columns_at[2]
@@ -108,8 +110,8 @@ def carry_states(start, stop, backward, sizes, chunks, offsets, rows, rows_at, c
 
 
 @_kernel
-def chunk_forward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_at, dt, dt_at, bias, limits, A, D, first,
-                  work, y, final):  # fmt: skip
+def chunk_forward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_at, dt, dt_at, weight, weight_at, own,
+                  own_at, bias, limits, A, D, first, work, y, final):  # fmt: skip
     """Write y for the (chunk, group) pairs start .. stop - 1, and the final state where a sequence ends."""
     L, H, G, P, N, q, step, has_z, has_D, has_first = sizes
     n, p, heads = padded(N), padded(P), H // G
@@ -129,9 +131,9 @@ def chunk_forward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_at
         transpose(s, o_C, n, o_Ct, q, rows, n)
         product(s, o_B, n, 1, s, o_Ct, q, o_cb, q, length, rows, N, OUT_UPPER, False)
         for h in range(g * heads, (g + 1) * heads):
-            at_dt = b * dt_at[0] + t * dt_at[1] + h
-            decay = decays(s, o_decay, q, dt, at_dt, step * dt_at[1], bias[h], limits, A[h] * LOG2_E, length)
-            mask(s, o_m, o_cb, q, o_decay, length)
+            decay = decays(s, o_decay, q, step, b, t, h, dt, dt_at, weight, weight_at, own, own_at, bias, limits,
+                           A[h] * LOG2_E, length)  # fmt: skip
+            mask(s, o_m, o_cb, q, o_decay, length, limits[4])
             at = b * x_at[0] + t * x_at[1] + h * x_at[2]
             pack(s, o_x, x, at, step * x_at[1], length, P)
             fetch(x, at + x_at[2], step * x_at[1], length, P)
@@ -155,8 +157,9 @@ def chunk_forward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_at
 
 
 @_kernel
-def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_at, dt, dt_at, bias, limits, A, D, first,
-                   work, dy, dy_at, dfinal, dwork, dx, ddt, dB, dC, dz, dfirst, per_head, per_row):  # fmt: skip
+def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_at, dt, dt_at, weight, weight_at, own,
+                   own_at, bias, limits, A, D, first, work, dy, dy_at, dfinal, dwork, dx, ddt, dB, dC, dz, dfirst, dw,
+                   down, per_head, per_row):  # fmt: skip
     """Write every gradient for the (chunk, group) pairs start .. stop - 1.
 
     What is summed over time comes chunk by chunk: `per_head` (2, chunks, H) for A and dt_bias, `per_row` (chunks, H, P)
@@ -172,8 +175,8 @@ def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_a
     o_h = o_x + 6 * q * p
     o_dh, o_tmp = o_h + n * p, o_h + 2 * n * p
     o_decay = o_h + 3 * n * p
-    o_ddt = o_decay + NUM_DECAYS * q
-    o_da, o_run, o_in, o_out, o_D = o_ddt + q, o_ddt + 2 * q, o_ddt + 3 * q, o_ddt + 4 * q, o_ddt + 5 * q
+    o_dw = o_decay + NUM_DECAYS * q
+    o_da, o_run, o_in, o_out, o_D = o_dw + q, o_dw + 2 * q, o_dw + 3 * q, o_dw + 4 * q, o_dw + 5 * q
     s = scratch(o_D + PAD * p)
     before_flush = flush_denormals()
     for item in range(start, stop):
@@ -191,9 +194,9 @@ def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_a
         clear(s, o_dcb, q * q)
         for h in range(g * heads, (g + 1) * heads):
             first_row = (b * L + t) * H + h
-            at_dt = b * dt_at[0] + t * dt_at[1] + h
             at_dy = b * dy_at[0] + t * dy_at[1] + h * dy_at[2]
-            decay = decays(s, o_decay, q, dt, at_dt, step * dt_at[1], bias[h], limits, A[h] * LOG2_E, length)
+            decay = decays(s, o_decay, q, step, b, t, h, dt, dt_at, weight, weight_at, own, own_at, bias, limits,
+                           A[h] * LOG2_E, length)  # fmt: skip
             at = b * x_at[0] + t * x_at[1] + h * x_at[2]
             pack(s, o_x, x, at, step * x_at[1], length, P)
             fetch(x, at + x_at[2], step * x_at[1], length, P)
@@ -204,7 +207,7 @@ def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_a
                 gate(s, o_g, o_z, length, p)
             transpose(s, o_g, p, o_gt, q, rows, p)
             product(s, o_x, p, 1, s, o_gt, q, o_t, q, length, rows, P, OUT_UPPER, False)
-            mask_backward(s, o_m, o_dcb, o_ddt, o_da, o_run, o_cb, o_t, q, o_decay, length)
+            mask_backward(s, o_m, o_dcb, o_dw, o_da, o_run, o_cb, o_t, q, o_decay, length, limits[4])
 
             has_dh = load_state(s, o_dh, o_tmp, chunks[c, 5], h, H, dwork, has_dfinal, dfinal, sequence, P, N)
             has_h = load_state(s, o_h, o_tmp, chunks[c, 4], h, H, work, has_first, first, sequence, P, N)
@@ -239,7 +242,14 @@ def chunk_backward(start, stop, sizes, chunks, x, x_at, z, z_at, B, B_at, C, C_a
                 da = s[o_da + i] + after
                 at = first_row + i * step * H
                 sum_A += da * s[o_decay + STEP * q + i]
-                d = (s[o_ddt + i] + s[o_decay + TO_END * q + i] * s[o_out + i] + da * A[h]) * s[o_decay + SLOPE * q + i]
+                d = s[o_dw + i] + s[o_decay + TO_END * q + i] * s[o_out + i]
+                if limits[3]:
+                    dw[at] = d
+                    d = da * A[h] * s[o_decay + SLOPE * q + i]
+                else:
+                    d = (d + da * A[h]) * s[o_decay + SLOPE * q + i]
+                if limits[4]:
+                    down[at] = s[o_decay + OWN * q + i]
                 sum_dt += d
                 ddt[at] = d
             per_head[c * H + h] = sum_A

@@ -43,7 +43,8 @@ LOG1P = (
     0.3333051133, -0.4999993276, 1.0,
 )  # fmt: skip
 FULL, LOWER, UPPER, OUT_UPPER = 0, 1, 2, 3  # which part of a triangular product is worked out
-HIGH, LOW, STEP, SLOPE, FROM_START, TO_END, WEIGHT, NUM_DECAYS = range(8)  # rows that `decays` fills
+# rows that `decays` fills
+HIGH, LOW, STEP, SLOPE, FROM_START, TO_END, WEIGHT, ENTRY, OWN, NUM_DECAYS = range(10)
 _jit = register_jitable(error_model="numpy", boundscheck=False)  # compiled into the kernels, and cached with them
 
 
@@ -180,21 +181,23 @@ def softplus(v):
 
 
 @_jit
-def decays(s, o, q, dt, base, step, bias, limits, rate, rows):
-    """Fill seven rows of length `q` at `o` for one chunk and head, whose dt[i] is dt[base + i step].
+def decays(s, o, q, step, b, t, h, dt, dt_at, weight, weight_at, own, own_at, bias, limits, rate, rows):
+    """Fill the rows of length `q` at `o` for the chunk from position t on, step by `step`, of row b and head h.
 
-    STEP: dt' = clamp(softplus(dt + bias)); `limits` is (whether softplus is taken, least, greatest). SLOPE: its
-    derivative. HIGH + LOW: the log2 of the decay from the chunk's start through i, as two floats, so that differences
-    of neighbours stay exact where the decay is strong. FROM_START, TO_END: the decays from the start through i, and
-    from i (exclusive) to the end. WEIGHT: STEP * TO_END.
+    STEP: dt' = clamp(softplus(dt + bias)); `limits` is (whether softplus is taken, least, greatest, whether there are
+    weights, and own ones). SLOPE: its derivative. HIGH + LOW: the log2 of the decay from the chunk's start through i,
+    as two floats, so that differences of neighbours stay exact where the decay is strong. FROM_START, TO_END: the
+    decays from the start through i, and from i (exclusive) to the end. ENTRY: what x enters the state with, STEP or its
+    weight. WEIGHT: ENTRY * TO_END. OWN: with own weights, what x enters its own output with.
 
     Returns:
         The decay over the whole chunk.
     """
-    with_softplus, low, high = limits
+    with_softplus, low, high, has_weight, has_own = limits
+    base = b * dt_at[0] + t * dt_at[1] + h
     least, greatest = splat(np.float32(low)), splat(np.float32(high))
     for i in range(padded(rows)):
-        s[o + STEP * q + i] = dt[base + min(i, rows - 1) * step] + bias
+        s[o + STEP * q + i] = dt[base + min(i, rows - 1) * step * dt_at[1]] + bias[h]
     for i in range(o, o + padded(rows), LANES):
         raw = load(s, i + STEP * q)
         free = softplus(raw) if with_softplus else raw
@@ -210,11 +213,21 @@ def decays(s, o, q, dt, base, step, bias, limits, rate, rows):
         s[o + LOW * q + i] = np.float32(log - np.float64(np.float32(log)))
     last, rest = splat(s[o + HIGH * q + rows - 1]), splat(s[o + LOW * q + rows - 1])
     for i in range(o, o + padded(rows), LANES):
-        h = load(s, i + HIGH * q)
-        store(s, i + FROM_START * q, exp2(h))
-        to_end = exp2(add(sub(last, h), sub(rest, load(s, i + LOW * q))))
+        high_part = load(s, i + HIGH * q)
+        store(s, i + FROM_START * q, exp2(high_part))
+        to_end = exp2(add(sub(last, high_part), sub(rest, load(s, i + LOW * q))))
         store(s, i + TO_END * q, to_end)
-        store(s, i + WEIGHT * q, mul(to_end, load(s, i + STEP * q)))
+        store(s, i + ENTRY * q, load(s, i + STEP * q))
+    if has_weight:
+        base = b * weight_at[0] + t * weight_at[1] + h
+        for i in range(rows):
+            s[o + ENTRY * q + i] = weight[base + i * step * weight_at[1]]
+    for i in range(o, o + padded(rows), LANES):
+        store(s, i + WEIGHT * q, mul(load(s, i + TO_END * q), load(s, i + ENTRY * q)))
+    if has_own:
+        base = b * own_at[0] + t * own_at[1] + h
+        for i in range(rows):
+            s[o + OWN * q + i] = own[base + i * step * own_at[1]]
     return s[o + FROM_START * q + rows - 1]
 
 
@@ -228,31 +241,39 @@ def decay_between(s, o, q, j, i):
 
 
 @_jit
-def mask(s, o_m, o_cb, q, o_decay, rows):
-    """Write Mᵀ[j, i] = (C[i] · B[j]) decay(j -> i) dt'[j] for i >= j, and 0 for i < j as far as products read it."""
+def mask(s, o_m, o_cb, q, o_decay, rows, has_own):
+    """Write Mᵀ[j, i] = (C[i] · B[j]) decay(j -> i) w[j] for i >= j, and 0 for i < j as far as products read it.
+
+    w is what `decays` wrote as ENTRY, or OWN for i = j if there is one.
+    """
     for j in range(rows):
-        d = splat(s[o_decay + STEP * q + j])
+        d = splat(s[o_decay + ENTRY * q + j])
         for i in range(j // PAD * PAD, padded(rows), LANES):
             at = j * q + i
             store(s, o_m + at, mul(mul(load(s, o_cb + at), d), decay_between(s, o_decay, q, j, i)))
+        if has_own:
+            s[o_m + j * q + j] = s[o_cb + j * q + j] * s[o_decay + OWN * q + j]
 
 
 @_jit
-def mask_backward(s, o_m, o_dcb, o_ddt, o_da, o_run, o_cb, o_t, q, o_decay, rows):
+def mask_backward(s, o_m, o_dcb, o_dw, o_da, o_run, o_cb, o_t, q, o_decay, rows, has_own):
     """Given Tᵀ[j, i] = dy[i] · x[j], the gradient of M, write what follows from it; `o_run` has room for a row.
 
-    With U[i, j] = T[i, j] (C[i] · B[j]) decay(j -> i): Mᵀ as `mask` writes it; dCBᵀ[j, i] += T[i, j] decay dt'[j];
-    ddt[j] = sum over i of U[i, j]; da[t] = sum over j < t <= i of U[i, j] dt'[j], the gradient of the log decay at t,
-    added up without a difference of sums, which would lose small gradients under strong decay.
+    With U[i, j] = T[i, j] (C[i] · B[j]) decay(j -> i): Mᵀ as `mask` writes it; dCBᵀ[j, i] += T[i, j] decay w[j];
+    dw[j] = sum over i of U[i, j]; da[t] = sum over j < t <= i of U[i, j] w[j], the gradient of the log decay at t,
+    added up without a difference of sums, which would lose small gradients under strong decay. An own weight takes
+    w[j]'s place for i = j, and its gradient U[j, j] takes its place in the row OWN.
     """
     clear(s, o_run, padded(rows))
     s[o_da] = np.float32(0)
     for j in range(rows):
-        d = splat(s[o_decay + STEP * q + j])
+        d = splat(s[o_decay + ENTRY * q + j])
         column, later = splat(np.float32(0)), splat(np.float32(0))
         for i in range(j // PAD * PAD, padded(rows), LANES):
             at = j * q + i
             decay = decay_between(s, o_decay, q, j, i)
+            if has_own and j >= i:
+                decay = drop_below(decay, j + 1 - i)
             cb, t = load(s, o_cb + at), mul(load(s, o_t + at), decay)
             store(s, o_m + at, mul(mul(cb, decay), d))
             store(s, o_dcb + at, fma(t, d, load(s, o_dcb + at)))
@@ -261,7 +282,13 @@ def mask_backward(s, o_m, o_dcb, o_ddt, o_da, o_run, o_cb, o_t, q, o_decay, rows
             run = fma(u, d, load(s, o_run + i))
             store(s, o_run + i, run)
             later = add(later, drop_below(run, j + 1 - i) if j >= i else run)
-        s[o_ddt + j] = total(column)
+        s[o_dw + j] = total(column)
+        if has_own:
+            at = j * q + j
+            own, cb, t = s[o_decay + OWN * q + j], s[o_cb + at], s[o_t + at]
+            s[o_m + at] = cb * own
+            s[o_dcb + at] += t * own
+            s[o_decay + OWN * q + j] = cb * t
         if j + 1 < rows:
             s[o_da + j + 1] = total(later)
 

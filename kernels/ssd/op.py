@@ -17,18 +17,22 @@ _INPUTS = (
     "Tensor? cu_seqlens"
 )
 _FLAGS = "bool dt_softplus, float dt_min, float dt_max, bool reverse, int chunk_size, str backend"
-_NUM_GRADIENTS = 9  # x, dt, A, B, C, D, z, dt_bias, initial_state
+# They came after programs were saved that call the operator without them, so they stand last and have defaults, which
+# torch leaves out of the call.
+_WEIGHTS = "Tensor? weight=None, Tensor? own_weight=None"
+_NUM_INPUTS = 17  # tensors, flags and save, without the weights
+_NUM_GRADIENTS = 11  # x, dt, A, B, C, D, z, dt_bias, initial_state, weight, own_weight
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *arguments, backend, save = inputs
+    *arguments, backend, save = inputs[:_NUM_INPUTS]
     x, cu_seqlens = arguments[0], arguments[9]
     check_bounds("ssd", cu_seqlens, x.shape[1])
-    return backends.load("ssd", backend, x).forward(*arguments, save)
+    return backends.load("ssd", backend, x).forward(*arguments, save, *inputs[_NUM_INPUTS:])
 
 
 def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, _, _, B, *_, cu_seqlens, _, _, _, _, chunk_size, backend, save = inputs
+    x, _, _, B, *_, cu_seqlens, _, _, _, _, chunk_size, backend, save = inputs[:_NUM_INPUTS]
     rows, *shape = boundary_states(x, B, cu_seqlens, chunk_size, backend)
     sequences = num_sequences("ssd", cu_seqlens, x.shape[0])
     final_state = x.new_empty((sequences, *x.shape[2:], B.shape[3]), dtype=state_dtype(x))
@@ -37,23 +41,25 @@ def _forward_fake(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
-    *tensors, chunk_states, dt_softplus, dt_min, dt_max, reverse, chunk_size, backend = inputs
+    *tensors, weight, own_weight, chunk_states, dt_softplus, dt_min, dt_max, reverse, chunk_size, backend = inputs
     x, B, cu_seqlens = tensors[0], tensors[3], tensors[9]
     flags = dt_softplus, dt_min, dt_max, reverse, chunk_size
     module = backends.load("ssd", backend, x)
     if chunk_states.shape[0] < boundary_states(x, B, cu_seqlens, chunk_size, backend)[0]:  # forward had save=False
-        chunk_states = module.forward(*tensors, *flags, True)[2]
-    return module.backward(dy, dfinal_state, *tensors, chunk_states, *flags)
+        chunk_states = module.forward(*tensors, *flags, True, weight, own_weight)[2]
+    return module.backward(dy, dfinal_state, *tensors, chunk_states, *flags, weight, own_weight)
 
 
 def _backward_fake(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
     x = inputs[0]
-    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs[:_NUM_GRADIENTS])
+    like = *inputs[:9], *inputs[10:12]  # but cu_seqlens
+    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in like)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:10], output[2])
-    ctx.flags = inputs[10:16]
+    weights = inputs[_NUM_INPUTS:]
+    ctx.save_for_backward(*inputs[:10], *weights, *[None] * (2 - len(weights)), output[2])
+    ctx.flags, ctx.num_weights = inputs[10:16], len(weights)
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
@@ -61,8 +67,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _gradient(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
     gradients = ssd_backward(dy, dfinal_state, *saved, *ctx.flags)
-    used = (None if t is None else g for g, t in zip(gradients, saved[:_NUM_GRADIENTS], strict=True))
-    return *used, *[None] * 8  # cu_seqlens, the six flags, save
+    inputs = *saved[:9], *saved[10:12]
+    used = [None if t is None else g for g, t in zip(gradients, inputs, strict=True)]
+    return *used[:9], *[None] * 8, *used[9 : 9 + ctx.num_weights]  # cu_seqlens, the six flags, save
 
 
 def _flops(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *others: Any) -> int:
@@ -77,10 +84,11 @@ def _backward_flops(
     return x.numel() * (14 * B.shape[3] + 30)
 
 
-define_op("ssd", f"({_INPUTS}, {_FLAGS}, bool save) -> (Tensor, Tensor, Tensor)", _forward, _forward_fake)
+define_op("ssd", f"({_INPUTS}, {_FLAGS}, bool save, {_WEIGHTS}) -> (Tensor, Tensor, Tensor)", _forward, _forward_fake)
 define_op(
     "ssd_backward",
-    f"(Tensor? dy, Tensor? dfinal_state, {_INPUTS}, Tensor chunk_states, {_FLAGS}) -> "
+    f"(Tensor? dy, Tensor? dfinal_state, {_INPUTS}, Tensor? weight, Tensor? own_weight, Tensor chunk_states, {_FLAGS})"
+    " -> "
     f"({', '.join(['Tensor'] * _NUM_GRADIENTS)})",
     _backward,
     _backward_fake,

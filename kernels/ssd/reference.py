@@ -1,8 +1,10 @@
 """State space duality (SSD, Mamba-2) as the paper defines it: one step after the other, in plain PyTorch.
 
     Δ[t] = clamp(softplus(dt[t] + dt_bias), dt_limit)
-    h[t] = exp(Δ[t] A) h[t-1] + Δ[t] x[t] B[t]ᵀ          h (P, N), one per head
+    h[t] = exp(Δ[t] A) h[t-1] + w[t] x[t] B[t]ᵀ          h (P, N), one per head; w is Δ unless given
     y[t] = (h[t] C[t] + D x[t]) · silu(z[t])
+
+With `own_weight` o, a token enters its own output with that: exp(Δ[t] A) h[t-1] + o[t] x[t] B[t]ᵀ in h's place in y[t].
 
 Source: Dao and Gu 2024, "Transformers are SSMs", arXiv 2405.21060, section 2 and listing 1; discretised as there (Euler
 for B). Head h uses row h // (H // G) of B and C. Everything runs in float64 if x is float64, else in float32.
@@ -22,12 +24,15 @@ Pieces = list[tuple[slice, slice, range]]  # rows of the batch, rows of the stat
 def forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None,
     initial_state: Tensor | None, cu_seqlens: Tensor | None, dt_softplus: bool, dt_min: float, dt_max: float,
-    reverse: bool, chunk_size: int = 0, save: bool = False,
+    reverse: bool, chunk_size: int = 0, save: bool = False, weight: Tensor | None = None,
+    own_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y, the final state and no chunk states; differentiable by autograd. Shapes: see `ssd`."""
     x_, A_, B_, C_, D_, z_ = _widen(x, A, B, C, D, z)
     Δ = step_sizes(dt, dt_bias, dt_softplus, dt_min, dt_max, x_.dtype)
-    y, _, final = _scan(x_, Δ, A_, B_, C_, _initial(x_, B_, initial_state, cu_seqlens), _pieces(x, cu_seqlens, reverse))
+    w, own = _weights(Δ, weight, own_weight)
+    h0 = _initial(x_, B_, initial_state, cu_seqlens)
+    y, _, final = _scan(x_, Δ, w, own, A_, B_, C_, h0, _pieces(x, cu_seqlens, reverse))
     if D_ is not None:
         y = y + D_ * x_
     if z_ is not None:
@@ -39,15 +44,20 @@ def backward(
     grad_y: Tensor | None, grad_final: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     chunk_states: Tensor, dt_softplus: bool, dt_min: float, dt_max: float, reverse: bool, chunk_size: int = 0,
+    weight: Tensor | None = None, own_weight: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return the gradients of x, dt, A, B, C, D, z, dt_bias, initial_state; an empty tensor for an absent one."""
+    """Return the gradients of x, dt, A, B, C, D, z, dt_bias, initial_state, weight and own_weight.
+
+    An absent one's is an empty tensor.
+    """
     x_, A_, B_, C_, D_, z_ = _widen(x, A, B, C, D, z)
     Δ = step_sizes(dt, dt_bias, dt_softplus, dt_min, dt_max, x_.dtype)
+    w, own = _weights(Δ, weight, own_weight)
     h0, pieces = _initial(x_, B_, initial_state, cu_seqlens), _pieces(x, cu_seqlens, reverse)
     dy = torch.zeros_like(x_) if grad_y is None else grad_y.to(x_.dtype)
     absent = x_.new_empty(0)
 
-    y, states, _ = _scan(x_, Δ, A_, B_, C_, h0, pieces)
+    y, states, _ = _scan(x_, Δ, w, own, A_, B_, C_, h0, pieces)
     dz = dD = absent
     if z_ is not None:
         gate = torch.sigmoid(z_)
@@ -56,24 +66,32 @@ def backward(
 
     groups, repeats = B_.shape[2], x_.shape[2] // B_.shape[2]
     dx, dB, dC = torch.zeros_like(x_), torch.zeros_like(B_), torch.zeros_like(C_)
-    dΔ, dA = torch.zeros_like(Δ), torch.zeros_like(A_)
+    dΔ, dA, dw, down = torch.zeros_like(Δ), torch.zeros_like(A_), torch.zeros_like(Δ), torch.zeros_like(Δ)
     dinitial = torch.zeros_like(h0) if grad_final is None else grad_final.to(h0.dtype).clone()
     for rows, state_rows, positions in pieces:
         dh = dinitial[state_rows]
         for t in reversed(positions):
             previous = t - positions.step
-            h = states[t][0]
             before = states[previous][0] if previous in positions else h0[state_rows]
             b, c = (m[rows, t].repeat_interleave(repeats, dim=1) for m in (B_, C_))  # (B, H, N)
-            step, decay = Δ[rows, t], (Δ[rows, t] * A_).exp()  # (B, H)
-            dh = dh + dy[rows, t, :, :, None] * c[:, :, None]
+            v, dout, step, decay = x_[rows, t], dy[rows, t], Δ[rows, t], (Δ[rows, t] * A_).exp()  # (B, H, P) or (B, H)
+            later = dh  # the gradient of h[t] by what follows t
+            dh = dh + dout[..., None] * c[:, :, None]
+            entered = dh if own is None else later  # of w[t] x[t] B[t]ᵀ
             along = (dh * before).sum((-1, -2)) * decay
-            into = (dh * b[:, :, None]).sum(-1)  # (B, H, P)
-            dx[rows, t] = step[..., None] * into
-            dΔ[rows, t] = along * A_ + (into * x_[rows, t]).sum(-1)
+            into = (entered * b[:, :, None]).sum(-1)  # (B, H, P)
+            dx[rows, t] = w[rows, t, :, None] * into
+            dw[rows, t] = (into * v).sum(-1)
+            dΔ[rows, t] = along * A_
             dA += (along * step).sum(0)
-            dc = (dy[rows, t, :, :, None] * h).sum(-2)
-            db = step[..., None] * (dh * x_[rows, t, :, :, None]).sum(-2)
+            dc = (dout[..., None] * (states[t][0] if own is None else decay[..., None, None] * before)).sum(-2)
+            db = w[rows, t, :, None] * (entered * v[..., None]).sum(-2)
+            if own is not None:
+                o, score, both = own[rows, t], (b * c).sum(-1), (dout * v).sum(-1)  # (B, H)
+                dx[rows, t] += (o * score)[..., None] * dout
+                down[rows, t] = score * both
+                dc += (o * both)[..., None] * b
+                db += (o * both)[..., None] * c
             dC[rows, t] = dc.unflatten(1, (groups, repeats)).sum(2)
             dB[rows, t] = db.unflatten(1, (groups, repeats)).sum(2)
             dh = decay[..., None, None] * dh
@@ -82,6 +100,8 @@ def backward(
         dx += D_ * dy
         dD = (dy * x_).sum((0, 1) if D.ndim == 2 else (0, 1, 3)).to(D.dtype)
 
+    if weight is None:
+        dΔ += dw
     raw = dt.to(x_.dtype) if dt_bias is None else dt.to(x_.dtype) + dt_bias.to(x_.dtype)
     free = F.softplus(raw) if dt_softplus else raw
     ddt = dΔ * ((free >= dt_min) & (free <= dt_max))
@@ -91,11 +111,13 @@ def backward(
         dx.to(x.dtype), ddt.to(dt.dtype), dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), dD,
         dz if z is None else dz.to(z.dtype), absent if dt_bias is None else ddt.sum((0, 1)).to(dt_bias.dtype),
         absent if initial_state is None else dinitial.to(initial_state.dtype),
+        absent if weight is None else dw.to(weight.dtype),
+        absent if own_weight is None else down.to(own_weight.dtype),
     )  # fmt: skip
 
 
 def _scan(
-    x: Tensor, Δ: Tensor, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, pieces: Pieces
+    x: Tensor, Δ: Tensor, w: Tensor, own: Tensor | None, A: Tensor, B: Tensor, C: Tensor, h0: Tensor, pieces: Pieces
 ) -> tuple[Tensor, dict[int, list[Tensor]], Tensor]:
     """Return y without D and z, the state after each position, and the final states."""
     repeats = x.shape[2] // B.shape[2]
@@ -106,13 +128,20 @@ def _scan(
         h = h0[state_rows]  # (B, H, P, N)
         for t in positions:
             b, c = (m[rows, t].repeat_interleave(repeats, dim=1) for m in (B, C))  # (B, H, N)
-            step = Δ[rows, t, :, None, None]
-            h = (step * A[:, None, None]).exp() * h + step * x[rows, t, :, :, None] * b[:, :, None]
-            y[t].append((h * c[:, :, None]).sum(-1))
+            carried = (Δ[rows, t, :, None, None] * A[:, None, None]).exp() * h
+            entering = x[rows, t, :, :, None] * b[:, :, None]
+            h = carried + w[rows, t, :, None, None] * entering
+            seen = h if own is None else carried + own[rows, t, :, None, None] * entering
+            y[t].append((seen * c[:, :, None]).sum(-1))
             states[t].append(h)
         final.append(h)
     stacked = torch.stack([piece[0] for piece in y], dim=1) if y else torch.zeros_like(x)
     return stacked, states, torch.cat(final).clone()
+
+
+def _weights(Δ: Tensor, weight: Tensor | None, own_weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return what tokens enter the state with, and their own outputs, where that is another."""
+    return Δ if weight is None else weight.to(Δ.dtype), None if own_weight is None else own_weight.to(Δ.dtype)
 
 
 def _pieces(x: Tensor, cu_seqlens: Tensor | None, reverse: bool) -> Pieces:

@@ -32,7 +32,7 @@ from mambaverse.kernels.ssd.triton_plan import INTERPRETED, Plan, plan_of, tunin
 def forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, dt_bias: Tensor | None,
     initial_state: Tensor | None, cu_seqlens: Tensor | None, dt_softplus: bool, dt_min: float, dt_max: float,
-    reverse: bool, chunk_size: int, save: bool,
+    reverse: bool, chunk_size: int, save: bool, weight: Tensor | None = None, own_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y, the final state, and the states that backward needs (0 rows unless `save`); see `layout`."""
     p = plan_of(x, B, C, cu_seqlens)
@@ -43,8 +43,9 @@ def forward(
     if p.programs:
         with on_device(x):
             run = _Run(
-                p, x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, dt_min, dt_max, reverse
-            )
+                p, x, dt, A, B, C, D, z, dt_bias, initial_state, weight, own_weight, cu_seqlens, dt_softplus, dt_min,
+                dt_max, reverse,
+            )  # fmt: skip
             starts = None if p.segments == 1 else run.segment_starts(x, B, None, initial_state, gradient=False)
             run.scan(y, final, states, starts, save)
     return y, final, states
@@ -54,15 +55,19 @@ def backward(
     dy: Tensor | None, dfinal: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
     z: Tensor | None, dt_bias: Tensor | None, initial_state: Tensor | None, cu_seqlens: Tensor | None,
     chunk_states: Tensor, dt_softplus: bool, dt_min: float, dt_max: float, reverse: bool, chunk_size: int,
+    weight: Tensor | None = None, own_weight: Tensor | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return the gradients of x, dt, A, B, C, D, z, dt_bias, initial_state; an empty tensor for an absent one."""
+    """Return the gradients of x, dt, A, B, C, D, z, dt_bias, initial_state, weight and own_weight.
+
+    An absent one's is an empty tensor.
+    """
     p = plan_of(x, B, C, cu_seqlens).backward()
     absent = x.new_empty(0)
     if dy is None:
         dy = torch.zeros((), dtype=x.dtype, device=x.device).expand(x.shape)
     dx, ddt = _outputs(x, x.dtype, cu_seqlens), _outputs(dt, dt.dtype, cu_seqlens)
     dB, dC = _outputs(B, B.dtype, cu_seqlens), _outputs(C, C.dtype, cu_seqlens)
-    dz = absent if z is None else _outputs(z, z.dtype, cu_seqlens)
+    dz, dw, down = (absent if t is None else _outputs(t, t.dtype, cu_seqlens) for t in (z, weight, own_weight))
     dA, dD, dbias = (
         absent if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (A, D, dt_bias)
     )
@@ -72,15 +77,15 @@ def backward(
     if p.programs:
         with on_device(x):
             run = _Run(
-                p, x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, dt_min, dt_max, reverse, dy,
-                dfinal, chunk_states,
+                p, x, dt, A, B, C, D, z, dt_bias, initial_state, weight, own_weight, cu_seqlens, dt_softplus, dt_min,
+                dt_max, reverse, dy, dfinal, chunk_states,
             )  # fmt: skip
             pieces = run.pieces(dy, dfinal, chunk_states, dinitial)
-            run.gradient(dy, dfinal, pieces, dx, ddt, dz, dB, dC, dA, dbias, dD)
+            run.gradient(dy, dfinal, pieces, dx, ddt, dz, dw, down, dB, dC, dA, dbias, dD)
     if not p.slots or not p.programs:  # no positions, or no sequences
-        for t in (ddt, dB, dC, dA, dD, dbias):
+        for t in (ddt, dw, down, dB, dC, dA, dD, dbias):
             t.zero_()
-    return dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial
+    return dx, ddt, dA, dB, dC, dD, dz, dbias, dinitial, dw, down
 
 
 def _outputs(like: Tensor, dtype: torch.dtype, cu_seqlens: Tensor | None) -> Tensor:
@@ -113,15 +118,15 @@ class _Run:
 
     def __init__(
         self, p: Plan, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-        bias: Tensor | None, initial: Tensor | None, cu_seqlens: Tensor | None, softplus: bool, low: float, high: float,
-        reverse: bool, *others: Tensor | None,
+        bias: Tensor | None, initial: Tensor | None, weight: Tensor | None, own: Tensor | None,
+        cu_seqlens: Tensor | None, softplus: bool, low: float, high: float, reverse: bool, *others: Tensor | None,
     ) -> None:  # fmt: skip
         self.p = p
         cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
-        specs = (Spec.of(t) for t in (x, dt, A, B, C, D, z, bias, initial, cu_seqlens, *others))
+        specs = (Spec.of(t) for t in (x, dt, A, B, C, D, z, bias, initial, weight, own, cu_seqlens, *others))
         self.memo = memo_of("ssd", x.device, *specs, softplus, reverse)
         self.x, self.dt, self.A, self.B, self.C, self.D, self.z = x, dt, A, B, C, D, z
-        self.bias, self.initial, self.cu = bias, initial, cu_seqlens
+        self.bias, self.initial, self.cu, self.weight, self.own = bias, initial, cu_seqlens, weight, own
         self.D_width = 0 if D is None else 1 if D.ndim == 1 else p.head_dim  # gradients of D a head
         self.sizes = (p.heads, p.heads // p.groups)
         self.limits = (low, high)
@@ -150,13 +155,15 @@ class _Run:
         launch(
             self.memo, ("scan", save), scan, (p.programs, p.segments),
             (*(self.x, self.dt, self.A, self.B, self.C),
-            *self._or_x(self.D, self.z, self.bias, self.initial, self.cu, starts),
+            *self._or_x(self.D, self.z, self.bias, self.initial, self.weight, self.own, self.cu, starts),
             *(y, final, states, p.length, p.segment, p.segments, *self.sizes, p.kept, *self.limits),
             *(*self.x.stride(), *self.dt.stride(), *self.A.stride(), *self.B.stride(), *self.C.stride()),
-            *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),),
+            *(*self._strides_of_D(), *_strides(self.z, 4), *_strides(self.bias, 1), *_strides(self.initial, 4)),
+            *(*_strides(self.weight, 3), *_strides(self.own, 3)),),
             lambda: self._tuned("scan") | self.step_flags | {
                 "D_WIDTH": self.D_width, "HAS_Z": self.z is not None, "HAS_INITIAL": self.initial is not None,
                 "SPLIT": p.segments > 1, "SAVE": save, "KEEP": p.keep, "STAGES": tuning("scan", p)[2],
+                "HAS_WEIGHT": self.weight is not None, "HAS_OWN": self.own is not None,
             },
         )  # fmt: skip
 
@@ -168,18 +175,20 @@ class _Run:
         """Carry states, or with `gradient` their gradients; write `ends` and `sums` of segments, or the others."""
         p = self.p
         segments = range(p.segments) if segments is None else segments
+        weight = None if gradient else self.weight
         kept = p.kept if p.piece == 0 else len(segments) * (TRITON_FAR // TRITON_KEEP)
         launch(
             self.memo, ("carry", gradient, ends is None), carry, (p.programs, len(segments)),
-            (x, self.dt, self.A, B, *self._or_x(z, self.bias, incoming, self.cu, starts, ends, sums, outgoing, states),
+            (x, self.dt, self.A, B, *self._or_x(z, self.bias, incoming, weight, self.cu, starts, ends, sums, outgoing),
+            *self._or_x(states),
             *(p.length, p.segment, p.segments, segments.start, *self.sizes, kept, first_chunk, *self.limits),
             *(*x.stride(), *self.dt.stride(), *self.A.stride(), *B.stride(), *_strides(z, 4), *_strides(self.bias, 1)),
-            *_strides(incoming, 4),),
+            *(*_strides(incoming, 4), *_strides(weight, 3)),),
             lambda: self._tuned("carry") | self.step_flags | {
                 "HAS_Z": z is not None, "HAS_INCOMING": incoming is not None,
                 "HAS_OUTGOING": outgoing is not None and self.initial is not None,
                 "SPLIT": starts is not None and gradient, "GRADIENT": gradient, "SUMMARY": ends is not None,
-                "KEEP": TRITON_KEEP, "STAGES": tuning("carry", p)[2],
+                "KEEP": TRITON_KEEP, "HAS_WEIGHT": weight is not None, "STAGES": tuning("carry", p)[2],
             },
         )  # fmt: skip
 
@@ -229,7 +238,7 @@ class _Run:
 
     def gradient(
         self, dy: Tensor, dfinal: Tensor | None, pieces: Iterator[_Piece], dx: Tensor, ddt: Tensor, dz: Tensor,
-        dB: Tensor, dC: Tensor, dA: Tensor, dbias: Tensor, dD: Tensor,
+        dw: Tensor, down: Tensor, dB: Tensor, dC: Tensor, dA: Tensor, dbias: Tensor, dD: Tensor,
     ) -> None:  # fmt: skip
         """Write all gradients but that of the initial state, which `pieces` writes."""
         p, slots = self.p, self.p.slots
@@ -245,17 +254,19 @@ class _Run:
         if slots:
             launch(
                 self.memo, "steps", steps, (slots, ceil_div(p.heads, heads_each)),
-                (*(self.dt, self.A, *self._or_x(self.bias, self.cu), chunk_steps, *bounds, p.heads, *self.limits),
-                *(*self.dt.stride(), *self.A.stride(), *_strides(self.bias, 1)),),
+                (*(self.dt, self.A, *self._or_x(self.bias, self.weight, self.cu), chunk_steps, *bounds, p.heads),
+                *(*self.limits, *self.dt.stride(), *self.A.stride(), *_strides(self.bias, 1)),
+                *_strides(self.weight, 3),),
                 lambda: self.step_flags | {
-                    "Q": TRITON_KEEP, "HEADS": heads_each, "PACKED": p.packed, "REVERSE": self.flags["REVERSE"],
-                    "num_warps": 4,
+                    "Q": TRITON_KEEP, "HEADS": heads_each, "HAS_WEIGHT": self.weight is not None, "PACKED": p.packed,
+                    "REVERSE": self.flags["REVERSE"], "num_warps": 4,
                 },
             )  # fmt: skip
         of_y, of_x = (*dy.stride(), *_strides(dfinal, 4)), self.x.stride()
         of_BC = *self.B.stride(), *self.C.stride()
         flags = {
-            "HAS_Z": self.z is not None, "HAS_INITIAL": self.initial is not None, "HAS_FINAL": dfinal is not None
+            "HAS_Z": self.z is not None, "HAS_INITIAL": self.initial is not None, "HAS_FINAL": dfinal is not None,
+            "HAS_OWN": self.own is not None,
         }  # fmt: skip
         for piece in pieces:
             *place, states, dstates = piece
@@ -265,20 +276,22 @@ class _Run:
             launch(
                 self.memo, "gradient_x", gradient_x, (programs * p.heads,),
                 (*(dy, *self._or_x(dfinal), self.x, self.dt, self.A, self.B, self.C),
-                *(*self._or_x(self.D, self.z, self.bias, self.initial, self.cu), states, dstates, chunk_steps),
-                *(dx, ddt, dz, dparams, *bounds, *place, *self.sizes, *self.limits, *of_y, *of_x),
+                *self._or_x(self.D, self.z, self.bias, self.initial, self.own, self.cu),
+                *(states, dstates, chunk_steps, dx, ddt, dz, dw, down, dparams, *bounds, *place, *self.sizes),
+                *(*self.limits, *of_y, *of_x),
                 *(*self.dt.stride(), *self.A.stride(), *of_BC, *self._strides_of_D(), *_strides(self.z, 4)),
-                *(*_strides(self.bias, 1), *_strides(self.initial, 4)),),
+                *(*_strides(self.bias, 1), *_strides(self.initial, 4), *_strides(self.own, 3)),),
                 lambda: self._tuned("gradient_x") | flags | self.step_flags | {
-                    "D_WIDTH": width, "PRECISION": "tf32x3"
+                    "D_WIDTH": width, "HAS_WEIGHT": self.weight is not None, "PRECISION": "tf32x3",
                 },
             )  # fmt: skip
             launch(
                 self.memo, "gradient_BC", gradient_BC, (programs * p.groups * p.parts,),
-                (*(dy, *self._or_x(dfinal), self.x, self.B, self.C, *self._or_x(self.z, self.initial, self.cu)),
+                (*(dy, *self._or_x(dfinal), self.x, self.B, self.C, *self._or_x(self.z, self.initial)),
+                *self._or_x(self.own, self.cu),
                 *(states, dstates, chunk_steps, to_B, to_C, *bounds, *place, *self.sizes),
                 *(p.heads // p.groups // p.parts, dB.numel()),
-                *(*of_y, *of_x, *of_BC, *_strides(self.z, 4), *_strides(self.initial, 4)),),
+                *(*of_y, *of_x, *of_BC, *_strides(self.z, 4), *_strides(self.initial, 4), *_strides(self.own, 3)),),
                 lambda: self._tuned("gradient_BC") | flags | {"STAGES": tuning("gradient_BC", p)[2]},
             )  # fmt: skip
         if not slots:

@@ -3,11 +3,14 @@
 With c[t] the sum of log2 decays through t in a chunk of Q positions, E its end, S the state before the chunk, dS the
 gradient of the state after it, K[s, t] = B[s]·C[t] and decay[s, t] = 2^(c[t] - c[s]) for s <= t, else 0:
 
-    dM[s, t] = x[s]·dy[t]                        dK = Σ_heads dM ∘ decay ∘ Δ[s]           W = dM ∘ decay ∘ Δ[s] ∘ K
-    dX[s] = Σ_t K[s, t] decay[s, t] dy[t] + 2^(E - c[s]) dS B[s]                          dx = Δ dX + D dy
+    dM[s, t] = x[s]·dy[t]                        dK = Σ_heads dM ∘ decay ∘ w[s]           W = dM ∘ decay ∘ w[s] ∘ K
+    dX[s] = Σ_t K[s, t] decay[s, t] dy[t] + 2^(E - c[s]) dS B[s]                          dx = w dX + D dy
     dC[t] = Σ_heads 2^c[t] Sᵀ dy[t] + Σ_s dK[s, t] B[s]
-    dB[s] = Σ_heads 2^(E - c[s]) Δ[s] dSᵀ x[s] + Σ_t dK[s, t] C[t]
-    dΔ[s] = x[s]·dX[s] + A da[s]                 dA = Σ_s Δ[s] da[s]
+    dB[s] = Σ_heads 2^(E - c[s]) w[s] dSᵀ x[s] + Σ_t dK[s, t] C[t]
+    dw[s] = x[s]·dX[s],  dΔ[s] = A da[s]         dA = Σ_s Δ[s] da[s]                      w = Δ: dΔ = x·dX + A da
+
+With HAS_OWN decay[t, t] is 0, and what a token adds to its own output apart: K[t, t] o[t] dy[t] to dx, dM[t, t] o[t] to
+dK[t, t], and do[t] = dM[t, t] K[t, t].
 
 da[t], the gradient of the log decay of a step, is what goes from before it to t or later: within the chunk Σ_(s < t <=
 r) W[s, r]; from S to the outputs from t on; from before t to dS; and from S to dS. (That sum over W is also the sum of
@@ -78,11 +81,15 @@ def _place_of(
 
 @triton.jit(do_not_specialize=["L", "num_sequences", "search"])
 def steps(
-    dt, A, bias, cu, out, L, num_sequences, search, H, low, high, sdt_b, sdt_l, sdt_h, sA, sbias,
-    Q: tl.constexpr, HEADS: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr,
-    REVERSE: tl.constexpr,
+    dt, A, bias, entry, cu, out, L, num_sequences, search, H, low, high, sdt_b, sdt_l, sdt_h, sA, sbias,
+    sw_b, sw_l, sw_h,
+    Q: tl.constexpr, HEADS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFTPLUS: tl.constexpr,
+    PACKED: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Write Δ and the two parts of the sums of log2 decays of every chunk, (slots, H, 3, Q). Grid: (slots, heads)."""
+    """Write weights (Δ without) and the two parts of the sums of log2 decays of every chunk, (slots, H, 3, Q).
+
+    Grid: (slots, heads).
+    """
     slot, i_s, start, count, t, left = _place_of(
         cu, tl.program_id(0).to(tl.int64), L, num_sequences, search, 0, tl.cdiv(L, Q), Q, PACKED
     )
@@ -101,17 +108,22 @@ def steps(
     a = tl.where(a < LEAST, LEAST, a).to(tl.float64)  # a NaN stays one
     whole, part = split(tl.cumsum(a, 0))
     p_out = out + (slot * H + o_h[None, :]) * (3 * Q) + o_l[:, None]
-    tl.store(p_out, delta, mask=ok_h[None, :])
+    if HAS_WEIGHT:
+        p_w, sw = first_row(entry + row * sw_b, start, count, sw_l, REVERSE)
+        b_w = tl.load(pointers(p_w, t + o_l, sw, o_h, sw_h), mask=ok, other=0.0).to(tl.float32)
+        tl.store(p_out, b_w, mask=ok_h[None, :])
+    else:
+        tl.store(p_out, delta, mask=ok_h[None, :])
     tl.store(p_out + Q, whole, mask=ok_h[None, :])
     tl.store(p_out + 2 * Q, part, mask=ok_h[None, :])
 
 
 @triton.jit
 def _steps_of(chunk_steps, at, o_l, Q: tl.constexpr):
-    """Load Δ, the sums through each step, and those through the last, which `steps` wrote."""
+    """Load the weights, the sums through each step, and those through the last, which `steps` wrote."""
     p = chunk_steps + at * (3 * Q)
-    delta, whole, part = tl.load(p + o_l), tl.load(p + Q + o_l), tl.load(p + 2 * Q + o_l)
-    return delta, whole, part, tl.load(p + 2 * Q - 1), tl.load(p + 3 * Q - 1)
+    b_w, whole, part = tl.load(p + o_l), tl.load(p + Q + o_l), tl.load(p + 2 * Q + o_l)
+    return b_w, whole, part, tl.load(p + 2 * Q - 1), tl.load(p + 3 * Q - 1)
 
 
 @triton.jit
@@ -156,17 +168,18 @@ PLACES = ["L", "num_sequences", "search", "first_chunk", "num_chunks", "kept", "
 
 @triton.jit(do_not_specialize=PLACES)
 def gradient_x(
-    dy, dfinal, x, dt, A, B, C, D, z, bias, initial, cu, states, dstates, chunk_steps, dx, ddt, dz, dparams,
+    dy, dfinal, x, dt, A, B, C, D, z, bias, initial, own, cu, states, dstates, chunk_steps, dx, ddt, dz, dw, down,
+    dparams,
     L, num_sequences, search, first_chunk, num_chunks, kept, first_state, first_gradient, H, per_group, low, high,
     sy_b, sy_l, sy_h, sy_p, sf_s, sf_h, sf_p, sf_n,
     sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
-    sD_h, sD_p, sz_b, sz_l, sz_h, sz_p, sbias, si_s, si_h, si_p, si_n,
+    sD_h, sD_p, sz_b, sz_l, sz_h, sz_p, sbias, si_s, si_h, si_p, si_n, so_b, so_l, so_h,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr,
     DT: tl.constexpr, PRECISION: tl.constexpr, D_WIDTH: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, SOFTPLUS: tl.constexpr,
-    PACKED: tl.constexpr, REVERSE: tl.constexpr, FAST: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_OWN: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Write dx, ddt and dz of a chunk of a head; dA, d dt_bias and dD of it go to `dparams` (slots, H, 2 + D_WIDTH)."""
+    """Write dx, ddt, dz, dw, do of a chunk of a head; dA, d dt_bias and dD go to `dparams` (slots, H, 2 + D_WIDTH)."""
     PB: tl.constexpr = (P + BP - 1) // BP
     SIZE: tl.constexpr = PB * BP * BN
     pid = tl.program_id(0).to(tl.int64)
@@ -184,14 +197,18 @@ def gradient_x(
     p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
     b_B = load_tile(pointers(p_B, rows, sB, o_n, sB_n), ok, o_n, N, BN, DT)
     b_C = load_tile(pointers(p_C, rows, sC, o_n, sC_n), ok, o_n, N, BN, DT)
-    delta, whole, part, end, end_part = _steps_of(chunk_steps, slot * H + i_h, o_l, Q)
+    b_w, whole, part, end, end_part = _steps_of(chunk_steps, slot * H + i_h, o_l, Q)
     factor, from_start = tl.exp2(end + end_part), tl.exp2(whole + part)
     to_end = tl.exp2((end - whole) + (end_part - part))
     K = tl.dot(b_B, tl.trans(b_C), input_precision=PRECISION)
-    decay = decay_between(
-        K, whole[None, :], part[None, :], whole[:, None], part[:, None], o_l[None, :] >= o_l[:, None], FAST
-    )
+    counts = o_l[None, :] > o_l[:, None] if HAS_OWN else o_l[None, :] >= o_l[:, None]
+    decay = decay_between(K, whole[None, :], part[None, :], whole[:, None], part[:, None], counts, FAST)
     M = (K * decay).to(DT)
+    if HAS_OWN:
+        p_own, so = first_row(own + row * so_b + i_h * so_h, start, count, so_l, REVERSE)
+        b_own = load_rows(p_own, rows, so, ok).to(tl.float32)
+        own_score = tl.sum(tl.where(o_l[:, None] == o_l[None, :], K, 0.0), 1)
+        own_factor = own_score * b_own
     p_params = dparams + (slot * H + i_h) * (2 + D_WIDTH)
 
     # within the chunk
@@ -207,10 +224,12 @@ def gradient_x(
             dM = tl.dot(b_x, tl.trans(dy_low), acc=dM, input_precision=PRECISION)
     if D_WIDTH == 1:
         tl.store(p_params + 2, tl.sum(tl.where(o_l[:, None] == o_l[None, :], dM, 0.0)))
+    if HAS_OWN:
+        b_down = tl.sum(tl.where(o_l[:, None] == o_l[None, :], dM, 0.0), 1) * own_score
     dM *= decay * K
     direct = tl.sum(dM, 1)
     earlier = (o_l[:, None] > o_l[None, :]).to(tl.float32).to(DT)
-    W = dM * delta[:, None]
+    W = dM * b_w[:, None]
     W_high = W.to(DT)
     crossing = tl.dot(earlier, W_high, input_precision=PRECISION)
     if DT.primitive_bitwidth == 16:  # as above
@@ -243,8 +262,10 @@ def gradient_x(
         b_y = _times_state(b_C, S, DT, PRECISION, HAS_INITIAL) * from_start[:, None]
         through_start += tl.sum(b_y * b_dy, 1)
         if HAS_Z:
-            stepped = (b_x.to(tl.float32) * delta[:, None]).to(DT)
+            stepped = (b_x.to(tl.float32) * b_w[:, None]).to(DT)
             b_y = tl.dot(tl.trans(M), stepped, acc=b_y, input_precision=PRECISION)
+            if HAS_OWN:
+                b_y += own_factor[:, None] * b_x.to(tl.float32)
             if D_WIDTH > 0:
                 b_y += b_D * b_x.to(tl.float32)
             b_z = load_tile(pointers(p_z, rows, sz, o_p, sz_p), ok, o_p, P, BP, tl.float32)
@@ -256,7 +277,9 @@ def gradient_x(
         dX = _times_state(b_B, dS, DT, PRECISION, HAS_FINAL) * to_end[:, None]
         through_end += tl.sum(dX * b_x.to(tl.float32), 1)
         dX = tl.dot(M, b_dy.to(DT), acc=dX, input_precision=PRECISION)
-        b_dx = dX * delta[:, None]
+        b_dx = dX * b_w[:, None]
+        if HAS_OWN:
+            b_dx += own_factor[:, None] * b_dy
         if D_WIDTH > 0:
             b_dx += b_D * b_dy
         if D_WIDTH > 1:
@@ -265,19 +288,29 @@ def gradient_x(
         tl.store(pointers(p_out, rows, s_out, o_p, 1), b_dx.to(dx.dtype.element_ty), mask=ok_out)
 
     direct += through_end
-    through_end *= delta  # row t has what goes from before t, or to t and later
+    through_end *= b_w  # row t has what goes from before t, or to t and later
     da += tl.sum(tl.where(o_l[:, None] <= o_l[None, :], through_start[None, :], through_end[None, :]), 1)
     da = tl.where(ok, da, 0.0)
     b_A = tl.load(A + i_h * sA).to(tl.float32)
     b_bias = tl.load(bias + i_h * sbias).to(tl.float32) if HAS_BIAS else 0.0
     p_dt, sdt = first_row(dt + row * sdt_b + i_h * sdt_h, start, count, sdt_l, REVERSE)
-    raw, free, _ = step_sizes(load_rows(p_dt, rows, sdt, ok), ok, b_bias, low, high, SOFTPLUS)
-    b_ddt = direct + b_A * da
+    raw, free, delta = step_sizes(load_rows(p_dt, rows, sdt, ok), ok, b_bias, low, high, SOFTPLUS)
+    at_step = row * L * H + i_h
+    if HAS_WEIGHT:
+        b_ddt = b_A * da
+        p_out, s_out = first_row(dw + at_step, start, count, H, REVERSE)
+        tl.store(p_out + rows.to(tl.int64) * s_out, direct.to(dw.dtype.element_ty), mask=ok)
+    else:
+        delta = b_w
+        b_ddt = direct + b_A * da
+    if HAS_OWN:
+        p_out, s_out = first_row(down + at_step, start, count, H, REVERSE)
+        tl.store(p_out + rows.to(tl.int64) * s_out, b_down.to(down.dtype.element_ty), mask=ok)
     b_ddt = tl.where((free >= low) & (free <= high), b_ddt, 0.0)
     if SOFTPLUS:
         b_ddt *= sigmoid(raw)
     b_ddt = tl.where(ok, b_ddt, 0.0)
-    p_ddt, sddt = first_row(ddt + row * L * H + i_h, start, count, H, REVERSE)
+    p_ddt, sddt = first_row(ddt + at_step, start, count, H, REVERSE)
     tl.store(p_ddt + rows.to(tl.int64) * sddt, b_ddt.to(ddt.dtype.element_ty), mask=ok)
     tl.store(p_params, tl.sum(delta * da))
     tl.store(p_params + 1, tl.sum(b_ddt))
@@ -285,14 +318,16 @@ def gradient_x(
 
 @triton.jit(do_not_specialize=[*PLACES, "heads"])
 def gradient_BC(  # noqa: N802
-    dy, dfinal, x, B, C, z, initial, cu, states, dstates, chunk_steps, dB, dC,
+    dy, dfinal, x, B, C, z, initial, own, cu, states, dstates, chunk_steps, dB, dC,
     L, num_sequences, search, first_chunk, num_chunks, kept, first_state, first_gradient, H, per_group, heads,
     part_size,
     sy_b, sy_l, sy_h, sy_p, sf_s, sf_h, sf_p, sf_n, sx_b, sx_l, sx_h, sx_p,
     sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sz_b, sz_l, sz_h, sz_p, si_s, si_h, si_p, si_n,
+    so_b, so_l, so_h,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr,
     DT: tl.constexpr, PRECISION: tl.constexpr, HAS_Z: tl.constexpr, HAS_INITIAL: tl.constexpr,
-    HAS_FINAL: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, STAGES: tl.constexpr, FAST: tl.constexpr,
+    HAS_FINAL: tl.constexpr, HAS_OWN: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, STAGES: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """Write dB and dC of a chunk from `heads` heads of a group.
 
@@ -317,7 +352,7 @@ def gradient_BC(  # noqa: N802
         p_x, sx = first_row(x + row * sx_b + i_h * sx_h, start, count, sx_l, REVERSE)
         p_y, sy = first_row(dy + row * sy_b + i_h * sy_h, start, count, sy_l, REVERSE)
         p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
-        delta, whole, part, end, end_part = _steps_of(chunk_steps, slot * H + i_h, o_l, Q)
+        b_w, whole, part, end, end_part = _steps_of(chunk_steps, slot * H + i_h, o_l, Q)
         from_start, to_end = tl.exp2(whole + part), tl.exp2((end - whole) + (end_part - part))
         dM = tl.zeros([Q, Q], tl.float32)
         for i_p in tl.static_range(PB):
@@ -334,12 +369,17 @@ def gradient_BC(  # noqa: N802
             ).to(DT)  # fmt: skip
             dM = tl.dot(b_x, tl.trans(b_dy.to(DT)), acc=dM, input_precision=PRECISION)
             acc_C = tl.dot((b_dy * from_start[:, None]).to(DT), S, acc=acc_C, input_precision=PRECISION)
-            weighted = (b_x.to(tl.float32) * (to_end * delta)[:, None]).to(DT)
+            weighted = (b_x.to(tl.float32) * (to_end * b_w)[:, None]).to(DT)
             acc_B = tl.dot(weighted, dS, acc=acc_B, input_precision=PRECISION)
         decay = decay_between(
             dM, whole[None, :], part[None, :], whole[:, None], part[:, None], o_l[None, :] >= o_l[:, None], FAST
         )
-        acc_K += dM * decay * delta[:, None]
+        if HAS_OWN:
+            p_own, so = first_row(own + row * so_b + i_h * so_h, start, count, so_l, REVERSE)
+            b_own = load_rows(p_own, rows, so, ok).to(tl.float32)
+            acc_K += tl.where(o_l[:, None] == o_l[None, :], dM * b_own[:, None], dM * decay * b_w[:, None])
+        else:
+            acc_K += dM * decay * b_w[:, None]
 
     p_B, sB = first_row(B + row * sB_b + i_g * sB_g, start, count, sB_l, REVERSE)
     p_C, sC = first_row(C + row * sC_b + i_g * sC_g, start, count, sC_l, REVERSE)

@@ -54,20 +54,20 @@ def _sum_and_last(a_sum, a_last, b_sum, b_last):
 
 
 @triton.jit
-def log_decays(delta, b_A, FAST: tl.constexpr):
-    """Return Δ, log2 of the decay from the chunk's start through each step, in two floats, and of the whole in float64.
+def log_decays(delta, weight, b_A, FAST: tl.constexpr):
+    """Return `weight`, log2 of the decay from the chunk's start through each step, in two floats, and the whole's.
 
-    Δ is what it was, but comes out of the scan: what does not, Triton loads and works out again for each of the layouts
-    that it is needed in.
+    The last is in float64. The weight, Δ without one, is what it was, but comes out of the scan: what does not, Triton
+    loads and works out again for each of the layouts that it is needed in.
     """
     a = delta * (b_A * LOG2E)
     a = tl.where(a < LEAST, LEAST, a).to(tl.float64)  # a NaN stays one
     if FAST:
-        sums, delta = tl.associative_scan((a, delta), 0, _sum_and_last)
+        sums, weight = tl.associative_scan((a, weight), 0, _sum_and_last)
     else:
         sums = tl.cumsum(a, 0)
     whole, part = split(sums)
-    return delta, whole, part, tl.sum(a, 0)
+    return weight, whole, part, tl.sum(a, 0)
 
 
 @triton.jit
@@ -133,9 +133,9 @@ def load_state(p, o_p, o_n, P: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def advance(
-    S, p_x, p_z, p_B, b_dt, ok, o_p, o_n, b_A, b_bias, low, high,
+    S, p_x, p_z, p_B, b_dt, b_w, ok, o_p, o_n, b_A, b_bias, low, high,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, DT: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, GRADIENT: tl.constexpr, FAST: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFTPLUS: tl.constexpr, GRADIENT: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Take a state over the chunk that the pointers are at; with GRADIENT its gradient, the other way: x is dy, B is C.
 
@@ -144,7 +144,7 @@ def advance(
     b_x = load_tile(p_x, ok, o_p, P, BP, tl.float32)
     b_B = load_tile(p_B, ok, o_n, N, BN, DT)
     _, _, delta = step_sizes(b_dt, ok, b_bias, low, high, SOFTPLUS)
-    delta, whole, part, total = log_decays(delta, b_A, FAST)
+    b_w, whole, part, total = log_decays(delta, b_w.to(tl.float32) if HAS_WEIGHT else delta, b_A, FAST)
     end, end_part = split(total)
     if GRADIENT:
         weight = tl.exp2(whole + part)
@@ -152,6 +152,6 @@ def advance(
             b_z = load_tile(p_z, ok, o_p, P, BP, tl.float32)
             b_x *= b_z * sigmoid(b_z)
     else:
-        weight = tl.exp2((end - whole) + (end_part - part)) * delta
+        weight = tl.exp2((end - whole) + (end_part - part)) * b_w
     weighted = (b_x * weight[:, None]).to(DT)
     return tl.dot(tl.trans(weighted), b_B, acc=S * tl.exp2(end + end_part), input_precision=PRECISION), total

@@ -2,8 +2,10 @@
 
 In a chunk of Q positions, with c[t] the sum of log2 decays through t and E its value at the end:
 
-    y[t] = Σ_(s<=t) (C[t]·B[s]) 2^(c[t] - c[s]) Δ[s] x[s] + 2^c[t] S C[t]
-    S   <- 2^E S + Σ_s 2^(E - c[s]) Δ[s] x[s] B[s]ᵀ                            S (P, N)
+    y[t] = Σ_(s<=t) (C[t]·B[s]) 2^(c[t] - c[s]) w[s] x[s] + 2^c[t] S C[t]
+    S   <- 2^E S + Σ_s 2^(E - c[s]) w[s] x[s] B[s]ᵀ                            S (P, N)
+
+w is Δ, or with HAS_WEIGHT given; with HAS_OWN another weight takes its place where s = t, in y alone.
 
 `scan` walks a sequence, or a segment of it, with one head's state in registers. Where heads and sequences are too few
 to fill the GPU, the length is split: `carry` finds each segment's end from a start of zero, `combine` the starts.
@@ -42,14 +44,14 @@ LENGTHS = ["L", "segment", "num_segments", "kept"]
 
 @triton.jit(do_not_specialize=LENGTHS)
 def scan(
-    x, dt, A, B, C, D, z, bias, initial, cu, starts, y, final, states,
+    x, dt, A, B, C, D, z, bias, initial, entry, own, cu, starts, y, final, states,
     L, segment, num_segments, H, per_group, kept, low, high,
     sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
-    sD_h, sD_p, sz_b, sz_l, sz_h, sz_p, sbias, si_s, si_h, si_p, si_n,
+    sD_h, sD_p, sz_b, sz_l, sz_h, sz_p, sbias, si_s, si_h, si_p, si_n, sw_b, sw_l, sw_h, so_b, so_l, so_h,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr, KEEP: tl.constexpr,
     DT: tl.constexpr, PRECISION: tl.constexpr, D_WIDTH: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
-    SPLIT: tl.constexpr, SAVE: tl.constexpr, STAGES: tl.constexpr,
+    SPLIT: tl.constexpr, SAVE: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_OWN: tl.constexpr, STAGES: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
     """Write y, the final state (S, H, P, N), and with SAVE the state (PB BP, BN) after every KEEP positions."""
@@ -70,6 +72,8 @@ def scan(
     p_C, sC = first_row(C + row * sC_b + i_g * sC_g, start, count, sC_l, REVERSE)
     p_y, sy = first_row(y + (row * L * H + i_h) * P, start, count, H * P, REVERSE)
     p_dt, sdt = first_row(dt + row * sdt_b + i_h * sdt_h, start, count, sdt_l, REVERSE)
+    p_w, sw = first_row(entry + row * sw_b + i_h * sw_h, start, count, sw_l, REVERSE)
+    p_own, so = first_row(own + row * so_b + i_h * so_h, start, count, so_l, REVERSE)
     b_A = tl.load(A + i_h * sA).to(tl.float32)
     b_bias = tl.load(bias + i_h * sbias).to(tl.float32) if HAS_BIAS else 0.0
     if D_WIDTH > 1:
@@ -86,6 +90,10 @@ def scan(
         S = tl.zeros([BP, BN], tl.float32)
 
     next_dt = load_rows(p_dt, first + o_l, sdt, o_l < left)  # a chunk ahead: much waits for it
+    if HAS_WEIGHT:
+        next_w = load_rows(p_w, first + o_l, sw, o_l < left)
+    if HAS_OWN:
+        next_own = load_rows(p_own, first + o_l, so, o_l < left)
     for t in tl.range(0, left, Q, num_stages=STAGES):
         if SAVE:
             if ((first + t) % KEEP == 0) & (first + t > 0):
@@ -95,23 +103,29 @@ def scan(
         rows = first + t + o_l
         ok = t + o_l < left
         b_dt, next_dt = next_dt, load_rows(p_dt, rows + Q, sdt, t + Q + o_l < left)
+        if HAS_WEIGHT:
+            b_w, next_w = next_w, load_rows(p_w, rows + Q, sw, t + Q + o_l < left)
+        if HAS_OWN:
+            b_own, next_own = next_own, load_rows(p_own, rows + Q, so, t + Q + o_l < left)
         b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
         b_B = load_tile(pointers(p_B, rows, sB, o_n, sB_n), ok, o_n, N, BN, DT)
         b_C = load_tile(pointers(p_C, rows, sC, o_n, sC_n), ok, o_n, N, BN, DT)
         _, _, delta = step_sizes(b_dt, ok, b_bias, low, high, SOFTPLUS)
-        delta, whole, part, total = log_decays(delta, b_A, FAST)
+        b_w, whole, part, total = log_decays(delta, b_w.to(tl.float32) if HAS_WEIGHT else delta, b_A, FAST)
         end, end_part = split(total)
         G = tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION)
         decay = decay_between(
             G, whole[:, None], part[:, None], whole[None, :], part[None, :], o_l[:, None] >= o_l[None, :], FAST
         )
-        M = G * decay * delta[None, :]
+        M = G * decay * b_w[None, :]
+        if HAS_OWN:
+            M = tl.where(o_l[:, None] == o_l[None, :], G * b_own.to(tl.float32)[None, :], M)
         if D_WIDTH == 1:
             b_D = tl.load(D + i_h * sD_h).to(tl.float32)  # here, or the tile that it becomes would be kept
             M += tl.where(o_l[:, None] == o_l[None, :], b_D, 0.0)
         out = tl.dot(b_C, tl.trans(S.to(DT)), input_precision=PRECISION) * tl.exp2(whole + part)[:, None]
         out = tl.dot(M.to(DT), b_x, acc=out, input_precision=PRECISION)
-        weight = tl.exp2((end - whole) + (end_part - part)) * delta
+        weight = tl.exp2((end - whole) + (end_part - part)) * b_w
         weighted = (b_x.to(tl.float32) * weight[:, None]).to(DT)
         S = tl.dot(tl.trans(weighted), b_B, acc=S * tl.exp2(end + end_part), input_precision=PRECISION)
         if D_WIDTH > 1:
@@ -127,15 +141,15 @@ def scan(
 
 @triton.jit(do_not_specialize=[*LENGTHS, "first_segment", "first_chunk"])
 def carry(
-    x, dt, A, B, z, bias, incoming, cu, starts, ends, sums, outgoing, states,
+    x, dt, A, B, z, bias, incoming, entry, cu, starts, ends, sums, outgoing, states,
     L, segment, num_segments, first_segment, H, per_group, kept, first_chunk, low, high,
     sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sz_b, sz_l, sz_h, sz_p, sbias,
-    si_s, si_h, si_p, si_n,
+    si_s, si_h, si_p, si_n, sw_b, sw_l, sw_h,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr, KEEP: tl.constexpr,
     DT: tl.constexpr, PRECISION: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_INCOMING: tl.constexpr, HAS_OUTGOING: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr,
-    REVERSE: tl.constexpr, SPLIT: tl.constexpr, GRADIENT: tl.constexpr, SUMMARY: tl.constexpr, STAGES: tl.constexpr,
-    FAST: tl.constexpr,
+    REVERSE: tl.constexpr, SPLIT: tl.constexpr, GRADIENT: tl.constexpr, SUMMARY: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, STAGES: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Carry a state through a segment, or with GRADIENT (x is dy then, and B is C) its gradient the other way.
 
@@ -161,6 +175,7 @@ def carry(
     p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
     p_B, sB = first_row(B + row * sB_b + i_g * sB_g, start, count, sB_l, REVERSE)
     p_dt, sdt = first_row(dt + row * sdt_b + i_h * sdt_h, start, count, sdt_l, REVERSE)
+    p_w, sw = first_row(entry + row * sw_b + i_h * sw_h, start, count, sw_l, REVERSE)
     b_A = tl.load(A + i_h * sA).to(tl.float32)
     b_bias = tl.load(bias + i_h * sbias).to(tl.float32) if HAS_BIAS else 0.0
     ok_state = (o_p < P)[:, None] & (o_n < N)[None, :]
@@ -183,6 +198,8 @@ def carry(
 
     begin = (chunks - 1) * Q * GRADIENT + o_l
     next_dt = load_rows(p_dt, first + begin, sdt, (begin >= 0) & (begin < left))  # a chunk ahead: much waits for it
+    if HAS_WEIGHT:
+        next_w = load_rows(p_w, first + begin, sw, (begin >= 0) & (begin < left))
     for k in tl.range(0, chunks, num_stages=STAGES):
         t = (chunks - 1 - k) * Q if GRADIENT else k * Q
         if not SUMMARY:
@@ -195,10 +212,13 @@ def carry(
         next_t = t - Q if GRADIENT else t + Q
         next_ok = (next_t + o_l >= 0) & (next_t + o_l < left)
         b_dt, next_dt = next_dt, load_rows(p_dt, first + next_t + o_l, sdt, next_ok)
+        b_w = b_dt
+        if HAS_WEIGHT:
+            b_w, next_w = next_w, load_rows(p_w, first + next_t + o_l, sw, next_ok)
         S, total = advance(
             S, pointers(p_x, rows, sx, o_p, sx_p), pointers(p_z, rows, sz, o_p, sz_p),
-            pointers(p_B, rows, sB, o_n, sB_n), b_dt, ok, o_p, o_n, b_A, b_bias, low, high,
-            P, N, BP, BN, DT, PRECISION, HAS_Z, SOFTPLUS, GRADIENT, FAST,
+            pointers(p_B, rows, sB, o_n, sB_n), b_dt, b_w, ok, o_p, o_n, b_A, b_bias, low, high,
+            P, N, BP, BN, DT, PRECISION, HAS_Z, HAS_WEIGHT, SOFTPLUS, GRADIENT, FAST,
         )  # fmt: skip
         summed += total
 

@@ -15,7 +15,6 @@ from mambaverse.kernels import lti_conv as _lti
 from mambaverse.kernels.lti_conv.discretize import discretize
 from mambaverse.kernels.ssd import ssd_update
 from mambaverse.mixers import _portable
-from mambaverse.mixers._common import at_least_fp32
 
 
 def causal_conv1d(
@@ -229,26 +228,38 @@ def gated_recurrence(
     h: Tensor | None,
     cu_seqlens: Tensor | None,
     chunk_size: int | None,
+    own_weight: Tensor | None = None,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return y[t] = h[t] q[t] of h[t] = exp(-rate[t]) h[t-1] + weight[t] v[t] k[t]ᵀ, and the final state.
+    """Return y[t] = (h[t] q[t] + D v[t]) silu(z[t]) and the last h[t] = exp(-rate[t]) h[t-1] + weight[t] v[t] k[t]ᵀ.
 
-    v is (B, L, H, P), rate ≥ 0 and weight (B, L, H), k and q (B, L, H, N). SSD has one Δ for both: it is the rate here,
-    A is -1, and v takes what is left of the weight. A rate of 0 becomes 2^-56, at which exp(-rate) is 1 in any dtype.
-    y is in fp32 at least, as is what SSD reads as x: weight / rate can leave the range of float16, and the gradient of
-    the rate is a difference, of what Δ gets as a decay and as a weight, that bfloat16 would leave at 1e-2.
+    v and z are (B, L, H, P), rate ≥ 0 and the weights (B, L, H), k and q (B, L, H, N), D (H,); y has v's dtype. With
+    `own_weight` token t enters y[t], not h[t], with that.
     """
-    rate = rate.clamp(min=2.0**-56)
-    x = at_least_fp32(v) * (weight / rate)[..., None]
     A = torch.full([1], -1.0, dtype=rate.dtype, device=v.device).expand(v.shape[2])
     if torch.jit.is_scripting():
         chunk = 0 if chunk_size is None else chunk_size
         y, h, _ = torch.ops.mambaverse.ssd(
-            x, rate, A, k, q, None, None, None, h, cu_seqlens, False, 0.0, float("inf"), False, chunk, "auto",
-            torch.is_grad_enabled(),
+            v, rate, A, k, q, D, z, None, h, cu_seqlens, False, 0.0, float("inf"), False, chunk, "auto",
+            torch.is_grad_enabled(), weight, own_weight,
         )  # fmt: skip
         return y, h
     else:
-        return _portable.ssd(x, rate, A, k, q, initial_state=h, cu_seqlens=cu_seqlens, chunk_size=chunk_size)
+        return _portable.ssd(
+            v,
+            rate,
+            A,
+            k,
+            q,
+            D,
+            z=z,
+            initial_state=h,
+            cu_seqlens=cu_seqlens,
+            chunk_size=chunk_size,
+            weight=weight,
+            own_weight=own_weight,
+        )
 
 
 def linear_recurrence_step(h: Tensor, v: Tensor, A: Tensor, k: Tensor, q: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
     causal_conv1d    a depthwise convolution of the padded sequence
     selective_scan   h[t] = exp(Δ[t] A) h[t-1] + Δ[t] u[t] B[t],     y[t] = C[t]·h[t]         one ONNX Scan a direction
-    ssd              h[t] = exp(Δ[t] A) h[t-1] + Δ[t] x[t] B[t]ᵀ,    y[t] = h[t] C[t]
+    ssd              h[t] = exp(Δ[t] A) h[t-1] + w[t] x[t] B[t]ᵀ,    y[t] = h[t] C[t]        w is Δ unless given
 
 Each function here calls the operator of its name in `mambaverse.kernels`, unless `exporting()`: while
 `torch.onnx.export` runs, or inside `with timm.layers.set_exportable(True)`, in which `torch.export` writes programs
@@ -158,13 +158,15 @@ def ssd(
     cu_seqlens: Tensor | None = None,
     reverse: bool = False,
     chunk_size: int | None = None,
+    weight: Tensor | None = None,
+    own_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `mambaverse.kernels.ssd.ssd` with the final state; `chunk_size` changes no number."""
     if not exporting():
         return _ssd.ssd(
             x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus, dt_limit=dt_limit,
             initial_state=initial_state, cu_seqlens=cu_seqlens, reverse=reverse,
-            return_final_state=True, chunk_size=chunk_size,
+            return_final_state=True, chunk_size=chunk_size, weight=weight, own_weight=own_weight,
         )  # fmt: skip
     _refuse_packed("ssd", cu_seqlens)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -178,11 +180,15 @@ def ssd(
     h = x_.new_zeros(x.shape[0], num_heads, head_dim, B.shape[3]) if initial_state is None else initial_state.to(wide)
 
     def step(h: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        Δ_t, Δx_t, B_t, C_t = inputs  # (B, H), (B, H, P), (B, H or 1, N), (B, H or 1, N)
-        h = torch.exp(Δ_t * A)[..., None, None] * h + Δx_t[..., None] * B_t[:, :, None]
-        return h, (h * C_t[:, :, None]).sum(-1)
+        Δ_t, wx_t, B_t, C_t = inputs  # (B, H), (B, H, P), (B, H or 1, N), (B, H or 1, N)
+        carried = torch.exp(Δ_t * A)[..., None, None] * h
+        h = carried + wx_t[..., None] * B_t[:, :, None]
+        return h, ((h if own_weight is None else carried) * C_t[:, :, None]).sum(-1)
 
-    y, h = _run(step, h, (Δ, Δ[..., None] * x_, B, C), reverse)
+    w = Δ if weight is None else weight.to(wide)
+    y, h = _run(step, h, (Δ, w[..., None] * x_, B, C), reverse)
+    if own_weight is not None:
+        y = y + (own_weight.to(wide) * (B * C).sum(-1))[..., None] * x_
     if D is not None:
         y = y + (D if D.ndim == 2 else D[:, None]).to(wide) * x_
     y = y if z is None else y * F.silu(z.to(wide))

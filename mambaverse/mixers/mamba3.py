@@ -25,7 +25,7 @@ from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.checks import num_sequences, sequence_bounds
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, resolve_inner_heads
-from mambaverse.mixers._trapezoid import angles_so_far, last, shifted, trapezoid_scan, trapezoid_step, turn
+from mambaverse.mixers._trapezoid import angles_so_far, last, trapezoid_scan, trapezoid_step, turn
 from mambaverse.mixers.base import Mixer
 from mambaverse.mixers.ssd import GatedRMSNorm
 
@@ -201,7 +201,7 @@ class Mamba3(Mixer):
         k, q = self._keys_and_queries(B, C, theta, x.dtype)
         v = self._inputs(x)
         y = trapezoid_step(h, q, k, v, k_before, self._inputs(x_before), rate, (1 - trap) * dt, trap * dt)
-        return self._output(y, v, z), (theta, h, k, x)
+        return self._output(y + at_least_fp32(self.D)[:, None] * v, z), (theta, h, k, x)
 
     @torch.jit.ignore
     def step_sizes(self, x: Tensor, spatial_shape: tuple[int, int] | None = None) -> dict[str, Tensor]:
@@ -237,16 +237,14 @@ class Mamba3(Mixer):
         z, x, B, C, dt, rate, trap, turns = self._project(x)
         angles = angles_so_far(turns, theta, cu_seqlens)  # (B, L, H, S)
         k, q = self._keys_and_queries(B, C, angles, x.dtype)
-        v, v_before = self._inputs(x), self._inputs(shifted(x, x_before, cu_seqlens))
-        gamma = trap * dt
-        k_shifted = shifted(k, k_before, cu_seqlens)
+        v_before = None if x_before is None else self._inputs(x_before)
+        gate = z if self.norm is None and self.mimo_z is None else None  # else y is normalised or z scaled first
         y, h = trapezoid_scan(
-            q, k, v, k_shifted, v_before, rate, (1 - trap) * dt, gamma, h, cu_seqlens, self.chunk_size
-        )
-        y = self._output(y, v, z)
+            q, k, self._inputs(x), rate, (1 - trap) * dt, trap * dt, self.D, gate, h, k_before, v_before, cu_seqlens,
+            self.chunk_size,
+        )  # fmt: skip
+        y = self._output(y, None if gate is not None else z)
         theta, k, x = last(angles, theta, cu_seqlens), last(k, k_before, cu_seqlens), last(x, x_before, cu_seqlens)
-        entering = last(gamma, None, cu_seqlens)[:, None, :, None] * self._inputs(x)  # of an empty sequence 0
-        h = h + torch.einsum("brhp,brhn->bhpn", entering.to(h.dtype), k.to(h.dtype))
         return y, theta, h, k, x
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -285,16 +283,18 @@ class Mamba3(Mixer):
         mimo_x = self.mimo_x
         return x if mimo_x is None else x * mimo_x.transpose(0, 1).to(x.dtype)
 
-    def _output(self, y: Tensor, v: Tensor, z: Tensor) -> Tensor:
-        """Return the mixer's output, of y and v (..., R, H, P) and z (..., H, P)."""
-        y = y + at_least_fp32(self.D)[:, None] * v
-        gate = z.unsqueeze(-3)
+    def _output(self, y: Tensor, z: Tensor | None) -> Tensor:
+        """Return the mixer's output, of y (..., R, H, P) and z (..., H, P); without z, y is gated already."""
         mimo_z, mimo_o = self.mimo_z, self.mimo_o
-        if mimo_z is not None:
-            gate = at_least_fp32(gate) * mimo_z.transpose(0, 1)
-        if self.norm is not None:
-            y = self.norm(y.flatten(-2), gate.flatten(-2)).unflatten(-1, (-1, self.headdim))
-        else:
-            y = y * F.silu(at_least_fp32(gate))
+        dtype = y.dtype
+        if z is not None:
+            dtype = z.dtype
+            gate = z.unsqueeze(-3)
+            if mimo_z is not None:
+                gate = at_least_fp32(gate) * mimo_z.transpose(0, 1)
+            if self.norm is not None:
+                y = self.norm(y.flatten(-2), gate.flatten(-2)).unflatten(-1, (-1, self.headdim))
+            else:
+                y = y * F.silu(at_least_fp32(gate))
         y = y.squeeze(-3) if mimo_o is None else (y * mimo_o.transpose(0, 1)).sum(-3)
-        return self.out_proj(y.flatten(-2).to(z.dtype))
+        return self.out_proj(y.flatten(-2).to(dtype))

@@ -10,16 +10,22 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import use_backend
 from mambaverse.kernels.ssd import reference, ssd, ssd_update
-from mambaverse.kernels.ssd.cases import TESTED, Case
+from mambaverse.kernels.ssd.cases import TESTED, Case, make_weights
 from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
 
 SMALL = Case(2, 5, 4, 3, 2, 2, "for gradcheck")
 USUAL = TESTED[0]
+WEIGHTS = ("weight", "own_weight")
 PACKED = [[0, 0, 2, 2, 147, 150, 150], [0, 150], [0, 65, 150]]  # empty and short sequences, chunks of several lengths
 
 
 def draw(
-    case: Case, dtype: torch.dtype = torch.float32, *, optional: bool = True, num_states: int | None = None
+    case: Case,
+    dtype: torch.dtype = torch.float32,
+    *,
+    optional: bool = True,
+    num_states: int | None = None,
+    weighted: bool = False,
 ) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(case.length)
 
@@ -27,6 +33,7 @@ def draw(
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     tokens, heads = (case.batch, case.length), case.heads
+    weights = make_weights(case, dtype=dtype) if weighted else {}
     inputs = {
         "x": normal(*tokens, heads, case.head_dim),
         "dt": normal(*tokens, heads) - 2,  # after softplus 0.13 and about
@@ -41,7 +48,7 @@ def draw(
             "dt_bias": 0.3 * normal(heads),
             "initial_state": normal(num_states or case.batch, heads, case.head_dim, case.state_dim),
         }
-    return {k: v.to(dtype) for k, v in inputs.items()}
+    return {k: v.to(dtype) for k, v in inputs.items()} | weights
 
 
 def run(inputs: dict[str, Any], **flags: Any) -> dict[str, Tensor]:
@@ -73,22 +80,26 @@ def test_reference_is_the_masked_matrix_of_the_paper():
 @pytest.mark.parametrize("limits", [(0.0, float("inf")), (0.1, 0.15)])
 def test_explicit_backward_is_the_derivative_of_the_reference(reverse, bounds, limits):
     case = SMALL if bounds is None else Case(1, 5, 4, 3, 2, 2, "packed")
-    inputs = draw(case, torch.float64, num_states=bounds and 3)
+    inputs = draw(case, torch.float64, num_states=bounds and 3, weighted=True)
     leaves = [inputs[k].requires_grad_() for k in ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")]
     arguments: list[Any] = [*leaves, None if bounds is None else torch.tensor(bounds)]
     flags: Any = (True, *limits, reverse)
-    y, state, chunk_states = reference.forward(*arguments, *flags)
-    dy, dstate = torch.randn_like(y), torch.randn_like(state)
-    expected = torch.autograd.grad((y, state), leaves, (dy, dstate))
-    with torch.no_grad():
-        actual = reference.backward(dy, dstate, *[*arguments, chunk_states, *flags])
-    for name, a, e in zip(inputs, actual, expected, strict=True):
-        assert_close(name, a, e)
+    both = {k: inputs[k].requires_grad_() for k in ("weight", "own_weight")}
+    for weights in ({}, both, {"weight": both["weight"]}, {"own_weight": both["own_weight"]}):
+        y, state, chunk_states = reference.forward(*arguments, *flags, **weights)
+        dy, dstate = torch.randn_like(y), torch.randn_like(state)
+        expected = torch.autograd.grad((y, state), (*leaves, *weights.values()), (dy, dstate))
+        with torch.no_grad():
+            actual = reference.backward(dy, dstate, *[*arguments, chunk_states, *flags], **weights)
+        actual = *actual[:9], *(g for g, k in zip(actual[9:], both, strict=True) if k in weights)
+        for name, a, e in zip((*list(inputs)[:9], *weights), actual, expected, strict=True):
+            assert_close(name, a, e)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("softplus", [False, True])
-def test_gradcheck(softplus):
-    inputs = draw(SMALL, torch.float64)
+def test_gradcheck(softplus, weighted):
+    inputs = draw(SMALL, torch.float64, weighted=weighted)
     names = list(inputs)
 
     def call(*leaves):
@@ -104,6 +115,32 @@ def test_gradcheck(softplus):
 def test_every_output_and_gradient_is_within_tolerance(case, reverse):
     check(draw(case), reverse=reverse)
     check(draw(case, optional=False), reverse=reverse)
+
+
+@pytest.mark.parametrize("case", TESTED, ids=lambda c: c.reason)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_weights_are_within_tolerance(case, reverse):
+    inputs = draw(case, weighted=True)
+    check(inputs, reverse=reverse)
+    bare = draw(case, optional=False)
+    for name in WEIGHTS:
+        check(bare | {name: inputs[name]}, reverse=reverse)
+
+
+def test_weights_of_one_step_size_are_the_step_size():
+    inputs = draw(USUAL, torch.float64)
+    Δ = F.softplus(inputs["dt"] + inputs["dt_bias"])
+    expected = ssd(**inputs, dt_softplus=True)
+    assert_close("both", ssd(**inputs, dt_softplus=True, weight=Δ, own_weight=Δ), expected)
+    assert_close("own", ssd(**inputs, dt_softplus=True, own_weight=Δ), expected)
+
+
+def test_weights_beside_steps_of_no_size():
+    """Nothing decays where Δ is 0, and what enters does not depend on it."""
+    inputs = draw(USUAL, weighted=True)
+    del inputs["dt_bias"]
+    inputs["dt"] = torch.where(inputs["dt"] > -2, 0.3 * (inputs["dt"] + 2), 0.0)
+    check(inputs, dt_softplus=False)
 
 
 @pytest.mark.parametrize("present", ["D", "z", "dt_bias", "initial_state"])
@@ -144,6 +181,7 @@ def test_half_precision_is_within_tolerance(dtype):
     check(draw(USUAL, dtype), dtype)
     mixed = draw(USUAL) | {k: v for k, v in draw(USUAL, dtype).items() if k in ("x", "dt", "B", "z")}
     check(mixed, dtype)
+    check(draw(USUAL, dtype) | make_weights(USUAL), dtype)
     y, state = ssd(**mixed, return_final_state=True)
     assert (y.dtype, state.dtype) == (dtype, torch.float32)
 
@@ -184,6 +222,7 @@ def test_packed_sequences_equal_separate_calls(bounds, reverse):
     inputs = draw(case, num_states=len(bounds) - 1)
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32)
     check(inputs, cu_seqlens=cu_seqlens, reverse=reverse)
+    check(inputs | make_weights(case), cu_seqlens=cu_seqlens, reverse=reverse)
     with nan_filled_empty():
         y, state = ssd(**inputs, cu_seqlens=cu_seqlens.long(), reverse=reverse, return_final_state=True)
     for s, (begin, end) in enumerate(pairwise(bounds)):
@@ -209,12 +248,14 @@ def test_state_carries_across_calls(backend):
 
 @pytest.mark.parametrize("case", TESTED[:4], ids=lambda c: c.reason)
 @pytest.mark.parametrize("optional", [True, False])
-def test_update_is_one_step(case, optional):
-    inputs = draw(case, optional=optional)
+@pytest.mark.parametrize("weights", [(), ("weight",), ("own_weight",), WEIGHTS], ids=str)
+def test_update_is_one_step(case, optional, weights):
+    drawn = draw(case, optional=optional, weighted=True)
+    inputs = {k: v for k, v in drawn.items() if k in weights or k not in WEIGHTS}
     flags: dict[str, Any] = {"dt_softplus": True, "dt_limit": (0.1, 0.5)}
     expected, final = ssd(**inputs, **flags, return_final_state=True)
     state = inputs.pop("initial_state", torch.zeros(final.shape)).clone()
-    over_time = [k for k in ("x", "dt", "B", "C", "z") if k in inputs]
+    over_time = [k for k in ("x", "dt", "B", "C", "z", *WEIGHTS) if k in inputs]
     steps = [
         ssd_update(state, **{k: v[:, t] if k in over_time else v for k, v in inputs.items()}, **flags)
         for t in range(case.length)

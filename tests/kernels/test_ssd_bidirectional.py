@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from mambaverse.kernels.ssd import bidirectional_ssd, ssd
-from mambaverse.kernels.ssd.cases import Case, make_inputs
+from mambaverse.kernels.ssd.cases import Case, make_inputs, make_weights
 from mambaverse.kernels.testing import outputs_and_gradients
 
 SMALL = Case(2, 9, 4, 3, 2, 5, "")
-ALL = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
+ALL = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state", "weight", "own_weight")
 FLAGS: dict[str, Any] = {"dt_softplus": True, "dt_limit": (0.05, 0.5), "return_final_state": True}
 
 
 @pytest.mark.parametrize("merge", ["add", "mean"])
-@pytest.mark.parametrize("names", [(), ("A",), ALL, ("x", "z"), ("D", "B")], ids=str)
+@pytest.mark.parametrize("names", [(), ("A",), ALL, ("x", "z"), ("D", "B"), ("own_weight",)], ids=str)
 def test_is_two_calls(names, merge):
-    inputs, other = make_inputs(SMALL), make_inputs(SMALL, seed=1)
+    inputs, other = (make_inputs(SMALL, seed=seed) | make_weights(SMALL, seed=seed) for seed in range(2))
     inputs = {k: torch.stack((v, other[k])) if k in names else v for k, v in inputs.items()}
 
     def two_calls(**tensors):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.ssd import ssd
-from mambaverse.kernels.ssd.cases import TESTED, Case, make_inputs
+from mambaverse.kernels.ssd.cases import TESTED, Case, make_inputs, make_weights
 from mambaverse.kernels.ssd.layout import TRITON_KEEP
 from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
 
@@ -33,7 +33,8 @@ CASES = {
     **{f"tested{i}": case for i, case in enumerate(TESTED)},
 }
 OPTIONAL = ("D", "z", "dt_bias", "initial_state")
-PER_STEP = ("x", "dt", "B", "C", "z")
+WEIGHTS = ("weight", "own_weight")
+PER_STEP = ("x", "dt", "B", "C", "z", *WEIGHTS)
 LENGTHS = (3, 0, 64, 1, 130, 128, 65, 300)
 
 
@@ -51,6 +52,11 @@ def check(inputs: dict[str, Any], dtype: torch.dtype = torch.float32, **flags: A
     assert actual.keys() == expected.keys()
     for name in actual:
         assert_close(name, actual[name], expected[name], dtype)
+
+
+def weighted_inputs(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Inputs, and float32 weights, as of a mixer whose projections are in `dtype`."""
+    return gpu_inputs(case, dtype) | {k: v.cuda() for k, v in make_weights(case).items()}
 
 
 def packed_inputs(dtype: torch.dtype = torch.float32) -> tuple[dict[str, Any], Tensor]:
@@ -73,6 +79,28 @@ def test_equals_reference(name, reverse, dtype):
 def test_equals_reference_with_each_option_alone(present, name, dtype):
     inputs = gpu_inputs(CASES[name], dtype)
     check({k: v for k, v in inputs.items() if k not in OPTIONAL or k in present}, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_weights_equal_reference(name, reverse, dtype):
+    check(weighted_inputs(CASES[name], dtype), dtype, reverse=reverse)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["language", "long", "own"])
+@pytest.mark.parametrize("present", [("weight",), ("own_weight",), WEIGHTS, (*WEIGHTS, "z"), (*WEIGHTS, "D")], ids=str)
+def test_weights_equal_reference_with_few_options(present, name, dtype):
+    inputs = weighted_inputs(CASES[name], dtype)
+    check({k: v for k, v in inputs.items() if k not in (*OPTIONAL, *WEIGHTS) or k in present}, dtype)
+
+
+def test_weights_beside_steps_of_no_size():
+    inputs = weighted_inputs(CASES["vision"])
+    del inputs["dt_bias"]
+    inputs["dt"] = torch.where(inputs["dt"] > 0, 0.3 * inputs["dt"], 0.0)
+    check(inputs, dt_softplus=False)
 
 
 @pytest.mark.parametrize("limits", [(0.1, 0.15), (0.0, 0.2), (0.05, float("inf"))])
@@ -133,6 +161,8 @@ def test_half_precision_has_the_range_of_float32_inside():
 def test_packed_equals_reference(reverse, dtype):
     inputs, cu_seqlens = packed_inputs(dtype)
     check(inputs, dtype, cu_seqlens=cu_seqlens, reverse=reverse)
+    weights = make_weights(Case(1, sum(LENGTHS), 4, 64, 2, 64, "packed"))
+    check(inputs | {k: v.cuda() for k, v in weights.items()}, dtype, cu_seqlens=cu_seqlens, reverse=reverse)
 
 
 @pytest.mark.parametrize("offsets", [[0, 300], [-5, 3, 2**30], [7, 2, 9], [3, 9], [0], [0, 0, 0]], ids=str)

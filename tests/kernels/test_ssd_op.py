@@ -143,6 +143,9 @@ def test_opcheck(dtype, packed):
     cu_seqlens = torch.tensor([0, 4, 9], dtype=torch.int32) if packed else None
     flags = cu_seqlens, True, 0.0, INF, packed, 4, "auto"
     torch.library.opcheck(torch.ops.mambaverse.ssd, (*tensors, *flags, True))
+    weight, own_weight = torch.rand(2, 1, 9, 2, dtype=dtype).unbind()
+    for weights in ((weight.requires_grad_(), own_weight.requires_grad_()), (None, own_weight)):
+        torch.library.opcheck(torch.ops.mambaverse.ssd, (*tensors, *flags, True, *weights))
     torch.library.opcheck(torch.ops.mambaverse.ssd, (*tensors[:5], None, None, None, None, *flags, False))
 
 
@@ -203,6 +206,9 @@ def test_a_backend_that_is_not_there_is_named():
         ({"dt_bias": torch.randn(8)}, r"dt_bias has shape \(8,\)"),
         ({"dt_bias": torch.randn(4, device="meta")}, "dt_bias is on meta; expected cpu"),
         ({"initial_state": torch.randn(2, 4, 8, 9)}, r"initial_state has shape .*; expected \(S, H, P, N\)"),
+        ({"weight": torch.randn(2, 70)}, r"weight has shape \(2, 70\); expected \(B, L, H\) = \(2, 70, 4\)"),
+        ({"own_weight": torch.ones(2, 70, 4, dtype=torch.int64)}, "own_weight has dtype torch.int64"),
+        ({"own_weight": torch.randn(2, 70, 4, device="meta")}, "own_weight is on meta; expected cpu"),
         ({"dt_limit": (0.2, 0.1)}, r"dt_limit is \(0.2, 0.1\); expected \(least, greatest\)"),
         ({"chunk_size": 0}, "chunk_size is 0; expected at least 1"),
         ({"cu_seqlens": torch.tensor([0, 70])}, "the batch is 2; expected 1"),
@@ -233,3 +239,5 @@ def test_update_names_bad_arguments():
         ssd_update(state.half(), **inputs)
     with pytest.raises(ValueError, match=r"ssd_update: state has shape .*; expected \(B, H, P, N\) = \(2, 4, 8, 8\)"):
         ssd_update(state[:1], **inputs)
+    with pytest.raises(ValueError, match=r"ssd_update: weight has shape \(2,\); expected \(B, H\) = \(2, 4\)"):
+        ssd_update(state, **inputs, weight=torch.randn(2))

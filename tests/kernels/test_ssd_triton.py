@@ -16,7 +16,7 @@ import torch
 
 from mambaverse.kernels.backend import BackendError, use_backend
 from mambaverse.kernels.ssd import ssd, ssd_update
-from mambaverse.kernels.ssd.cases import Case, make_inputs
+from mambaverse.kernels.ssd.cases import Case, make_inputs, make_weights
 from mambaverse.kernels.ssd.layout import TRITON_KEEP
 from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
 
@@ -34,7 +34,7 @@ CASES = {
     "one_step": Case(2, 1, 3, 5, 3, 7, "as in decoding"),
     "scalar": Case(1, 33, 1, 1, 1, 1, "one scalar recurrence; one position in the last chunk"),
 }
-PER_STEP = ("x", "dt", "B", "C", "z")
+PER_STEP = ("x", "dt", "B", "C", "z", "weight", "own_weight")
 OPTIONAL = ("D", "z", "dt_bias", "initial_state")
 PACKED = [[0, 0, 3, 3, 68, 70, 70], [0, 70], [0, 32, 70]]  # empty and short sequences, at and beside boundaries
 
@@ -88,6 +88,36 @@ def test_each_option_alone(present):
 
 
 @interpreted
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_weights_equal_reference(name, reverse):
+    inputs, weights = make_inputs(CASES[name]), make_weights(CASES[name])
+    check(inputs | weights, reverse=reverse)
+    bare = {k: v for k, v in inputs.items() if k not in OPTIONAL}
+    for given in weights:
+        check(bare | {given: weights[given]}, reverse=reverse)
+
+
+@interpreted
+def test_weights_beside_steps_of_no_size():
+    """Δ = 0: nothing decays, and what enters does not depend on it."""
+    inputs, weights = make_inputs(CASES["long"]), make_weights(CASES["long"])
+    del inputs["dt_bias"]
+    inputs["dt"] = torch.where(inputs["dt"] > 0, 0.3 * inputs["dt"], 0.0)
+    check(inputs | weights, dt_softplus=False)
+
+
+@interpreted
+def test_weights_of_half_precision_and_of_any_strides():
+    inputs = make_inputs(CASES["split"], dtype=torch.float16)
+    weights = make_weights(CASES["split"], dtype=torch.float16)
+    check(inputs | weights, torch.float16)
+    weights = {k: v.mT.contiguous().mT for k, v in make_weights(CASES["split"]).items()}
+    check(make_inputs(CASES["split"]) | weights)
+    check(make_inputs(CASES["split"]) | {k: v[:, :, :1].expand_as(v) for k, v in weights.items()})
+
+
+@interpreted
 @pytest.mark.parametrize("limits", [(0.1, 0.15), (0.0, 0.2), (0.05, float("inf"))])
 @pytest.mark.parametrize("softplus", [False, True])
 def test_limits_of_the_step_size(limits, softplus):
@@ -129,6 +159,8 @@ def test_packed_equals_reference(bounds, reverse):
     scales = torch.arange(1.0, len(bounds)).view(-1, 1, 1, 1)
     inputs["initial_state"] = inputs["initial_state"] * scales
     check(inputs, cu_seqlens=torch.tensor(bounds, dtype=torch.int32), reverse=reverse)
+    weights = make_weights(Case(1, bounds[-1], 2, 8, 1, 8, "packed"))
+    check(inputs | weights, cu_seqlens=torch.tensor(bounds, dtype=torch.int32), reverse=reverse)
 
 
 @interpreted
@@ -195,6 +227,17 @@ def test_gradient_without_kept_states():
 
 
 @interpreted
+def test_gradient_of_weights_without_kept_states():
+    inputs, weights = make_inputs(CASES["split"]), make_weights(CASES["split"])
+    leaves = [v.requires_grad_() for v in (inputs | weights).values()]
+    call, results = torch.ops.mambaverse.ssd.default, []
+    for save in (True, False):
+        y = call(*leaves[:9], None, True, 0.0, float("inf"), False, 0, "triton", save, *leaves[9:])[0]
+        results.append(torch.autograd.grad(y.sum(), leaves))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@interpreted
 @pytest.mark.parametrize(("batch", "length", "bounds"), [(2, 0, None), (0, 5, None), (1, 0, [0, 0, 0]), (1, 0, [0])])
 def test_empty_inputs(batch, length, bounds):
     inputs = make_inputs(Case(batch, length, 4, 3, 2, 2, "empty"))
@@ -238,10 +281,13 @@ def test_sizes_past_the_limits_are_refused_clearly(head_dim, state_dim, message)
 @interpreted
 @pytest.mark.parametrize("name", ["split", "whole", "wide", "scalar"])
 @pytest.mark.parametrize("optional", [True, False])
-def test_update_is_one_step(name, optional):
-    inputs: dict[str, Any] = {k: v[:, :3] if k in PER_STEP else v for k, v in make_inputs(CASES[name]).items()}
+@pytest.mark.parametrize("weights", [(), ("weight",), ("own_weight",), ("weight", "own_weight")], ids=str)
+def test_update_is_one_step(name, optional, weights):
+    inputs: dict[str, Any] = make_inputs(CASES[name]) | make_weights(CASES[name])
+    inputs = {k: v[:, :3] if k in PER_STEP else v for k, v in inputs.items()}
     state = inputs.pop("initial_state")
     inputs = {k: v for k, v in inputs.items() if optional or k not in OPTIONAL}
+    inputs = {k: v for k, v in inputs.items() if k in weights or not k.endswith("weight")}
     wide = {k: v.double() for k, v in inputs.items()}
     flags: dict[str, Any] = {"dt_softplus": True, "dt_limit": (0.1, 0.5)}
     expected, final = ssd(**wide, initial_state=state.double(), return_final_state=True, **flags)

@@ -45,8 +45,7 @@ def rates(dt: Tensor, a: Tensor, trap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def scan(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, a: Tensor, trap: Tensor, h: Tensor) -> Tensor:
-    before = shifted(k, None, None), shifted(v, None, None)
-    return trapezoid_scan(q, k, v, *before, *rates(dt, a, trap), h, None, None)[0]
+    return trapezoid_scan(q, k, v, *rates(dt, a, trap), None, None, h, None, None, None, None)[0]
 
 
 def recurrence(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, a: Tensor, trap: Tensor, h: Tensor) -> Tensor:
@@ -98,13 +97,13 @@ def test_without_the_token_before_it_is_the_rule_of_mamba_2() -> None:
     inputs = draw(1, 1, 0, torch.float64)
     q, k, v = (inputs[name].double() for name in "qkv")
     dt, A = F.softplus(inputs["dt"].double()), -torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    before = shifted(k, None, None), shifted(v, None, None)
-    y, _ = trapezoid_scan(q, k, v, *before, -dt * A, torch.zeros_like(dt), dt, None, None, None)
+    y, _ = trapezoid_scan(q, k, v, -dt * A, torch.zeros_like(dt), dt, *[None] * 7)
     assert_close("y", y.squeeze(2), ssd(v.squeeze(2), dt, A, k.squeeze(2), q.squeeze(2)))
 
 
-def test_steps_are_the_scan() -> None:
-    inputs = draw(3, 1, 0, torch.float32)
+@pytest.mark.parametrize("rank", [1, 3])
+def test_steps_are_the_scan(rank: int) -> None:
+    inputs = draw(rank, 1, 0, torch.float32)
     expected = scan(**inputs)
     h, q, k, v = (inputs[name] for name in "hqkv")
     rate, beta, gamma = rates(inputs["dt"], inputs["a"], inputs["trap"])
