@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaverse.kernels import turned_qk as _turned
 from mambaverse.mixers._common import at_least_fp32
 from mambaverse.mixers._ops import gated_recurrence
 
@@ -189,6 +190,11 @@ def sequence_of_tokens(cu_seqlens: Tensor, length: int) -> Tensor:
     return sequence.clamp(0, max(cu_seqlens.shape[0] - 2, 0))  # wrong bounds are the operator's to refuse
 
 
+def turns(dt: Tensor, turning: Tensor) -> Tensor:
+    """Return the change Δ π tanh(φ) of angles as turns of 2π, (..., H, S), of Δ (..., H) and tanh φ (..., S)."""
+    return dt[..., None] * (turning / 2)[..., None, :]
+
+
 def angles_so_far(turns: Tensor, before: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """Return the angles (B, L, H, S), radians in [0, 2π], that `before` (S, H, S), in radians, and the turns add up to.
 
@@ -207,17 +213,22 @@ def angles_so_far(turns: Tensor, before: Tensor | None, cu_seqlens: Tensor | Non
     return (2 * math.pi * (total - total.floor())).to(turns.dtype)
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor, pairing: str) -> Tensor:
-    """Turn S pairs of the channels of x (..., R, H, N) by the angles of `cos` and `sin` (..., H, S); the rest stays.
-
-    "interleaved" turns the pairs (2 i, 2 i + 1), "half_split" the pairs (i, i + N / 2), i < S.
-    """
-    count = cos.shape[-1]
-    cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)
-    if pairing == "interleaved":
-        a, b = x[..., : 2 * count].unflatten(-1, (count, 2)).unbind(-1)
-        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
-        return torch.cat([turned, x[..., 2 * count :]], dim=-1)
-    half = x.shape[-1] // 2
-    a, b = x[..., :count], x[..., half : half + count]
-    return torch.cat([a * cos - b * sin, x[..., count:half], a * sin + b * cos, x[..., half + count :]], dim=-1)
+def keys_and_queries(
+    B: Tensor,
+    C: Tensor,
+    B_weight: Tensor,
+    C_weight: Tensor,
+    B_bias: Tensor,
+    C_bias: Tensor,
+    angles: Tensor,
+    pairing: str,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Return k and q (B, L, R, H, N): B and C (B, L, R, G, N) normalised, with biases (H, R, N), and turned."""
+    if torch.jit.is_scripting():
+        interleaved = pairing == "interleaved"
+        return torch.ops.mambaverse.turned_qk(
+            B, C, B_weight, C_weight, B_bias, C_bias, angles, interleaved, eps, "auto"
+        )
+    else:
+        return _turned.turned_qk(B, C, B_weight, C_weight, B_bias, C_bias, angles, pairing=pairing, eps=eps)

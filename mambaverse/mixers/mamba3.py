@@ -25,7 +25,7 @@ from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.checks import num_sequences, sequence_bounds
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, resolve_inner_heads
-from mambaverse.mixers._trapezoid import angles_so_far, last, trapezoid_scan, trapezoid_step, turn
+from mambaverse.mixers._trapezoid import angles_so_far, keys_and_queries, last, trapezoid_scan, trapezoid_step, turns
 from mambaverse.mixers.base import Mixer
 from mambaverse.mixers.ssd import GatedRMSNorm
 
@@ -196,9 +196,10 @@ class Mamba3(Mixer):
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See `Mixer.step`; h is updated in place."""
         theta, h, k_before, x_before = state
-        z, x, B, C, dt, rate, trap, turns = self._project(x_t)
-        theta = angles_so_far(turns[:, None], theta, None)[:, 0]
-        k, q = self._keys_and_queries(B, C, theta, x.dtype)
+        z, x, B, C, dt, rate, trap, turning = self._project(x_t)
+        theta = angles_so_far(turns(dt, turning)[:, None], theta, None)[:, 0]
+        k, q = self._keys_and_queries(B[:, None], C[:, None], theta[:, None])
+        k, q = k[:, 0], q[:, 0]
         v = self._inputs(x)
         y = trapezoid_step(h, q, k, v, k_before, self._inputs(x_before), rate, (1 - trap) * dt, trap * dt)
         return self._output(y + at_least_fp32(self.D)[:, None] * v, z), (theta, h, k, x)
@@ -234,9 +235,9 @@ class Mamba3(Mixer):
         x_before: Tensor | None,
         cu_seqlens: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        z, x, B, C, dt, rate, trap, turns = self._project(x)
-        angles = angles_so_far(turns, theta, cu_seqlens)  # (B, L, H, S)
-        k, q = self._keys_and_queries(B, C, angles, x.dtype)
+        z, x, B, C, dt, rate, trap, turning = self._project(x)
+        angles = angles_so_far(turns(dt, turning), theta, cu_seqlens)  # (B, L, H, S)
+        k, q = self._keys_and_queries(B, C, angles)
         v_before = None if x_before is None else self._inputs(x_before)
         gate = z if self.norm is None and self.mimo_z is None else None  # else y is normalised or z scaled first
         y, h = trapezoid_scan(
@@ -248,12 +249,11 @@ class Mamba3(Mixer):
         return y, theta, h, k, x
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return z and x (..., H, P), B and C (..., R, G, N), Δ, -Δ A and λ (..., H), θ's change (..., H, S) / 2π."""
+        """Return z and x (..., H, P), B and C (..., R, G, N) as projected, Δ, -Δ A and λ (..., H), tanh φ (..., S)."""
         z, x, B, C, dt, a, trap, angles = torch.split(self.in_proj(x), self.sizes, dim=-1)
         z, x = z.unflatten(-1, (-1, self.headdim)), x.unflatten(-1, (-1, self.headdim))
         groups = [self.rank, self.ngroups, self.d_state]
-        B = self._normalised(B.unflatten(-1, groups), self.B_norm.weight)
-        C = self._normalised(C.unflatten(-1, groups), self.C_norm.weight)
+        B, C = B.unflatten(-1, groups), C.unflatten(-1, groups)
         dt = F.softplus(at_least_fp32(dt) + at_least_fp32(self.dt_bias))
         a = at_least_fp32(a)
         if self.A_form == "softplus":
@@ -261,21 +261,14 @@ class Mamba3(Mixer):
         else:
             decay = torch.where(a >= 0, 1 + a, 1 / (1 - a.clamp(max=0)))
         rate = dt * decay.clamp(min=self.A_floor)
-        turns = dt[..., None] * (torch.tanh(at_least_fp32(angles)) / 2)[..., None, :]  # π is half a turn
-        return z, x, B, C, dt, rate, torch.sigmoid(at_least_fp32(trap)), turns
+        return z, x, B, C, dt, rate, torch.sigmoid(at_least_fp32(trap)), torch.tanh(at_least_fp32(angles))
 
-    def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the RMS norm over the last axis, in fp32 at least."""
-        x = at_least_fp32(x)
-        return F.rms_norm(x, [self.d_state], weight.to(x.dtype), self.norm_eps)
-
-    def _keys_and_queries(self, B: Tensor, C: Tensor, angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return k and q (..., R, H, N) of B and C (..., R, G, N): with their biases, and turned by (..., H, S)."""
-        repeats = self.B_bias.shape[0] // self.ngroups
-        k = B.repeat_interleave(repeats, dim=-2) + self.B_bias.transpose(0, 1).to(B.dtype)
-        q = C.repeat_interleave(repeats, dim=-2) + self.C_bias.transpose(0, 1).to(C.dtype)
-        cos, sin = angles.cos(), angles.sin()
-        return turn(k, cos, sin, self.rope_pairing).to(dtype), turn(q, cos, sin, self.rope_pairing).to(dtype)
+    def _keys_and_queries(self, B: Tensor, C: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """Return k and q (B, L, R, H, N) of B and C (B, L, R, G, N), turned by angles (B, L, H, S)."""
+        return keys_and_queries(
+            B, C, self.B_norm.weight, self.C_norm.weight, self.B_bias, self.C_bias, angles, self.rope_pairing,
+            self.norm_eps,
+        )  # fmt: skip
 
     def _inputs(self, x: Tensor) -> Tensor:
         """Return the R inputs (..., R, H, P) of x (..., H, P)."""
