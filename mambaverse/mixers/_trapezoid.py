@@ -26,12 +26,11 @@ section 3. Shapes: q, k (B, L, R, H, N); v (B, L, R, H, P); rate, β and γ (B, 
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaverse.kernels import summed_angles as _angles
 from mambaverse.kernels import turned_qk as _turned
 from mambaverse.mixers._common import at_least_fp32
 from mambaverse.mixers._ops import gated_recurrence
@@ -151,9 +150,15 @@ def last(x: Tensor, first: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
 
 
 def _entering(weight: Tensor, v: Tensor, k: Tensor, like: Tensor) -> Tensor:
-    """Return weight Σ_r v[r] k[r]ᵀ (S, H, P, N) in the dtype of `like`, of weight (S, H), v and k (S, R, H, ...)."""
-    v = weight[:, None, :, None].to(like.dtype) * v.to(like.dtype)
-    return torch.einsum("brhp,brhn->bhpn", v, k.to(like.dtype))
+    """Return weight Σ_r v[r] k[r]ᵀ (S, H, P, N) in the dtype of `like`, of weight (S, H), v and k (S, R, H, ...).
+
+    Not a matrix product, which autocast would take in 16 bits.
+    """
+    v, k = weight[:, None, :, None].to(like.dtype) * v.to(like.dtype), k.to(like.dtype)
+    total = v[:, 0, :, :, None] * k[:, 0, :, None, :]
+    for r in range(1, v.shape[1]):
+        total = total + v[:, r, :, :, None] * k[:, r, :, None, :]
+    return total
 
 
 def _starts(x: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -178,11 +183,6 @@ def _first(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return torch.where((cu_seqlens[1:] == cu_seqlens[:-1])[:, None], torch.zeros_like(x), x)
 
 
-def _after_zeros(x: Tensor) -> Tensor:
-    """Return x (B, L, ...) with a place of zeros before the first: (B, L + 1, ...)."""
-    return F.pad(x, [0, 0] * (x.ndim - 2) + [1, 0])
-
-
 def sequence_of_tokens(cu_seqlens: Tensor, length: int) -> Tensor:
     """Return the number (L,) of each packed token's sequence."""
     at = torch.arange(length, device=cu_seqlens.device)
@@ -190,27 +190,15 @@ def sequence_of_tokens(cu_seqlens: Tensor, length: int) -> Tensor:
     return sequence.clamp(0, max(cu_seqlens.shape[0] - 2, 0))  # wrong bounds are the operator's to refuse
 
 
-def turns(dt: Tensor, turning: Tensor) -> Tensor:
-    """Return the change Δ π tanh(φ) of angles as turns of 2π, (..., H, S), of Δ (..., H) and tanh φ (..., S)."""
-    return dt[..., None] * (turning / 2)[..., None, :]
+def summed_angles(dt: Tensor, rate: Tensor, before: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Return the angles (B, L, H, S), radians in [0, 2π], that `before` (S, H, S) and Δ π rate add up to.
 
-
-def angles_so_far(turns: Tensor, before: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-    """Return the angles (B, L, H, S), radians in [0, 2π], that `before` (S, H, S), in radians, and the turns add up to.
-
-    A turn is 2π. Summed in float64: after 2,000 tokens an fp32 sum would be off by some 1e-4, and its cosine with it.
+    Δ is (B, L, H), the rate tanh φ (B, L, S).
     """
-    total = torch.cumsum(turns, dim=1, dtype=torch.float64)
-    if cu_seqlens is None:
-        if before is not None:
-            total = total + before[:, None].double() / (2 * math.pi)
+    if torch.jit.is_scripting():
+        return torch.ops.mambaverse.summed_angles(dt, rate, before, cu_seqlens, "auto")
     else:
-        sequence = sequence_of_tokens(cu_seqlens, turns.shape[1])
-        start = _after_zeros(total)[0, cu_seqlens[sequence]]
-        if before is not None:
-            start = start - before.double()[sequence] / (2 * math.pi)
-        total = total - start
-    return (2 * math.pi * (total - total.floor())).to(turns.dtype)
+        return _angles.summed_angles(dt, rate, initial=before, cu_seqlens=cu_seqlens)
 
 
 def keys_and_queries(

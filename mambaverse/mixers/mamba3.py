@@ -25,7 +25,7 @@ from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.checks import num_sequences, sequence_bounds
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, resolve_inner_heads
-from mambaverse.mixers._trapezoid import angles_so_far, keys_and_queries, last, trapezoid_scan, trapezoid_step, turns
+from mambaverse.mixers._trapezoid import keys_and_queries, last, summed_angles, trapezoid_scan, trapezoid_step
 from mambaverse.mixers.base import Mixer
 from mambaverse.mixers.ssd import GatedRMSNorm
 
@@ -197,7 +197,7 @@ class Mamba3(Mixer):
         """See `Mixer.step`; h is updated in place."""
         theta, h, k_before, x_before = state
         z, x, B, C, dt, rate, trap, turning = self._project(x_t)
-        theta = angles_so_far(turns(dt, turning)[:, None], theta, None)[:, 0]
+        theta = summed_angles(dt[:, None], turning[:, None], theta, None)[:, 0]
         k, q = self._keys_and_queries(B[:, None], C[:, None], theta[:, None])
         k, q = k[:, 0], q[:, 0]
         v = self._inputs(x)
@@ -236,7 +236,7 @@ class Mamba3(Mixer):
         cu_seqlens: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         z, x, B, C, dt, rate, trap, turning = self._project(x)
-        angles = angles_so_far(turns(dt, turning), theta, cu_seqlens)  # (B, L, H, S)
+        angles = summed_angles(dt, turning, theta, cu_seqlens)  # (B, L, H, S)
         k, q = self._keys_and_queries(B, C, angles)
         v_before = None if x_before is None else self._inputs(x_before)
         gate = z if self.norm is None and self.mimo_z is None else None  # else y is normalised or z scaled first

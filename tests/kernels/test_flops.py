@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mambaverse
 from mambaverse.kernels.selective_scan import selective_scan
 
-OPERATORS = ["causal_conv1d", "lti_conv", "norm", "selective_scan", "ssd"]
+OPERATORS = ["causal_conv1d", "lti_conv", "norm", "selective_scan", "ssd", "summed_angles", "turned_qk"]
 
 
 @pytest.mark.parametrize("op", OPERATORS)

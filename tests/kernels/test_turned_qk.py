@@ -60,11 +60,11 @@ def test_explicit_backward_is_the_derivative_of_the_reference(case: Case) -> Non
     leaves: Any = [v.requires_grad_() for v in make_inputs(case, dtype=torch.float64).values()]
     for pairing in pairings(case):
         flags: Any = (pairing == "interleaved", 1e-3)
-        outputs = reference.forward(*leaves, *flags)
-        seeds = [torch.randn_like(out) for out in outputs]
+        outputs = reference.forward(*[*leaves, *flags])
+        seeds: Any = [torch.randn_like(out) for out in outputs]
         expected = torch.autograd.grad(outputs, leaves, seeds, materialize_grads=True)
         with torch.no_grad():
-            actual = reference.backward(*seeds, *leaves, *flags)
+            actual = reference.backward(*[*seeds, *leaves, *flags])
         for a, e in zip(actual, expected, strict=True):
             assert_close("gradient", a, e)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mambaverse.kernels.ssd import ssd
 from mambaverse.kernels.testing import assert_close
-from mambaverse.mixers._trapezoid import angles_so_far, last, shifted, trapezoid_scan, trapezoid_step
+from mambaverse.mixers._trapezoid import last, shifted, summed_angles, trapezoid_scan, trapezoid_step
 
 BATCH, LENGTH, HEADS, STATE, CHANNELS = 2, 150, 3, 16, 8
 WIDE = ("dt", "a", "trap", "h")  # fp32 in a mixer, whatever its inputs are
@@ -115,14 +115,14 @@ def test_steps_are_the_scan(rank: int) -> None:
 
 def test_angles_stay_exact_over_a_long_sequence() -> None:
     """A sum in fp32 would be off by 1e-3 radians here."""
-    turns = torch.rand(1, 20_000, 1, 2, generator=torch.Generator().manual_seed(0)) * 0.05
-    before = torch.tensor([[[1.0, 2.0]]])
-    radians = turns.double() * 2 * math.pi
+    rate = torch.rand(1, 20_000, 2, generator=torch.Generator().manual_seed(0)) * 0.1
+    dt, before = torch.ones(1, 20_000, 1), torch.tensor([[[1.0, 2.0]]])
+    radians = rate[:, :, None].double() * math.pi
     exact = radians.cumsum(1) + before[:, None].double()
     bounds = torch.tensor([0, 7, 20_000], dtype=torch.int32)
-    packed = angles_so_far(turns, before.expand(2, -1, -1), bounds)
+    packed = summed_angles(dt, rate, before.expand(2, -1, -1), bounds)
     restarted = radians[:, 7:].cumsum(1) + before[:, None].double()
-    for angles, truth in ((angles_so_far(turns, before, None), exact), (packed[:, 7:], restarted)):
+    for angles, truth in ((summed_angles(dt, rate, before, None), exact), (packed[:, 7:], restarted)):
         assert (angles >= 0).all() and (angles <= 2 * math.pi).all()
         assert ((angles.double() - truth + math.pi) % (2 * math.pi) - math.pi).abs().max() < 1e-6
 
