@@ -163,23 +163,21 @@ def backward(
     for j in range(per_group):
         i_h = i_g * per_group + j
         cos, sin = _turn_of(angles + i_b * sa_b + i_l * sa_l + i_h * sa_h, ok, sa_s, S, M, FAST)
+        # all loads first: behind a store they would wait for it
+        k_a, k_b = _load_pairs(dk + i_b * sk_b + i_l * sk_l + i_r * sk_r + i_h * sk_h, ok, sk_n, N, M, INTERLEAVED)
+        q_a, q_b = _load_pairs(dq + i_b * sq_b + i_l * sq_l + i_r * sq_r + i_h * sq_h, ok, sq_n, N, M, INTERLEAVED)
+        bB_a, bB_b = _load_pairs(B_bias + origin + i_h * sbB_h + i_r * sbB_r, one, sbB_n, N, M, INTERLEAVED)
+        bC_a, bC_b = _load_pairs(C_bias + origin + i_h * sbC_h + i_r * sbC_r, one, sbC_n, N, M, INTERLEAVED)
+        k_a, k_b, dtheta = _back_through_turn(k_a, k_b, B_a * wB_a + bB_a, B_b * wB_b + bB_b, cos, sin)
+        q_a, q_b, dtheta_q = _back_through_turn(q_a, q_b, C_a * wC_a + bC_a, C_b * wC_b + bC_b, cos, sin)
+        acc_Ba += k_a
+        acc_Bb += k_b
+        acc_Ca += q_a
+        acc_Cb += q_b
         at_bias = of_biases + origin + ((block * 2 * H + i_h) * R + i_r) * N
-
-        d_a, d_b = _load_pairs(dk + i_b * sk_b + i_l * sk_l + i_r * sk_r + i_h * sk_h, ok, sk_n, N, M, INTERLEAVED)
-        b_a, b_b = _load_pairs(B_bias + origin + i_h * sbB_h + i_r * sbB_r, one, sbB_n, N, M, INTERLEAVED)
-        d_a, d_b, dtheta = _back_through_turn(d_a, d_b, B_a * wB_a + b_a, B_b * wB_b + b_b, cos, sin)
-        acc_Ba += d_a
-        acc_Bb += d_b
-        _store_pairs(at_bias, one, tl.sum(d_a, 0)[None, :], tl.sum(d_b, 0)[None, :], N, M, INTERLEAVED)
-
-        d_a, d_b = _load_pairs(dq + i_b * sq_b + i_l * sq_l + i_r * sq_r + i_h * sq_h, ok, sq_n, N, M, INTERLEAVED)
-        b_a, b_b = _load_pairs(C_bias + origin + i_h * sbC_h + i_r * sbC_r, one, sbC_n, N, M, INTERLEAVED)
-        d_a, d_b, dtheta_q = _back_through_turn(d_a, d_b, C_a * wC_a + b_a, C_b * wC_b + b_b, cos, sin)
-        acc_Ca += d_a
-        acc_Cb += d_b
+        _store_pairs(at_bias, one, tl.sum(k_a, 0)[None, :], tl.sum(k_b, 0)[None, :], N, M, INTERLEAVED)
         at_bias += H * R * N
-        _store_pairs(at_bias, one, tl.sum(d_a, 0)[None, :], tl.sum(d_b, 0)[None, :], N, M, INTERLEAVED)
-
+        _store_pairs(at_bias, one, tl.sum(q_a, 0)[None, :], tl.sum(q_b, 0)[None, :], N, M, INTERLEAVED)
         p_angles = dangles + (((i_r * tokens + token) * H + i_h) * S)[:, None] + o_m[None, :]
         dtheta = (dtheta + dtheta_q).to(dangles.dtype.element_ty)
         tl.store(p_angles, dtheta, mask=ok[:, None] & (o_m < S)[None, :])
