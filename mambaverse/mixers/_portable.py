@@ -24,6 +24,10 @@ from mambaverse.kernels import causal_conv1d as _conv
 from mambaverse.kernels import norm as _norm
 from mambaverse.kernels import selective_scan as _scan
 from mambaverse.kernels import ssd as _ssd
+from mambaverse.kernels import summed_angles as _angles
+from mambaverse.kernels import turned_qk as _turned
+from mambaverse.kernels.summed_angles import reference as _angles_in_plain
+from mambaverse.kernels.turned_qk import reference as _turned_in_plain
 
 
 def exporting() -> bool:
@@ -207,6 +211,33 @@ def gated_rms_norm(
     groups = y.unflatten(-1, (-1, group_size))
     y = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(-2) * weight.to(wide)
     return (y * gate if norm_before_gate else y).to(x.dtype)
+
+
+def turned_qk(
+    B: Tensor,
+    C: Tensor,
+    B_weight: Tensor,
+    C_weight: Tensor,
+    B_bias: Tensor,
+    C_bias: Tensor,
+    angles: Tensor,
+    *,
+    pairing: str,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """As `mambaverse.kernels.turned_qk.turned_qk`, whose reference is in standard operations."""
+    inputs = B, C, B_weight, C_weight, B_bias, C_bias, angles
+    if not exporting():
+        return _turned.turned_qk(*inputs, pairing=pairing, eps=eps)
+    return _turned_in_plain.forward(*inputs, pairing == "interleaved", eps)
+
+
+def summed_angles(dt: Tensor, rate: Tensor, initial: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """As `mambaverse.kernels.summed_angles.summed_angles`, whose reference is in standard operations."""
+    if not exporting():
+        return _angles.summed_angles(dt, rate, initial=initial, cu_seqlens=cu_seqlens)
+    _refuse_packed("summed_angles", cu_seqlens)
+    return _angles_in_plain.forward(dt, rate, initial, None)
 
 
 def _run(step: Any, h: Tensor, inputs: tuple[Tensor, ...], reverse: bool) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambaverse.kernels import summed_angles as _angles
-from mambaverse.kernels import turned_qk as _turned
+from mambaverse.mixers import _portable
 from mambaverse.mixers._common import at_least_fp32
 from mambaverse.mixers._ops import gated_recurrence
 
@@ -198,7 +197,7 @@ def summed_angles(dt: Tensor, rate: Tensor, before: Tensor | None, cu_seqlens: T
     if torch.jit.is_scripting():
         return torch.ops.mambaverse.summed_angles(dt, rate, before, cu_seqlens, "auto")
     else:
-        return _angles.summed_angles(dt, rate, initial=before, cu_seqlens=cu_seqlens)
+        return _portable.summed_angles(dt, rate, before, cu_seqlens)
 
 
 def keys_and_queries(
@@ -219,4 +218,4 @@ def keys_and_queries(
             B, C, B_weight, C_weight, B_bias, C_bias, angles, interleaved, eps, "auto"
         )
     else:
-        return _turned.turned_qk(B, C, B_weight, C_weight, B_bias, C_bias, angles, pairing=pairing, eps=eps)
+        return _portable.turned_qk(B, C, B_weight, C_weight, B_bias, C_bias, angles, pairing=pairing, eps=eps)
