@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,11 +22,8 @@ CASES = (*TESTED, Case((5, 1030), 515, "two warps a row, several tiles of it"))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="starts that process")
-def test_all_of_this_file_passes_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
+def test_all_of_this_file_passes_in_the_interpreter(passes_in_the_interpreter):
+    passes_in_the_interpreter()
 
 
 def draw(case: Case, dtype: torch.dtype = torch.float32, *, gated: bool = False) -> dict[str, Any]:

@@ -6,8 +6,6 @@ a sequence into segments if there are at most 2 programs, backward if there are 
 """
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -31,11 +29,8 @@ LENGTHS = (3, 0, 8, 1, 10)  # shorter than a tile, empty, a chunk, one step, pas
 
 
 @pytest.mark.skipif(inside, reason="this is that process")
-def test_in_a_process_of_its_own():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
-    assert done.returncode == 0, done.stdout[-8000:]
-    assert " passed" in done.stdout
+def test_in_a_process_of_its_own(passes_in_the_interpreter):
+    passes_in_the_interpreter()
 
 
 def check_against_reference(inputs, dtype=torch.float32, op=selective_scan, **flags):

@@ -7,8 +7,6 @@ positions, from a length of 70 on every 32, and backward takes such a sequence i
 """
 
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -40,11 +38,8 @@ PACKED = [[0, 0, 3, 3, 68, 70, 70], [0, 70], [0, 32, 70]]  # empty and short seq
 
 
 @pytest.mark.skipif(inside, reason="this is that process")
-def test_in_a_process_of_its_own():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
-    assert done.returncode == 0, done.stdout[-8000:]
-    assert " passed" in done.stdout
+def test_in_a_process_of_its_own(passes_in_the_interpreter):
+    passes_in_the_interpreter()
 
 
 def check(inputs: dict[str, Any], dtype: torch.dtype = torch.float32, **flags: Any) -> None:

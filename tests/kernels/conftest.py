@@ -1,0 +1,70 @@
+"""Tests in Triton's interpreter: a pytest process for each file of them, beside the tests of this one.
+
+Triton reads TRITON_INTERPRET when it is imported. A file of such tests has one that asks for the fixture
+`passes_in_the_interpreter`; it runs last, and its process is started, one after the other, when the tests have been
+collected: the interpreter keeps one core busy for minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+FIXTURE = "passes_in_the_interpreter"
+MINUTES = 15
+_runs: dict[str, Future[subprocess.CompletedProcess[str]]] = {}
+_processes: list[subprocess.Popen[str]] = []
+_pool = ThreadPoolExecutor(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that wait for a process behind all others, and give them the time for it."""
+    waiting = [item for item in items if FIXTURE in getattr(item, "fixturenames", ())]
+    items[:] = [item for item in items if item not in waiting] + waiting
+    for item in waiting:
+        item.add_marker(pytest.mark.timeout(60 * MINUTES))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the processes of those that were not deselected."""
+    shared = {"TRITON_INTERPRET", "PYTEST_XDIST_WORKER"} & {*os.environ}  # workers collect what others run
+    if shared or session.config.option.collectonly:
+        return
+    for item in session.items:
+        if FIXTURE in getattr(item, "fixturenames", ()):
+            _runs[str(item.path)] = _pool.submit(_run, str(item.path))
+
+
+def pytest_sessionfinish() -> None:
+    """Leave no process behind."""
+    _pool.shutdown(wait=False, cancel_futures=True)
+    for process in _processes:
+        process.kill()
+
+
+@pytest.fixture
+def passes_in_the_interpreter(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Return a function that waits for this file's process, and raises AssertionError unless its tests passed."""
+
+    def check() -> None:
+        path = str(request.path)
+        done = (_runs.get(path) or _pool.submit(_run, path)).result()
+        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+        assert " passed" in done.stdout
+
+    return check
+
+
+def _run(path: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]
+        _processes.append(process)
+        out, error = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, out, error)
