@@ -82,15 +82,20 @@ def _rows(cases: ModuleType, case: Any, backends: list[str], dtype: torch.dtype,
     def call(**arguments: Tensor) -> Any:
         return cases.run(arguments)
 
-    with use_backend("reference"):
-        expected = outputs_and_gradients(call, wide)
     rows = {name: Row(_short(case), name) for name in sorted(backends, key=lambda b: b != "reference")}
-    for name, row in rows.items():
+    actual = {}
+    for name in rows:
         with use_backend(name):
-            errors = {k: relative_rms(v, expected[k]) for k, v in outputs_and_gradients(call, inputs).items()}
+            actual[name] = outputs_and_gradients(call, inputs)
+    # of a sum that cancels, what rounding the outputs' gradients does to it is no backend's error
+    rounded = [v.dtype for k, v in next(iter(actual.values())).items() if k.startswith("out")]
+    with use_backend("reference"):
+        expected = outputs_and_gradients(call, wide, cotangents_as=rounded)
+    for name, row in rows.items():
+        errors = {k: relative_rms(v, expected[k]) for k, v in actual[name].items()}
         row.worst = max(errors, key=errors.__getitem__)
         row.error = errors[row.worst]
-    del expected, wide
+    del expected, actual, wide
     inputs = inputs if small is case else _inputs(cases, case, dtype, clock.device)
     for name, row in rows.items():
         if not row.passes(TOLERANCE[dtype]):
