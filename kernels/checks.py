@@ -28,6 +28,13 @@ def check_tensor(op: str, name: str, tensor: Tensor, shape: Sequence[int], lette
         raise ValueError(f"{op}: {name} is on {tensor.device}; expected {like.device}, where the main input is")
 
 
+def check_real_tensor(op: str, name: str, tensor: Tensor, shape: Sequence[int], letters: str, like: Tensor) -> None:
+    """Raise ValueError as `check_tensor` does, and for a complex tensor."""
+    check_tensor(op, name, tensor, shape, letters, like)
+    if tensor.is_complex():
+        raise ValueError(f"{op}: {name} has dtype {tensor.dtype}; expected a real floating dtype")
+
+
 def check_dims(op: str, name: str, tensor: Tensor, letters: str) -> None:
     """Raise ValueError unless `tensor` is floating and has as many axes as `letters`, e.g. "(B, L, D)", names."""
     if tensor.ndim != letters.count(",") + 1:

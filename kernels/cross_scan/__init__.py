@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
@@ -57,7 +58,8 @@ def cross_merge(y: Tensor, spatial_shape: Sequence[int]) -> Tensor:
     check_dims("cross_merge", "y", y, "(B, 4, L, D)")
     if y.shape[1] != 4:
         raise ValueError(f"cross_merge: y has shape {tuple(y.shape)}; expected (B, 4, L, D), one sequence an order")
-    if len(spatial_shape) != 2 or spatial_shape[0] * spatial_shape[1] != y.shape[2]:
+    whole = len(spatial_shape) == 2 and all(isinstance(n, int | torch.SymInt) and n >= 0 for n in spatial_shape)
+    if not whole or spatial_shape[0] * spatial_shape[1] != y.shape[2]:
         raise ValueError(
             f"cross_merge: spatial_shape is {tuple(spatial_shape)}; expected (H, W) with H · W = L = {y.shape[2]}"
         )

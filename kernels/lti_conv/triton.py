@@ -123,7 +123,7 @@ class _Powers:
         batch, dim, states = v.shape
         I = self.high.shape[-1]  # noqa: E741
         out = torch.empty((batch, dim, self.length), dtype=torch.float32, device=v.device)
-        for c in _blocks(dim, batch * I * states):
+        for c in _blocks(dim, batch * I * max(states, self.low.shape[-1] // 2)):
             left = v[:, c, None].to(torch.complex128) * self.high[c].mT  # (B, d, I, N)
             left = torch.cat((left.real, -left.imag), -1).transpose(0, 1).flatten(1, 2)
             right = torch.cat((self.low[c].real, self.low[c].imag), 1)
@@ -137,7 +137,7 @@ class _Powers:
         J, I, states = self.low.shape[-1], self.high.shape[-1], self.low.shape[1]  # noqa: E741
         x = torch.nn.functional.pad(x, (0, I * J - self.length)).unflatten(-1, (I, J))
         values, slopes = (torch.empty((batch, dim, states), dtype=torch.complex128, device=x.device) for _ in range(2))
-        for c in _blocks(dim, 2 * batch * I * states):
+        for c in _blocks(dim, batch * I * max(2 * states, J)):
             low, high = self.low[c], self.high[c]
             low_both = torch.cat((low, _derivative(low)), 1)  # (d, 2N, J)
             rows = x[:, c].double().transpose(0, 1).flatten(1, 2)  # (d, B I, J)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mambaverse.kernels.checks import check_dims, check_tensor
+from mambaverse.kernels.checks import check_dims, check_real_tensor
 
 
 def check_inputs(
@@ -37,7 +37,7 @@ def check_inputs(
     }
     for name, (tensor, shape, letters) in shapes.items():
         if tensor is not None:
-            check_real(op, name, tensor, shape, letters, x)
+            check_real_tensor(op, name, tensor, shape, letters, x)
     low, high = (float(limit) for limit in dt_limit)
     if not low <= high:
         raise ValueError(f"{op}: dt_limit is {dt_limit}; expected (least, greatest)")
@@ -48,11 +48,4 @@ def check_weights(op: str, x: Tensor, weight: Tensor | None, own_weight: Tensor 
     """Raise ValueError unless the weights that are given have the shape of x without its last axis."""
     for name, tensor in (("weight", weight), ("own_weight", own_weight)):
         if tensor is not None:
-            check_real(op, name, tensor, x.shape[:-1], letters, x)
-
-
-def check_real(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], letters: str, x: Tensor) -> None:
-    """Raise ValueError unless `tensor` has `shape` and a real floating dtype and lies where `x` does."""
-    check_tensor(op, name, tensor, shape, letters, x)
-    if tensor.is_complex():
-        raise ValueError(f"{op}: {name} has dtype {tensor.dtype}; expected a real floating dtype")
+            check_real_tensor(op, name, tensor, x.shape[:-1], letters, x)

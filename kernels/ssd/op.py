@@ -47,7 +47,8 @@ def _backward(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> t
     module = backends.load("ssd", backend, x)
     if chunk_states.shape[0] < boundary_states(x, B, cu_seqlens, chunk_size, backend)[0]:  # forward had save=False
         chunk_states = module.forward(*tensors, *flags, True, weight, own_weight)[2]
-    return module.backward(dy, dfinal_state, *tensors, chunk_states, *flags, weight, own_weight)
+    gradients = module.backward(dy, dfinal_state, *tensors, chunk_states, *flags, weight, own_weight)
+    return tuple(gradient.contiguous() for gradient in gradients)
 
 
 def _backward_fake(dy: Tensor | None, dfinal_state: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend, resolve
+from mambaverse.kernels.checks import check_real_tensor
 from mambaverse.kernels.library import define_op
-from mambaverse.kernels.ssd.checks import check_inputs, check_real, check_weights
+from mambaverse.kernels.ssd.checks import check_inputs, check_weights
 from mambaverse.kernels.ssd.layout import state_dtype
 from mambaverse.kernels.ssd.reference import step_sizes
 
@@ -63,7 +64,7 @@ def ssd_update(
     """
     B, C, low, high = check_inputs("ssd_update", x, dt, A, B, C, D, z, dt_bias, dt_limit, "B")
     wide = state_dtype(x)
-    check_real("ssd_update", "state", state, (*x.shape, B.shape[-1]), "(B, H, P, N)", x)
+    check_real_tensor("ssd_update", "state", state, (*x.shape, B.shape[-1]), "(B, H, P, N)", x)
     if state.dtype != wide:
         raise ValueError(f"ssd_update: state has dtype {state.dtype}; expected {wide} beside x of {x.dtype}")
     check_weights("ssd_update", x, weight, own_weight, "(B, H)")

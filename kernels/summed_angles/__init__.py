@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_dims, check_offsets, check_tensor, num_sequences
+from mambaverse.kernels.checks import check_dims, check_offsets, check_real_tensor, num_sequences
 from mambaverse.kernels.summed_angles.op import summed_angles_forward
 
 
@@ -43,7 +43,7 @@ def summed_angles(
     (batch, length, heads), pairs = dt.shape, rate.shape[2]
     sequences = num_sequences(op, cu_seqlens, batch)
     check_offsets(op, cu_seqlens, "dt", dt)
-    check_tensor(op, "rate", rate, (batch, length, pairs), "(B, L, S)", dt)
+    check_real_tensor(op, "rate", rate, (batch, length, pairs), "(B, L, S)", dt)
     if initial is not None:
-        check_tensor(op, "initial", initial, (sequences, heads, pairs), "(sequences, H, S)", dt)
+        check_real_tensor(op, "initial", initial, (sequences, heads, pairs), "(sequences, H, S)", dt)
     return summed_angles_forward(dt, rate, initial, cu_seqlens, current_backend())

@@ -28,8 +28,8 @@ def _backward(
     dangles: Tensor, dt: Tensor, rate: Tensor, initial: Tensor | None, cu_seqlens: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     module = backends.load("summed_angles", backend, dt)
-    gradients: tuple[Tensor, Tensor, Tensor] = module.backward(dangles, dt, rate, initial, cu_seqlens)
-    return gradients
+    ddt, drate, dinitial = module.backward(dangles, dt, rate, initial, cu_seqlens)
+    return ddt.contiguous(), drate.contiguous(), dinitial.contiguous()
 
 
 def _backward_fake(dangles: Tensor, dt: Tensor, rate: Tensor, initial: Tensor | None, *others: Any) -> Any:

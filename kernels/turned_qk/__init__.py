@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_tensor
+from mambaverse.kernels.checks import check_dims, check_real_tensor
 from mambaverse.kernels.turned_qk.op import turned_qk_forward
 
 PAIRINGS = ("interleaved", "half_split")
@@ -42,7 +42,8 @@ def turned_qk(
         C_weight: (N,).
         B_bias: (H, R, N); head h has group h // (H // G).
         C_bias: (H, R, N).
-        angles: (B, L, H, S), radians, S ≤ N / 2; those of the R vectors of a head are the same.
+        angles: (B, L, H, S), radians, S ≤ N / 2; those of the R vectors of a head are the same. On a GPU they should
+            stay below 4e5, beyond which float32 leaves their cosines few digits.
         pairing: "interleaved" turns the channels (2 i, 2 i + 1), "half_split" (i, i + N / 2), i < S.
         eps: Added to the mean square.
 
@@ -59,12 +60,13 @@ def turned_qk(
     if B.ndim != 5 or 0 in B.shape[2:] or not B.is_floating_point():
         raise ValueError(f"{op}: B is {B.dtype} of shape {tuple(B.shape)}; expected a floating dtype, (B, L, R, G, N)")
     batch, length, rank, groups, size = B.shape
-    heads = B_bias.shape[0]
-    if B_bias.ndim != 3 or heads == 0 or heads % groups:
+    heads = B_bias.shape[0] if B_bias.ndim == 3 else 0
+    if heads == 0 or heads % groups:
         raise ValueError(
             f"{op}: B_bias has shape {tuple(B_bias.shape)}; expected (H, R, N), H a multiple of B's {groups} groups"
         )
-    turned = angles.shape[-1] if angles.ndim == 4 else 0
+    check_dims(op, "angles", angles, "(B, L, H, S)")
+    turned = angles.shape[-1]
     if turned > size // 2 or (pairing == "half_split" and size % 2):
         raise ValueError(
             f"{op}: {turned} pairs of {size} channels cannot turn with pairing={pairing!r}; expected at most N // 2, "
@@ -79,7 +81,7 @@ def turned_qk(
         "angles": (angles, (batch, length, heads, turned), "(B, L, H, S)"),
     }
     for name, (tensor, shape, letters) in shapes.items():
-        check_tensor(op, name, tensor, shape, letters, B)
+        check_real_tensor(op, name, tensor, shape, letters, B)
     return turned_qk_forward(
         B, C, B_weight, C_weight, B_bias, C_bias, angles, pairing == "interleaved", eps, current_backend()
     )

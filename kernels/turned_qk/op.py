@@ -29,8 +29,8 @@ def _forward_fake(B: Tensor, C: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 def _backward(dk: Tensor | None, dq: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
     *arguments, backend = inputs
-    gradients: tuple[Tensor, ...] = backends.load("turned_qk", backend, inputs[0]).backward(dk, dq, *arguments)
-    return gradients
+    gradients = backends.load("turned_qk", backend, inputs[0]).backward(dk, dq, *arguments)
+    return tuple(gradient.contiguous() for gradient in gradients)
 
 
 def _backward_fake(dk: Tensor | None, dq: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:

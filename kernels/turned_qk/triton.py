@@ -80,8 +80,8 @@ def backward(
                     "FAST": not INTERPRETED, "num_warps": 4,
                 },
             )  # fmt: skip
-    dB_bias, dC_bias = of_biases.sum(0)
-    dB_weight, dC_weight = of_weights.sum((0, 2))
+    dB_bias, dC_bias = (part.sum(0) for part in of_biases.unbind(1))  # each a tensor of its own
+    dB_weight, dC_weight = (part.sum((0, 1)) for part in of_weights.unbind(1))
     return (
         dB, dC, dB_weight.to(B_weight.dtype), dC_weight.to(C_weight.dtype), dB_bias.to(B_bias.dtype),
         dC_bias.to(C_bias.dtype), dangles[0] if rank == 1 else dangles.sum(0).to(angles.dtype),

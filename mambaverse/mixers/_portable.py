@@ -35,7 +35,7 @@ def exporting() -> bool:
 
     timm's switch is read when forward runs, not when a model is built. If timm was never imported, it is off.
     """
-    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # the second alone costs 1.7 us a call
+    if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # the first is the cheaper one
         return True
     layers = sys.modules.get("timm.layers")
     return layers is not None and bool(layers.is_exportable())
@@ -177,7 +177,7 @@ def ssd(
     x_, A = x.to(wide), A.to(wide)
     Δ = dt.to(wide) if dt_bias is None else dt.to(wide) + dt_bias.to(wide)
     Δ = F.softplus(Δ) if dt_softplus else Δ
-    if dt_limit != (0.0, float("inf")):
+    if not dt_softplus or dt_limit != (0.0, float("inf")):
         Δ = Δ.clamp(*dt_limit)
     num_heads, head_dim = x.shape[2:]
     B, C = (_rows(v.to(wide), num_heads) for v in (B, C))
@@ -242,7 +242,7 @@ def summed_angles(dt: Tensor, rate: Tensor, initial: Tensor | None, cu_seqlens: 
 
 def _run(step: Any, h: Tensor, inputs: tuple[Tensor, ...], reverse: bool) -> tuple[Tensor, Tensor]:
     """Return the outputs of `step` (B, L, ...) on inputs (B, L, ...) each, and the last state."""
-    from torch._higher_order_ops import scan  # its import costs half a second
+    from torch._higher_order_ops import scan  # loads the compiler
 
     time_first = tuple(v.transpose(0, 1) for v in inputs)
     final, y = scan(step, h, time_first, dim=0, reverse=reverse)

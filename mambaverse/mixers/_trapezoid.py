@@ -139,11 +139,11 @@ def last(x: Tensor, first: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """Return x (B, L, ...) at each sequence's last token: (S, ...); of an empty sequence its row of `first`."""
     if cu_seqlens is None:
         if x.shape[1] > 0:
-            return x[:, -1]
+            return x[:, -1].clone()  # a view would keep all of x as long as a state lives
         return x.sum(1) if first is None else first.to(x.dtype)  # a sum of nothing: zeros
     if x.shape[1] == 0:
         x = torch.zeros_like(x.sum(1, keepdim=True))
-    ends = x[0, (cu_seqlens[1:] - 1).clamp(min=0)]  # of an empty sequence any row
+    ends = x[0, (cu_seqlens[1:] - 1).clamp(0, x.shape[1] - 1)]  # of an empty sequence any row
     empty = (cu_seqlens[1:] == cu_seqlens[:-1]).view([-1] + [1] * (x.ndim - 2))
     return torch.where(empty, torch.zeros_like(ends) if first is None else first.to(ends), ends)
 
@@ -178,7 +178,7 @@ def _first(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """Return x (B, L, H) at each sequence's first token: (S, H); zeros of an empty sequence."""
     if cu_seqlens is None:
         return x[:, :1].sum(1)
-    x = F.pad(x, [0, 0, 0, 1])[0, cu_seqlens[:-1]]  # of an empty sequence any row
+    x = F.pad(x, [0, 0, 0, 1])[0, cu_seqlens[:-1].clamp(0, x.shape[1])]  # of an empty sequence any row
     return torch.where((cu_seqlens[1:] == cu_seqlens[:-1])[:, None], torch.zeros_like(x), x)
 
 

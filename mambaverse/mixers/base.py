@@ -162,7 +162,7 @@ class Mixer(nn.Module):
         if self.needs_spatial_shape:
             if spatial_shape is None:
                 raise ValueError(f"{name} needs spatial_shape=(H, W), the grid of its tokens")
-            if spatial_shape[0] * spatial_shape[1] != x.shape[1]:
+            if min(spatial_shape) < 1 or spatial_shape[0] * spatial_shape[1] != x.shape[1]:
                 raise ValueError(f"{name}: spatial_shape {tuple(spatial_shape)} does not hold L = {x.shape[1]} tokens")
         elif state is None and cu_seqlens is None and not return_state:
             return self.mix(x)

@@ -200,14 +200,18 @@ def check_cpu_gpu(subject: Subject) -> None:
         weight = subject.tokens(seed=2).to(device)
         return _run_and_differentiate(subject.build().to(device), subject.tokens().to(device), weight, [LENGTH])
 
+    refused = ""
     try:
         on_gpu = run("cuda")
     except BackendError as error:
         if 'use_backend("reference")' not in str(error):
             raise
+        refused = str(error)
         with use_backend("reference"):
             on_gpu = run("cuda")
     _same_gradients("on the GPU, against the CPU", {name: value.cpu() for name, value in on_gpu.items()}, run("cpu"))
+    if refused:
+        raise Skip(f"{refused} (there it gives the numbers of the CPU)")
 
 
 def check_state_dict(subject: Subject) -> None:
@@ -295,7 +299,6 @@ def check_step_sizes(subject: Subject) -> None:
         later = x.clone()
         later[:, -1] += 1
         changed = mixer.step_sizes(later, GRID)
-        call(mixer, x)
     for name, dt in found.items():
         if dt.ndim != 3 or dt.shape[:2] != x.shape[:2] or dt.dtype not in (torch.float32, torch.float64):
             raise AssertionError(f"step_sizes[{name!r}] of x {tuple(x.shape)} is {tuple(dt.shape)} {dt.dtype}")
