@@ -176,6 +176,13 @@ def test_opcheck() -> None:
 
 
 @compiled
+def test_gradients_have_the_strides_of_the_fake() -> None:
+    dt, rate = torch.rand(5, 2, 3).transpose(0, 1), torch.rand(5, 2, 4).transpose(0, 1)
+    gradients = torch.ops.mambaverse.summed_angles_backward(torch.rand(2, 5, 3, 4), dt, rate, None, None, "auto")
+    assert all(g.is_contiguous() for g in gradients)
+
+
+@compiled
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -139,6 +139,15 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.mambaverse.turned_qk, (*leaves, True, 1e-5, "auto"))
 
 
+def test_gradients_are_tensors_of_their_own_with_the_strides_of_the_fake() -> None:
+    inputs = list(make_inputs(SMALL).values())
+    k, q = torch.ops.mambaverse.turned_qk(*inputs, True, 1e-5, "auto")
+    gradients = torch.ops.mambaverse.turned_qk_backward(
+        k, q, *(t.mT.contiguous().mT if t.ndim > 1 else t for t in inputs), True, 1e-5, "auto"
+    )
+    assert all(g.is_contiguous() and g.storage_offset() == 0 for g in gradients)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

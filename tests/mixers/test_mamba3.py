@@ -234,3 +234,8 @@ def test_no_tokens_leave_the_state_as_it_was() -> None:
         assert y.shape == nothing.shape
         for part, kept in zip(after, state, strict=True):
             assert torch.equal(part, kept)
+
+
+def test_a_state_holds_nothing_but_itself() -> None:
+    _, state = create_mixer("mamba3", 64)(x=torch.randn(1, 200, 64), return_state=True)
+    assert [part.untyped_storage().nbytes() for part in state] == [part.nbytes for part in state]
