@@ -128,6 +128,8 @@ def main() -> None:
                 rows.append(measure(name, size, batch, clock))
             except torch.OutOfMemoryError:
                 console.print(f"{name} at {size} px: out of memory")
+                torch.cuda.empty_cache()
+                continue
             torch.cuda.empty_cache()
             if options.csv:
                 with options.csv.open("w", newline="") as file:

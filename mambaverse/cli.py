@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("inputs", nargs="+", metavar="FILE", help="files, or folders of files")
     predict.add_argument("--format", choices=("table", "csv", "json"), default="table")
     predict.add_argument(
-        "--sheet", type=Path, metavar="FILE", help="draw them with their labels, as .png, .pdf or .svg"
+        "--sheet", type=Path, metavar="FILE", help="draw them with their labels, as .png, .pdf, .svg or .jpg"
     )
     on_error(predict)
 

@@ -71,13 +71,17 @@ def describe_model(name: str) -> dict[str, str]:
     """Return a model's name, source, summary, the signature of its class, and what it costs.
 
     "parameters" and "multiply_adds" (of one input forward, the scans included) are those of the defaults; the second
-    is "" where a model does not say how large its inputs are.
+    is "" where a model does not say how large its inputs are, and both where it cannot be built of fake tensors.
     """
     from mambaverse.flops import model_cost  # which imports this module
 
     description = MODELS.describe(name)
-    parameters, cost = model_cost(name)
-    description |= {"parameters": str(parameters), "multiply_adds": "" if cost is None else str(cost.multiply_adds)}
+    try:
+        parameters, cost = model_cost(name)
+    except Exception:  # a model that cannot be made without memory, or at all: it says so where it is built
+        description |= {"parameters": "", "multiply_adds": ""}
+    else:
+        description |= {"parameters": str(parameters), "multiply_adds": "" if cost is None else str(cost.multiply_adds)}
     if "model" in MODELS.entry(name).tags:
         description["signature"] = str(inspect.signature(MODELS.entry(name).tags["model"]))
     return description

@@ -234,6 +234,8 @@ def stage_patterns(mixer: StageMixers, depths: Sequence[int]) -> list[list[str]]
         UserError: if a list has another length than there are stages, or an entry is empty.
     """
     patterns = [mixer] * len(depths) if isinstance(mixer, str) else list(mixer)
+    if not all(isinstance(pattern, str | Sequence) for pattern in patterns):
+        raise UserError(f"mixer: expected a name or a pattern of names for each stage, got {patterns}")
     if len(patterns) != len(depths):
         raise UserError(
             f"mixer: expected a name, or a list with one entry (a name or a pattern) for each of the {len(depths)} "

@@ -53,6 +53,8 @@ def explain_run(
         try:
             for name, sample in load_each(task, inputs, skips.on_bad):
                 target = folder / picture_name(name, written)
+                if target.exists() and target.resolve() in {Path(given).resolve() for given in (*inputs, name)}:
+                    raise UserError(f"--out {folder}: the picture of {name} would replace it; choose another folder")
                 with saving(folder):
                     folder.mkdir(parents=True, exist_ok=True)
                 with torch.random.fork_rng(devices=[]):

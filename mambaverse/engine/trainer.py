@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from rich.console import Console
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -207,6 +207,7 @@ class Trainer:
         """Evaluate, and write what an epoch leaves; return whether to stop."""
         position = self.position
         self._check_weights()
+        self._share_statistics()
         model = self.weights if self.average is None else self.average.module
         generators = get_generators(self.device)  # an evaluation changes nothing that training draws from
         stopped = self._asked if self.alone else bool
@@ -230,6 +231,14 @@ class Trainer:
             display.epoch(row, position.updates, best=better)
         self.save()
         return not self.finished and self._interrupted(True, saved=True)
+
+    def _share_statistics(self) -> None:
+        """Give every process the batch norms' statistics of the first, whose weights are saved."""
+        if self.alone:
+            return
+        for module in (self.weights, *(() if self.average is None else (self.average.module,))):
+            for buffer in module.buffers():
+                buffer.copy_(broadcast(buffer.clone(), from_process=0))
 
     def save(self) -> None:
         """Save the state; every process takes part.

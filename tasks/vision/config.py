@@ -42,7 +42,10 @@ class VisionDataConfig(SplitConfig):
             raise ConfigError("data.crop_padding and data.crop_scale are two ways to crop; set one of them")
         for key in ("trivial_augment", "cutout"):
             if getattr(self, key) and not self.on_device:
-                raise ConfigError(f"data.{key}: is done where the model is; set data.on_device=true")
+                off = "0" if key == "cutout" else "false"
+                raise ConfigError(
+                    f"data.{key}: is done where the model is; set data.on_device=true or data.{key}={off}"
+                )
         for key in ("crop_scale", "rand_augment", "erase"):
             if getattr(self, key) and self.on_device:
                 raise ConfigError(

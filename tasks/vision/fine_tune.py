@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from timm.models import adapt_input_conv
@@ -34,7 +36,7 @@ def fitted(weights: Mapping[str, Tensor], model: nn.Module, source: str, first: 
     weights, own = dict(weights), model.state_dict()
     stem, matrix = f"{first}.weight", f"{head}.weight"
     if stem in weights and stem in own and weights[stem].shape[1] != own[stem].shape[1]:
-        weights[stem] = adapt_input_conv(own[stem].shape[1], weights[stem])
+        weights[stem] = adapt_input_conv(own[stem].shape[1], weights[stem], weights[stem].shape[1])
     if matrix in weights and matrix in own and len(weights[matrix]) != len(own[matrix]):
         warn(
             f"{source}: its head knows {len(weights[matrix])} classes and is left out; "
@@ -42,3 +44,12 @@ def fitted(weights: Mapping[str, Tensor], model: nn.Module, source: str, first: 
         )
         weights |= {key: own[key] for key in (matrix, f"{head}.bias") if key in own}
     return weights
+
+
+def classes_of(path: Path) -> list[str] | None:
+    """Return the classes of the run that a weights file lies in; None where there is none."""
+    try:
+        facts = json.loads((path.parent / "facts.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return facts.get("classes") if isinstance(facts, dict) else None

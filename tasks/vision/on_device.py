@@ -1,7 +1,7 @@
 """Images that stay where the model is, and are cut, turned, coloured and erased there, a batch at a time.
 
-Every random choice is a hash of (key, sample, number of the choice), so that a sample is the same whatever batch it is
-in, on whatever device, and in a run that was stopped and resumed; `key` is the seed's and the epoch's.
+Every random choice is a hash of (key, sample, number of the choice), so that it is the same whatever batch a sample is
+in, on any device, and in a run that was stopped and resumed; `key` is the seed's and the epoch's.
 
 Sources: TrivialAugment, Müller and Hutter 2021 (arXiv 2103.10158), table 6, but that images move half as far: one
 operation a sample, of random strength;

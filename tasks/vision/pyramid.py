@@ -6,6 +6,7 @@ image (B, C, H, W) -> stem (B, H/4, W/4, D) -> stages, each half as high and wid
 # No `from __future__ import annotations`: torch.fx copies those of `forward` into the code that it writes, and
 # TorchScript, which may compile that, must find a type there and not a string.
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,20 @@ from torch import Tensor, nn
 
 from mambaverse.backbones.hierarchical import Hierarchical, StageMixers, init_linear_
 from mambaverse.blocks import Block
+from mambaverse.engine.checkpoint import load_state, read_weights
 from mambaverse.errors import UserError, suggest
+from mambaverse.tasks.vision.fine_tune import adapted
 from mambaverse.tasks.vision.stems import STEMS, ResidualStem
 
 register_notrace_module(Block)
-BUILDER_ARGUMENTS = ("cache_dir", "features_only", "out_indices", "pretrained_cfg", "pretrained_cfg_overlay")
+BUILDER_ARGUMENTS = (
+    "cache_dir",
+    "checkpoint_path",
+    "features_only",
+    "out_indices",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+)
 
 
 class Pyramid(Hierarchical):
@@ -78,6 +88,7 @@ class Pyramid(Hierarchical):
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         dims = [dims * 2**i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
+        check_depths(depths)
         if stem not in STEMS:
             raise UserError(f"stem: unknown stem {stem!r}{suggest(stem, STEMS)}")
         side = img_size if isinstance(img_size, int) else min(img_size)
@@ -243,6 +254,7 @@ def build_pyramid(
     size: Mapping[str, Any],
     overrides: dict[str, Any],
     filter_weights: Callable[[Mapping[str, Any], nn.Module], dict[str, Any]] | None = None,
+    fit: Callable[[Mapping[str, Tensor], nn.Module, str], dict[str, Tensor]] = adapted,
 ) -> nn.Module:
     """Build a registered size of a family, as timm does.
 
@@ -252,17 +264,22 @@ def build_pyramid(
         pretrained: Whether weights are asked for, which `pretrained_cfg` or its overlay must then name.
         size: Arguments that make the variant.
         overrides: Arguments given on top; mixers' are merged mixer by mixer.
-        filter_weights: Renames the parameters of a file of weights.
+        filter_weights: Renames the parameters of a file of weights, for timm.
+        fit: Fits the weights of `checkpoint_path` to the model: (weights, model, where they are from).
 
     Raises:
         UserError: weights were asked for, and none are published.
+        CheckpointError: a file that cannot be read, or of another model.
     """
+    overrides = dict(overrides)
+    path = overrides.pop("checkpoint_path", None)
     if pretrained and not ({"pretrained_cfg", "pretrained_cfg_overlay"} & set(overrides)):
         raise UserError(f"model {variant!r}: there are no published weights yet; train it, or load a checkpoint")
     own, given = size.get("mixer_args") or {}, overrides.get("mixer_args") or {}
     merged = {name: {**own.get(name, {}), **given.get(name, {})} for name in {**own, **given}}
     arguments = {**size, **overrides, "mixer_args": merged}
     scales = getattr(STEMS.get(arguments.get("stem", "conv")), "SCALES", 0)
+    check_depths(arguments["depths"])
     every = tuple(range(scales + len(arguments["depths"])))
     feature_cfg = {"out_indices": arguments.pop("out_indices", every), "feature_cls": "getter"}
     model = build_model_with_cfg(
@@ -271,7 +288,18 @@ def build_pyramid(
     # timm.create_model does the same: an export (save_for_hf) writes down what rebuilds the model
     transient = {*BUILDER_ARGUMENTS, "device", "dtype"}
     update_model_args(model, **{key: value for key, value in overrides.items() if key not in transient})
+    if path is not None:
+        inner = getattr(model, "model", model)  # of features_only, which has no head and may end early
+        weights = fit(read_weights(Path(path)), inner, str(path))
+        own = weights if inner is model else inner.state_dict()
+        load_state(inner, {name: value for name, value in weights.items() if name in own}, str(path))
     return model
+
+
+def check_depths(depths: Any) -> None:
+    """Raise UserError unless `depths` is a list of numbers."""
+    if isinstance(depths, str) or not isinstance(depths, Sequence):
+        raise UserError(f"depths: expected a list with the number of blocks of each stage, got {depths!r}")
 
 
 def _check_pool(pool: str) -> str:

@@ -37,6 +37,8 @@ class PatchStem(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, patch_size: int, norm: str, eps: float, **dd: Any) -> None:
         super().__init__()
+        if patch_size < 1:
+            raise UserError(f"patch_size: expected at least 1, got {patch_size}")
         self.conv1 = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, **dd)
         self.norm1 = plain_norm(norm, dim, eps, **dd)
 

@@ -17,14 +17,14 @@ from mambaverse.engine.checkpoint import load_state, read_weights
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.task import Batch, Prediction, Sample, SampleSet, register_task
 from mambaverse.ensemble import members_of
-from mambaverse.errors import UserError
+from mambaverse.errors import UserError, warn
 from mambaverse.splits import SplitRow, write_split
 from mambaverse.tasks.vision.augment import Augment, fit, mix
 from mambaverse.tasks.vision.config import VisionDataConfig, VisionTaskConfig
 from mambaverse.tasks.vision.explain import explain_image
 from mambaverse.tasks.vision.explain_figure import explain_sheet
 from mambaverse.tasks.vision.figures import SHEET_SIZE, contact_sheet, label_sheet
-from mambaverse.tasks.vision.fine_tune import adapted
+from mambaverse.tasks.vision.fine_tune import adapted, classes_of
 from mambaverse.tasks.vision.images import (
     EXTENSIONS,
     ArrayImages,
@@ -118,7 +118,7 @@ class VisionTask(Classifier):
             if not isinstance(images, ArrayImages) or set(images.images.shape[2:]) != {self.size}:
                 raise ConfigError(
                     f"data.on_device: {data.name} is not in memory at {self.size} x {self.size} pixels; set "
-                    "data.on_device=false"
+                    "data.on_device=false data.trivial_augment=false data.cutout=0"
                 )
             sets.append(DeviceImages(images, augment if images is train else None, self._finish))
         return sets[0], sets[1]
@@ -171,9 +171,14 @@ class VisionTask(Classifier):
         """Start from a weights file, ours or of Vim's or VMamba's authors; a head for other classes starts anew."""
         if isinstance(model, Vim):
             load_vim(model, path)
-            return
-        fit_to = convert if isinstance(model, VMamba) else adapted
-        load_state(model, fit_to(read_weights(path), model, str(path)), str(path))
+        else:
+            fit_to = convert if isinstance(model, VMamba) else adapted
+            load_state(model, fit_to(read_weights(path), model, str(path)), str(path))
+        before: Any = classes_of(path)
+        reset: Any = getattr(model, "reset_classifier", None)
+        if reset is not None and before is not None and len(before) == len(self.classes) and before != [*self.classes]:
+            warn(f"{path}: its head knows other classes ({', '.join(before[:3])}, ...); that for these starts anew")
+            reset(len(self.classes))
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
         """Stack and normalise images (B, C, H, W) float32; with a generator, and mixup on, targets are (B, classes)."""

@@ -19,7 +19,7 @@ from torch import nn
 from mambaverse.models import register_model
 from mambaverse.tasks.vision.pyramid import BUILDER_ARGUMENTS, build_pyramid
 from mambaverse.tasks.vision.vmamba import VMamba
-from mambaverse.tasks.vision.vmamba_weights import rename, unwrap
+from mambaverse.tasks.vision.vmamba_weights import convert, rename, unwrap
 
 _TINY = 96  # pixels of test_vmamba
 _V0: dict[str, Any] = {
@@ -69,7 +69,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 
 
 def _vmamba(variant: str, pretrained: bool, **overrides: Any) -> nn.Module:
-    return build_pyramid(VMamba, variant, pretrained, _SIZES[variant], overrides, checkpoint_filter_fn)
+    return build_pyramid(VMamba, variant, pretrained, _SIZES[variant], overrides, checkpoint_filter_fn, convert)
 
 
 @register_model(domain="vision", model=VMamba, also=BUILDER_ARGUMENTS)

@@ -52,6 +52,41 @@ def test_grey_images_see_the_sum_of_the_colours_filters(
     torch.testing.assert_close(new(grey), old(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_weights_for_grey_images_see_colours_as_one(
+    name: str, make_task: Callable[..., VisionTask], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    old, new = build(name, 3, in_chans=1).eval(), build(name, 3).eval()
+    save_file(old.state_dict(), path := tmp_path / "old.safetensors")
+    make_task("vision/digits", setup=False).load_checkpoint(new, path)
+    grey = torch.randn(1, 1, 32, 32)
+    torch.testing.assert_close(new(grey.expand(-1, 3, -1, -1)), old(grey), rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_for_as_many_other_classes_starts_anew_too(
+    make_task: Callable[..., VisionTask], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = build("test_vmamba", 2), build("test_vmamba", 2)
+    save_file(old.state_dict(), path := tmp_path / "best.safetensors")
+    (tmp_path / "facts.json").write_text('{"classes": ["cat", "dog"]}')
+    task = make_task("vision/digits", setup=False)
+    for classes, kept in ((["cat", "dog"], True), (["cup", "jug"], False)):
+        task.classes = classes
+        task.load_checkpoint(new, path)
+        assert new.state_dict()["head.weight"].equal(old.state_dict()["head.weight"]) == kept
+        assert ("its head knows other classes (cat, dog, ...)" in capsys.readouterr().err) != kept
+
+
+@pytest.mark.parametrize("name", ["test_strata", "test_vmamba"])
+def test_pyramids_take_a_file_of_weights(name: str, tmp_path: Path) -> None:
+    old = mambaverse.create_model(name, num_classes=5)
+    save_file(old.state_dict(), path := tmp_path / "old.safetensors")
+    new = mambaverse.create_model(name, num_classes=5, checkpoint_path=str(path)).state_dict()
+    assert all(new[key].equal(value) for key, value in old.state_dict().items())
+    mambaverse.create_model(name, features_only=True, num_classes=0, checkpoint_path=path)
+
+
 def test_weights_of_another_model_are_still_refused(make_task: Callable[..., VisionTask], tmp_path: Path) -> None:
     save_file(build("test_vmamba", 3).state_dict(), path := tmp_path / "old.safetensors")
     with pytest.raises(CheckpointError, match="weights of another model"):
