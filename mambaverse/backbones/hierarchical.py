@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mambaverse.blocks import Block, build_mixer, layer_pattern
+from mambaverse.blocks import Block, build_mixer, layer_pattern, reset_parameters
 from mambaverse.errors import UserError
-from mambaverse.mixers import Mixer
 
 DOWNSAMPLES = ("conv", "merge")
 StageMixers = str | Sequence[str | Sequence[str]]  # one name for all, or for each stage a name or a pattern
@@ -203,7 +202,7 @@ class Hierarchical(nn.Module):
             needs_reset: First draw all parameters anew, those of the mixers too: for a model that left the meta device.
         """
         if needs_reset:
-            _reset(self)
+            reset_parameters(self)
         for stage in self.stages():
             for mlp in (cast(Block, block).mlp for block in stage.blocks):
                 if mlp is not None:
@@ -261,13 +260,3 @@ def _downsample(kind: str, in_dim: int, dim: int, norm: str, eps: float, **dd: A
     if kind == "conv":
         return ConvDownsample(in_dim, dim, plain_norm(norm, dim, eps, **dd), **dd)
     return MergeDownsample(in_dim, dim, plain_norm(norm, 4 * in_dim, eps, **dd), **dd)
-
-
-def _reset(module: nn.Module) -> None:
-    """Draw the parameters of a tree of modules anew: a mixer knows how to do all of its own."""
-    reset = getattr(module, "reset_parameters", None)
-    if callable(reset):
-        reset()
-    if not (callable(reset) and isinstance(module, Mixer)):
-        for child in module.children():
-            _reset(child)

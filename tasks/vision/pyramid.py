@@ -12,25 +12,17 @@ from typing import Any
 import torch
 from timm.models import build_model_with_cfg, register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
-from timm.models._input import update_model_args
 from torch import Tensor, nn
 
 from mambaverse.backbones.hierarchical import Hierarchical, StageMixers, init_linear_
 from mambaverse.blocks import Block
 from mambaverse.engine.checkpoint import load_state, read_weights
 from mambaverse.errors import UserError, suggest
+from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS, check_published, record_arguments
 from mambaverse.tasks.vision.fine_tune import adapted
 from mambaverse.tasks.vision.stems import STEMS, ResidualStem
 
 register_notrace_module(Block)
-BUILDER_ARGUMENTS = (
-    "cache_dir",
-    "checkpoint_path",
-    "features_only",
-    "out_indices",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-)
 
 
 class Pyramid(Hierarchical):
@@ -273,8 +265,7 @@ def build_pyramid(
     """
     overrides = dict(overrides)
     path = overrides.pop("checkpoint_path", None)
-    if pretrained and not ({"pretrained_cfg", "pretrained_cfg_overlay"} & set(overrides)):
-        raise UserError(f"model {variant!r}: there are no published weights yet; train it, or load a checkpoint")
+    check_published(variant, pretrained, overrides)
     own, given = size.get("mixer_args") or {}, overrides.get("mixer_args") or {}
     merged = {name: {**own.get(name, {}), **given.get(name, {})} for name in {**own, **given}}
     arguments = {**size, **overrides, "mixer_args": merged}
@@ -285,9 +276,7 @@ def build_pyramid(
     model = build_model_with_cfg(
         cls, variant, pretrained, pretrained_filter_fn=filter_weights, feature_cfg=feature_cfg, **arguments
     )
-    # timm.create_model does the same: an export (save_for_hf) writes down what rebuilds the model
-    transient = {*BUILDER_ARGUMENTS, "device", "dtype"}
-    update_model_args(model, **{key: value for key, value in overrides.items() if key not in transient})
+    record_arguments(model, overrides, BUILDER_ARGUMENTS)
     if path is not None:
         inner = getattr(model, "model", model)  # of features_only, which has no head and may end early
         weights = fit(read_weights(Path(path)), inner, str(path))

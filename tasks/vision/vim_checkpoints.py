@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
-from timm.models import adapt_input_conv
 from torch import Tensor
 
 from mambaverse.engine.checkpoint import CheckpointError, load_state, read_torch, read_weights
-from mambaverse.errors import suggest, warn
+from mambaverse.errors import suggest
+from mambaverse.tasks.vision.fine_tune import fitted
 
 if TYPE_CHECKING:
     from mambaverse.tasks.vision.vim import Vim
@@ -54,21 +54,9 @@ def load_vim(model: Vim, path: Path | str, key: str | None = None) -> None:
         if not isinstance(content, Mapping):
             raise CheckpointError(f"{path}: expected a dictionary of weights, got {type(content).__name__}")
     weights = convert(content, model, str(path), key)
-    name = "patch_embed.proj.weight"
-    if name in weights and weights[name].shape[1] != model.in_chans:
-        weights[name] = adapt_input_conv(model.in_chans, weights[name], weights[name].shape[1])
-    own = model.state_dict()
-    for name in ("head.weight", "head.bias"):
-        if name not in own:
-            weights.pop(name, None)
-        elif name in weights and weights[name].shape != own[name].shape:
-            if name == "head.weight":
-                warn(
-                    f"{path}: its head knows {len(weights[name])} classes and is left out; "
-                    f"that for {len(own[name])} classes starts anew"
-                )
-            weights[name] = own[name]
-    load_state(model, weights, str(path))
+    if model.num_classes == 0:
+        weights = {name: value for name, value in weights.items() if name not in ("head.weight", "head.bias")}
+    load_state(model, fitted(weights, model, str(path), "patch_embed.proj", "head"), str(path))
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: Vim) -> dict[str, Tensor]:

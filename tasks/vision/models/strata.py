@@ -18,7 +18,8 @@ from timm.models import register_model as register_with_timm
 from torch import nn
 
 from mambaverse.models import register_model
-from mambaverse.tasks.vision.pyramid import BUILDER_ARGUMENTS, Pyramid, build_pyramid
+from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS
+from mambaverse.tasks.vision.pyramid import Pyramid, build_pyramid
 
 _SHARED: dict[str, Any] = {
     "stem": "residual",

@@ -9,18 +9,14 @@ from typing import Any
 
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs
 from timm.models import register_model as register_with_timm
-from timm.models._input import update_model_args
 from torch import nn
 
-from mambaverse.errors import UserError
 from mambaverse.models import register_model
+from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS, check_published, record_arguments
 from mambaverse.tasks.vision.vim import Vim
 from mambaverse.tasks.vision.vim_checkpoints import checkpoint_filter_fn, load_vim
 
-BUILDER_ARGUMENTS = (
-    *("cache_dir", "features_only", "feature_cls", "out_indices", "pretrained_cfg", "pretrained_cfg_overlay"),
-    *("pretrained_strict", "checkpoint_path", "checkpoint_key"),
-)
+ALSO = (*BUILDER_ARGUMENTS, "feature_cls", "pretrained_strict", "checkpoint_key")
 _WIDTHS = {"nano": (96, 6), "tiny": (192, 24), "small": (384, 24), "base": (768, 24)}  # embed_dim, depth
 _TEST: dict[str, Any] = {"embed_dim": 32, "depth": 3, "patch_size": 16, "mixer_args": {"vim": {"d_state": 4}}}
 
@@ -53,8 +49,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _vim(variant: str, pretrained: bool, **overrides: Any) -> nn.Module:
-    if pretrained and not ({"pretrained_cfg", "pretrained_cfg_overlay"} & set(overrides)):
-        raise UserError(f"model {variant!r}: there are no published weights yet; train it, or load a checkpoint")
+    check_published(variant, pretrained, overrides)
     path, key = overrides.pop("checkpoint_path", None), overrides.pop("checkpoint_key", None)
     overlay = overrides.get("pretrained_cfg_overlay")
     if overlay and {"file", "url"} & set(overlay):  # what timm unwraps no longer tells whose layout it is in
@@ -64,9 +59,7 @@ def _vim(variant: str, pretrained: bool, **overrides: Any) -> nn.Module:
     model = build_model_with_cfg(
         Vim, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=feature_cfg, **arguments
     )
-    # timm.create_model does the same: an export (save_for_hf) writes down what rebuilds the model
-    transient = {*BUILDER_ARGUMENTS, "pretrained_model_args", "device", "dtype"}
-    update_model_args(model, **{key: value for key, value in overrides.items() if key not in transient})
+    record_arguments(model, overrides, (*ALSO, "pretrained_model_args"))
     if path is not None:
         load_vim(getattr(model, "model", model), path, key)
     return model
@@ -84,70 +77,70 @@ def _arguments(variant: str) -> dict[str, Any]:
     return {"embed_dim": embed_dim, "depth": depth, **numbers}
 
 
-@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_model(domain="vision", model=Vim, also=ALSO)
 @register_with_timm
 def vim_nano_patch16_224(pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Vim of 96 channels and 6 blocks for 224-pixel images, patch 16."""
     return _vim("vim_nano_patch16_224", pretrained, **overrides)
 
 
-@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_model(domain="vision", model=Vim, also=ALSO)
 @register_with_timm
 def vim_tiny_patch16_224(pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Vim-Ti: 192 channels, 24 blocks, 7.148 M parameters, 224-pixel images, patch 16."""
     return _vim("vim_tiny_patch16_224", pretrained, **overrides)
 
 
-@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_model(domain="vision", model=Vim, also=ALSO)
 @register_with_timm
 def vim_small_patch16_224(pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Vim-S: 384 channels, 24 blocks, 25.797 M parameters, 224-pixel images, patch 16."""
     return _vim("vim_small_patch16_224", pretrained, **overrides)
 
 
-@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_model(domain="vision", model=Vim, also=ALSO)
 @register_with_timm
 def vim_base_patch16_224(pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Vim-B: 768 channels, 24 blocks, 97.598 M parameters, 224-pixel images, patch 16."""
     return _vim("vim_base_patch16_224", pretrained, **overrides)
 
 
-@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_model(domain="vision", model=Vim, also=ALSO)
 @register_with_timm
 def vim_nano_patch4_32(pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Vim of 96 channels and 6 blocks for 32-pixel images (CIFAR), patch 4."""
     return _vim("vim_nano_patch4_32", pretrained, **overrides)
 
 
-@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_model(domain="vision", model=Vim, also=ALSO)
 @register_with_timm
 def vim_tiny_patch4_32(pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Vim of 192 channels and 24 blocks for 32-pixel images (CIFAR), patch 4."""
     return _vim("vim_tiny_patch4_32", pretrained, **overrides)
 
 
-@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_model(domain="vision", model=Vim, also=ALSO)
 @register_with_timm
 def vim_tiny_patch16_stride8_224(pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Vim-Ti for fine-tuning: patches of 16 every 8 pixels, 729 tokens, 7.250 M parameters, 224-pixel images."""
     return _vim("vim_tiny_patch16_stride8_224", pretrained, **overrides)
 
 
-@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_model(domain="vision", model=Vim, also=ALSO)
 @register_with_timm
 def vim_small_patch16_stride8_224(pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Vim-S for fine-tuning: patches of 16 every 8 pixels, 729 tokens, 26.001 M parameters, 224-pixel images."""
     return _vim("vim_small_patch16_stride8_224", pretrained, **overrides)
 
 
-@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_model(domain="vision", model=Vim, also=ALSO)
 @register_with_timm
 def vim_base_patch16_stride8_224(pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Vim-B for fine-tuning: patches of 16 every 8 pixels, 729 tokens, 98.008 M parameters, 224-pixel images."""
     return _vim("vim_base_patch16_stride8_224", pretrained, **overrides)
 
 
-@register_model(domain="vision", model=Vim, also=BUILDER_ARGUMENTS)
+@register_model(domain="vision", model=Vim, also=ALSO)
 @register_with_timm
 def test_vim(pretrained: bool = False, **overrides: Any) -> nn.Module:
     """Vim of 32 channels and 3 blocks for 64-pixel images: for tests alone."""

@@ -17,7 +17,8 @@ from timm.models import register_model as register_with_timm
 from torch import nn
 
 from mambaverse.models import register_model
-from mambaverse.tasks.vision.pyramid import BUILDER_ARGUMENTS, build_pyramid
+from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS
+from mambaverse.tasks.vision.pyramid import build_pyramid
 from mambaverse.tasks.vision.vmamba import VMamba
 from mambaverse.tasks.vision.vmamba_weights import convert, rename, unwrap
 
