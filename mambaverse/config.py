@@ -134,6 +134,7 @@ class TrainerConfig:
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "fp32"  # fp32 | bf16 | fp16 (autocast; the weights stay fp32)
+    compile: str | None = None  # torch.compile what is trained: default | reduce-overhead (CUDA graphs) | max-autotune
     accumulate: int = 1  # batches an optimizer step
     clip_grad: float | None = 1.0  # largest norm of the gradient
     ema_decay: float | None = None  # keep (and evaluate) an exponential moving average of the weights
@@ -161,6 +162,10 @@ class TrainerConfig:
             raise ConfigError(f"trainer.select: expected best or last, got {self.select!r}")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ConfigError(f"trainer.precision: expected fp32, bf16 or fp16, got {self.precision!r}")
+        if self.compile not in (None, "default", "reduce-overhead", "max-autotune"):
+            raise ConfigError(
+                f"trainer.compile: expected default, reduce-overhead, max-autotune or null, got {self.compile!r}"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"trainer.ema_decay: expected a number between 0 and 1, got {self.ema_decay}")
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType, GradientState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 
 from mambaverse.config import TrainerConfig
 from mambaverse.engine.data import Shard
@@ -42,6 +42,7 @@ def launch(config: TrainerConfig) -> Iterator[Accelerator]:
         cpu=cpu,
         mixed_precision=PRECISIONS[config.precision],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # else an environment variable divides
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor" if config.compile else "no", mode=config.compile),
     )
     try:
         if accelerator.distributed_type not in SUPPORTED:

@@ -56,7 +56,8 @@ def head(config: RunConfig, task: Task, trainer: Trainer) -> dict[str, str]:
         "batch": batch,
         "optimizer": f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, weight decay {optim.weight_decay:g}",
         "length": f"{config.trainer.epochs} epochs of {trainer.epoch_updates} steps",
-        "device": f"{device_name(device)}, {config.trainer.precision}, {torch.get_num_threads()} threads",
+        "device": f"{device_name(device)}, {config.trainer.precision}, {torch.get_num_threads()} threads"
+        + (f", compiled ({config.trainer.compile})" if config.trainer.compile else ""),
         "backend": _backend(device),
     }
 

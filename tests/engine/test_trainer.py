@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from mambaverse.config import ConfigError
 from mambaverse.engine import trainer as trainer_module
 from mambaverse.engine.data import MODEL, TrainPlan, derive_seed
 from mambaverse.engine.run import train
@@ -311,3 +313,20 @@ def test_a_model_starts_from_a_checkpoint(tmp_path: Path, quiet: Console, finish
 def test_an_empty_evaluation_set_is_refused(tmp_path: Path, quiet: Console) -> None:
     with pytest.raises(UserError, match="the evaluation set has no samples"):
         train(toy_config(tmp_path, "data.num_eval=0"), console=quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_learns_the_same(tmp_path: Path, quiet: Console) -> None:
+    plain = train(toy_config(tmp_path, *EXACT, "trainer.epochs=1", name="plain"), console=quiet)
+    options = (*EXACT, "trainer.epochs=1", "trainer.compile=default")
+    compiled = train(toy_config(tmp_path, *options, name="compiled"), console=quiet)
+    for a, b in zip(_evals(plain.history), _evals(compiled.history), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+    one, two = (load_file(run.folder / "last.safetensors") for run in (plain, compiled))
+    assert one.keys() == two.keys()  # no name of what is wrapped
+
+
+def test_an_unknown_way_to_compile_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.compile: expected default, .* got 'fast'"):
+        toy_config(tmp_path, "trainer.compile=fast")
