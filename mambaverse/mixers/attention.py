@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import resolve_heads, rotate
@@ -69,9 +70,11 @@ class Attention(Mixer):
     def mix(self, x: Tensor) -> Tensor:
         """See `Mixer.mix`."""
         q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=self.causal
-        )
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if torch.jit.is_scripting():
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        else:
+            y = _attend(q, k, v, None, self.causal)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
     @torch.jit.ignore
@@ -88,7 +91,7 @@ class Attention(Mixer):
         q, k, v = self._project(x, at)
         k, v = _append(k_cache, k, at), _append(v_cache, v, at)  # (B, T + L, H, P)
         seen = torch.arange(k.shape[1], device=x.device) <= at[:, None, :, None]  # (B, 1, L, T + L)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen)
+        y = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seen, False)
         return self.out_proj(y.transpose(1, 2).flatten(2)), (k, v, length + x.shape[1])
 
     @torch.jit.ignore
@@ -116,6 +119,19 @@ class Attention(Mixer):
         if self.rotary:
             q, k = rotate(q, at, self.rotary_base), rotate(k, at, self.rotary_base)
         return q, k, v
+
+
+@torch.jit.ignore
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Return softmax(q k / sqrt(P)) v of q (B, H, L, P) and k, v (B, H, T, P), without cuDNN where gradients follow.
+
+    cuDNN's backward pass on Hopper is wrong where T leaves 64 of a tile of 128 keys empty: those are scored 0 rather
+    than -inf (torch 2.11, pytorch#196678; at 8 x 8 tokens, under torch.compile, gradients were off up to 1,000-fold).
+    """
+    if not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
 def _append(cache: Tensor, new: Tensor, at: Tensor) -> Tensor:
