@@ -102,7 +102,7 @@ def read_records(
     if kind == "table":
         yield from _table(path, sequence, needs, keys or {})
     elif kind == "text":
-        yield Record(Path(path.name).stem, b"".join(b"".join(_lines(path)).split()), str(path))
+        yield Record(Path(path.name).stem, b"".join(b"".join(read_lines(path)).split()), str(path))
     else:
         yield from _unique(_fasta(path))
 
@@ -120,7 +120,7 @@ def open_binary(path: AnyPath) -> Iterator[IO[bytes]]:
             yield file
 
 
-def _lines(path: AnyPath) -> Iterator[bytes]:
+def read_lines(path: AnyPath) -> Iterator[bytes]:
     """Yield the lines, naming the line at which a compressed file breaks off."""
     number = 0
     try:
@@ -137,7 +137,7 @@ def _fasta(path: AnyPath) -> Iterator[Record]:
     header: bytes | None = None
     parts: list[bytes] = []
     start = 0
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.startswith(b">"):
             if header is not None:
                 yield _record(path, start, header, parts)
@@ -173,7 +173,7 @@ def _unique(records: Iterator[Record]) -> Iterator[Record]:
 def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str, str]) -> Iterator[Record]:
     csv.field_size_limit(MAX_FIELD)
     delimiter = "\t" if re.search(r"\.tsv(\.\w+)?$", path.name.lower()) else ","
-    text = (line.decode("utf-8-sig", "replace") for line in _lines(path))
+    text = (line.decode("utf-8-sig", "replace") for line in read_lines(path))
     rows = csv.reader(text, delimiter=delimiter)
     try:
         header = [name.strip() for name in next(rows, [])]
