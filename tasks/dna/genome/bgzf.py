@@ -48,6 +48,16 @@ def block_size(head: bytes) -> int | None:
     return None
 
 
+def refuse_cut(path: Path) -> None:
+    """Raise UserError if a BGZF file lacks its last block: cut between two blocks, it would read as a shorter file."""
+    with path.open("rb") as file:
+        if block_size(file.read(1024)) is None:
+            return
+        file.seek(-min(len(END), path.stat().st_size), os.SEEK_END)
+        if file.read() != END:
+            raise UserError(f"{path}: cut short: BGZF's last block is not there; get the file again")
+
+
 class BgzfHandle(Handle):
     """A BGZF file, read at places of its content."""
 
@@ -55,8 +65,7 @@ class BgzfHandle(Handle):
         super().__init__(path)
         self._places = np.zeros((1, 2), np.int64)  # in the file and in the content, of each block
         self.size = 0  # of the content; known once there is an index
-        if self.pread(self.file_size - len(END), len(END)) != END:
-            raise UserError(f"{path}: cut short: BGZF's last block is not there; get the file again")
+        refuse_cut(path)
 
     def blocks(self) -> Iterator[tuple[int, bytes]]:
         """Yield (place in the file, content) of all blocks, read from start to end."""

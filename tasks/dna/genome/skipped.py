@@ -1,6 +1,6 @@
 """What a bulk job left out: counted by kind, and written down row by row as it happens, in constant memory.
 
-    kind <tab> where <tab> reason        e.g.  REF mismatch   x.vcf, line 17, chr1:1,001   REF is A, the genome has G
+    kind <tab> where <tab> reason        e.g.  REF mismatches   x.vcf, line 17, chr1:1001   REF is A, ... has G
 
 `--on-error raise` stops at the first input that cannot be used; `--on-error skip` goes on and leaves this account.
 """
@@ -19,6 +19,20 @@ from mambaverse.errors import UserError, suggest, warn
 
 ON_ERROR = ("raise", "skip")
 HEADER = "kind\twhere\treason\n"
+
+
+class RecordError(UserError):
+    """One record of a file cannot be used; the others can.
+
+    Attributes:
+        kind: What is wrong, in the plural: "REF mismatches".
+        where: File, line and place.
+        reason: What is wrong with this one.
+    """
+
+    def __init__(self, kind: str, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.kind, self.where, self.reason = kind, where, reason
 
 
 class Skipped:
@@ -79,13 +93,13 @@ class Skipped:
             self._file = None
 
     def summary(self) -> str:
-        """Return "skipped 3: 2 symbolic alleles, 1 REF mismatch (x.vcf, line 17: ...)", with the first of each kind."""
+        """Return "skipped 3: symbolic alleles 2 (first: x.vcf, line 17: ALT <DEL>), ...", by how many."""
         if not self:
             return "skipped none"
         parts = []
         for kind, count in self.counts.most_common():
             where, reason = self.first[kind]
-            parts.append(f"{count:,} {kind} (first: {where}: {reason})")
+            parts.append(f"{kind} {count:,} (first: {where}: {reason})")
         written = f"; all are in {self.path}" if self.path else ""
         return f"skipped {self.total:,}: {', '.join(parts)}{written}"
 

@@ -82,13 +82,10 @@ def test_bad_rows_are_skipped_and_counted_if_that_is_asked(
     assert [str(row.region) for row in rows] == ["chr1:2-5", "chr2:2-2"] and skipped.total == 2
     lines = (tmp_path / "skipped.tsv").read_text().splitlines()
     assert lines[0] == "kind\twhere\treason" and len(lines) == 3
-    assert (
-        lines[1]
-        == f"row that cannot be used\t{path}, line 2\tstart 9 behind end 3; expected start <= end, counted from 0"
-    )
+    assert lines[1] == f"bad rows\t{path}, line 2\tstart 9 behind end 3; expected start <= end, counted from 0"
     assert capsys.readouterr().err == ""
     assert len(list(read_bed(path, genome=genome, on_error="skip"))) == 2
-    assert "warning: skipped 2: 2 row that cannot be used (first: " in capsys.readouterr().err
+    assert "warning: skipped 2: bad rows 2 (first: " in capsys.readouterr().err
 
 
 def test_blocks_are_the_exons_of_bed12(tmp_path: Path) -> None:
