@@ -6,8 +6,8 @@ Two variants give the same sequence if and only if their normal forms are equal.
 base before it is its last one: ...ACACAC, the last CA deleted = ...ACACAC, the first one deleted. At the start of a
 chromosome, where no base is left to anchor an indel, the base behind it does, as the VCF specification says.
 
-An ambiguous letter of the genome agrees with each base that it stands for, N with any (the specification has REF give one
-base for it); N in REF agrees with ambiguous letters alone. Case does not count.
+An ambiguous letter of the genome agrees with each base that it stands for, N with any (the specification has REF give
+one base for it); N in REF agrees with ambiguous letters alone. Case does not count.
 
 Source: Tan, Abecasis and Kang 2015, "Unified representation of genetic variants", Bioinformatics 31(13).
 """
