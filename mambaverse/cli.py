@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     config_dir(config)
 
     data = command("data", _data, "Find a data set, build it from the package that ships it, or say how to get it")
-    data.add_argument("name", help="such as vision/cifar10")
+    data.add_argument("name", help="such as vision/cifar10; or a genome to index, such as hg38.fa")
     data.add_argument("--root", help="where its files are: a folder, a file, or a .deb or .whl package")
 
     bench = command(
@@ -219,6 +219,12 @@ def _config(arguments: argparse.Namespace) -> None:
 def _data(arguments: argparse.Namespace) -> None:
     from mambaverse.datasets import describe_dataset, get_dataset
 
+    if Path(arguments.name).is_file():
+        from mambaverse.tasks.dna.genome import open_genome
+
+        with open_genome(arguments.name) as genome:
+            print(f"{genome.path}: {len(genome):,} records, {sum(genome.lengths.values()):,} bases")
+        return
     get_dataset(arguments.name).prepare(arguments.root)
     for key, value in describe_dataset(arguments.name, arguments.root).items():
         print(f"{key}: {value}")

@@ -78,10 +78,10 @@ class Genome:
         index = load_index(self._handle)
         self.names: tuple[str, ...] = index.names
         self.lengths: dict[str, int] = dict(zip(index.names, index.table[:, 0].tolist(), strict=True))
-        self._table = dict(zip(index.names, index.table.tolist(), strict=True))
+        self._numbers = {name: number for number, name in enumerate(index.names)}
+        self._table = index.table
         ends = np.sort(np.append(index.ends(), 0))
-        before = ends[np.searchsorted(ends, index.table[:, 1], side="right") - 1]
-        self._before: dict[str, int] = dict(zip(index.names, before.tolist(), strict=True))  # end of the record above
+        self._before = ends[np.searchsorted(ends, index.table[:, 1], side="right") - 1]  # the end of the record above
         if isinstance(aliases, Mapping):
             aliases = Aliases(aliases.items())
         elif aliases is not None and not isinstance(aliases, Aliases):
@@ -108,7 +108,7 @@ class Genome:
             self._check_record(name)
         if start == end:
             return b""
-        _, offset, bases, width = self._table[name]
+        _, offset, bases, width = self._table[self._numbers[name]].tolist()
         first = offset + start // bases * width + start % bases
         behind = offset + (end - 1) // bases * width + (end - 1) % bases + 1
         letters = self._handle.read(first, behind - first).translate(None, b"\r\n")
@@ -219,8 +219,9 @@ class Genome:
 
     def _check_record(self, name: str) -> None:
         """Raise UserError unless the record's header stands above its letters and nothing but a line's end below."""
-        length, offset, bases, width = self._table[name]
-        first = max(self._before[name], offset - LONGEST_HEADER)
+        number = self._numbers[name]
+        length, offset, bases, width = self._table[number].tolist()
+        first = max(int(self._before[number]), offset - LONGEST_HEADER)
         above = self._handle.read(first, offset - first)
         header = above.rstrip(b"\r\n").rpartition(b"\n")[2]
         words = header[1:].split(maxsplit=1)

@@ -45,11 +45,11 @@ class Handle:
         try:
             if self._status() != (self.file_size, self.modified_ns):
                 raise UserError(f"{self.path}: has changed since it was opened; open it again")
-            data = os.pread(self._descriptor, min(length, MOST), max(offset, 0))
-            if len(data) == length or len(data) < min(length, MOST):
+            data = os.pread(self._descriptor, min(length, MOST), offset)
+            if len(data) == length:
                 return data
             parts = [data]
-            while length > (have := sum(map(len, parts))) and parts[-1]:
+            while parts[-1] and length > (have := sum(map(len, parts))):
                 parts.append(os.pread(self._descriptor, min(length - have, MOST), offset + have))
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}") from None

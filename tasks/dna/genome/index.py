@@ -206,7 +206,9 @@ class IndexBuilder:
             self._closed = last < len(bases)
         if len(late := np.flatnonzero(bases[last + 1 :])):
             at = last + 1 + int(late[0])
-            self._refuse_line(int(bases[at]), line + at, "below a shorter or an empty line")
+            self._refuse_line(
+                int(bases[at]), line + at, "below a line that is shorter, empty or ends otherwise (CR LF)"
+            )
         self._length += int(bases.sum())
 
     def _refuse_line(self, letters: int, line: int, why: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from Bio import SeqIO, bgzf
 
+from mambaverse import cli
 from mambaverse.engine.files import SaveError
 from mambaverse.tasks.dna.genome import Genome, Region, open_genome, store
 from mambaverse.tasks.dna.genome.bgzf import main, to_bgzf
@@ -99,6 +100,16 @@ def test_the_index_is_written_beside_the_file_and_read_again(tmp_path: Path, mon
     assert Genome(path).names == tuple(RECORDS)
 
 
+def test_the_command_line_indexes_a_genome(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "genome.fa"
+    path.write_bytes(fasta_text(RECORDS))
+    assert cli.main(["data", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: 3 records, 200,121 bases\n"
+    assert path.with_name("genome.fa.fai").read_text().startswith("chr1\t200000\t")
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert cli.main(["data", str(path)]) == 2 and "plain gzip" in capsys.readouterr().err
+
+
 def age(path: Path, seconds: float) -> None:
     os.utime(path, (time.time() - seconds,) * 2)
 
@@ -119,7 +130,7 @@ def test_an_index_older_than_its_file_is_made_anew(
     ("fai", "reason"),
     [
         ("chr1\t999999\t18\t60\t61\n", "its last record ends at byte"),
-        ("chr1\t200000\t18\t60\t61\n", "has records behind its last one"),
+        ("chr1\t200000\t18\t60\t61\n", "has letters behind its last record"),
         ("chr1\n", "line 1 is not name"),
     ],
 )

@@ -66,9 +66,9 @@ def test_random_files_are_indexed_as_a_loop_over_lines_would() -> None:
             b">a\nACGT\nACGTA\nAC\n",
             "x.fa, line 3, record 'a': 5 letters, longer than the lines above it; expected",
         ),
-        (b">a\nACGT\nAC\nACGT\n>b\nA\n", "x.fa, line 4, record 'a': 4 letters, below a shorter or an empty line"),
-        (b">a\nACGT\n\nAC\n", "x.fa, line 4, record 'a': 2 letters, below a shorter or an empty line"),
-        (b">a\n\nACGT\n", "x.fa, line 3, record 'a': 4 letters, below a shorter or an empty line"),
+        (b">a\nACGT\nAC\nACGT\n>b\nA\n", "x.fa, line 4, record 'a': 4 letters, below a line that is shorter"),
+        (b">a\nACGT\n\nAC\n", "x.fa, line 4, record 'a': 2 letters, below a line that is shorter"),
+        (b">a\n\nACGT\n", "x.fa, line 3, record 'a': 4 letters, below a line that is shorter"),
         (
             b">a\nACGT\n>b\nA\n>a z\nAC\n",
             "line 5, record 'a': the record in line 1 has this name too; give each",
