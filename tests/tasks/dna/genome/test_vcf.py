@@ -139,10 +139,12 @@ def test_a_file_that_is_cut_short_is_an_error(tmp_path: Path) -> None:
 
 
 def test_reading_takes_constant_memory(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.vcf", HEAD + "".join(line("1", i, "C", "G,<DEL>") for i in range(1, 30_000)))
+    info = ";" + "X" * 300
+    text = HEAD + "".join(line("1", i, "C", "G,<DEL>").rstrip() + info + "\n" for i in range(1, 4000))
+    path = write(tmp_path / "x.vcf", text)
     assert path.stat().st_size > 1e6
     tracemalloc.start()
-    assert sum(1 for _ in read_vcf(path, skipped=Skipped())) == 29_999
+    assert sum(1 for _ in read_vcf(path, skipped=Skipped())) == 3999
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2e5
