@@ -4,8 +4,8 @@
 
 Memory is that of the index, whatever the genome's size. Letters come as the file has them, lower case (soft-masked
 repeats) included; `ids` and `soft_mask` are its two channels. Threads, forked processes and pickled copies read at
-once. An index that does not belong to the file is never read from: sizes are compared when it is opened, the header and
-the end of a record at its first use, and the number of letters at each.
+once. An index that does not belong to the file is never read from: sizes are compared when it is opened, the header,
+lines and end of a record at its first use, and the number of letters at each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from mambaverse.tasks.dna.genome.regions import Aliases, Region, parse_region, r
 from mambaverse.tasks.dna.genome.store import load_index, open_handle
 from mambaverse.tasks.dna.tokens import encode, reverse_complement
 
-LONGEST_HEADER = 1 << 20
+LONGEST_HEADER = 1 << 20  # bytes that are searched for a record's header
+LONGEST_LINE = 1 << 16  # bytes that are searched for the end of a line that the index says is longer
 
 
 class Chromosome:
@@ -218,7 +219,7 @@ class Genome:
         return name, int(start), int(end), strand
 
     def _check_record(self, name: str) -> None:
-        """Raise UserError unless the record's header stands above its letters and nothing but a line's end below."""
+        """Raise UserError unless the record lies in the file as the index says: header, lines, end."""
         number = self._numbers[name]
         length, offset, bases, width = self._table[number].tolist()
         first = max(int(self._before[number]), offset - LONGEST_HEADER)
@@ -230,8 +231,13 @@ class Genome:
         if words[0].decode("utf-8", "surrogateescape") != name:
             raise self._foreign(name, f"the header there is {words[0].decode('utf-8', 'replace')!r}")
         end = offset + (length - 1) // bases * width + (length - 1) % bases + 1
-        if self._handle.read(end, 1) not in (b"", b"\n", b"\r"):
+        below = self._handle.read(end, 64)
+        if below[:1] not in (b"", b"\n", b"\r") or below.lstrip(b"\r\n")[:1] not in (b"", b">"):
             raise self._foreign(name, "letters follow where it should end")
+        line = self._handle.read(offset, min(bases, LONGEST_LINE))
+        behind = self._handle.read(offset + bases, width - bases) if length > bases else b"\n"
+        if b"\n" in line or behind not in (b"\n", b"\r\n"):
+            raise self._foreign(name, f"its lines are not of {bases:,} letters")
         self._checked.add(name)
 
     def _foreign(self, name: str, why: str) -> UserError:

@@ -17,6 +17,7 @@ from Bio import SeqIO, bgzf
 
 from mambaverse import cli
 from mambaverse.engine.files import SaveError
+from mambaverse.errors import UserError
 from mambaverse.tasks.dna.genome import Genome, Region, open_genome, store
 from mambaverse.tasks.dna.genome.bgzf import main, to_bgzf
 from mambaverse.tasks.dna.tokens import decode
@@ -165,6 +166,49 @@ def test_an_index_of_another_file_is_never_read_from(tmp_path: Path, records: di
     assert "the index genome.fa.fai is not this file's; delete it, it is made anew" in found
     assert str(genome.path) in found
     assert message in found or "letters" in found
+
+
+def test_an_index_with_wrong_numbers_never_gives_wrong_letters(tmp_path: Path) -> None:
+    """Any number of any row, wrong by a little: found when the file is opened, or at the read, or harmless."""
+    draw, refused = random.Random(0), 0
+    for case in range(300):
+        records = {f"c{i}": random_letters(draw.randint(1, 60), 10 * case + i, "ACGT") for i in range(3)}
+        path = tmp_path / f"{case}.fa"
+        path.write_bytes(fasta_text(records, draw.randint(1, 15)))
+        Genome(path)
+        fai = path.with_name(path.name + ".fai")
+        rows = [line.split("\t") for line in fai.read_text().splitlines()]
+        row, column = draw.choice(rows), draw.randint(1, 4)
+        row[column] = str(max(int(row[column]) + draw.choice([-7, -2, -1, 1, 2, 7]), 0))
+        if draw.random() < 0.3:
+            row[4] = str(int(row[3]) + draw.choice([1, 2]))
+        fai.write_text("".join("\t".join(row) + "\n" for row in rows))
+        genome = Genome(path)
+        for name, letters in records.items():
+            for start in range(0, genome.lengths[name], 3):
+                end = draw.randint(start, genome.lengths[name])
+                try:
+                    assert genome.fetch(name, start, end).decode() == letters[start:end]
+                except UserError as error:
+                    assert "delete it, it is made anew" in str(error)
+                    refused += 1
+    assert refused > 300
+
+
+@pytest.mark.slow
+def test_a_thousand_random_slices_are_quick(tmp_path: Path) -> None:
+    bases = 20_000_000
+    path = make_genome(tmp_path, {"chr1": "ACGTTGCAAC" * (bases // 10)}).path
+    starts = np.random.default_rng(0).integers(0, bases - 1000, 1000).tolist()
+    for file, bound_s in ((path, 0.020), (to_bgzf(path), 0.5)):
+        times = []
+        for _ in range(5):
+            genome = Genome(file)
+            began = time.perf_counter()
+            for start in starts:
+                genome.fetch("chr1", start, start + 1000)
+            times.append(time.perf_counter() - began)
+        assert min(times) < bound_s
 
 
 def test_a_file_that_changes_while_it_is_open_is_an_error(genome: Genome) -> None:
