@@ -43,8 +43,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradient(ctx: Any, dangles: Tensor) -> tuple[Tensor | None, ...]:
-    ddt, drate, dinitial = summed_angles_backward(dangles, *ctx.saved_tensors, ctx.backend)
-    return ddt, drate, None if ctx.saved_tensors[2] is None else dinitial, None, None
+    saved = ctx.saved_tensors  # read once: checkpoints recompute it, and give it away
+    ddt, drate, dinitial = summed_angles_backward(dangles, *saved, ctx.backend)
+    return ddt, drate, None if saved[2] is None else dinitial, None, None
 
 
 def _flops(dt: Tensor, rate: Tensor, *others: Any) -> int:
