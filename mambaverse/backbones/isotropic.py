@@ -33,6 +33,7 @@ class Isotropic(nn.Module):
         drop_path_rate: Rate of the last block; it grows linearly from 0 at the first.
         layer_scale: First value of a learnt factor on the branches; None: no factor.
         residual_in_fp32: Carry the residual sum in fp32.
+        block: What is repeated, a `Block` or a subclass.
         device: Of the parameters.
         dtype: Of the parameters.
 
@@ -55,6 +56,7 @@ class Isotropic(nn.Module):
         drop_path_rate: float = 0.0,
         layer_scale: float | None = None,
         residual_in_fp32: bool = True,
+        block: type[Block] = Block,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -69,7 +71,7 @@ class Isotropic(nn.Module):
         ]
         self.needs_spatial_shape = any(m.needs_spatial_shape for m in mixers)
         self.layers = nn.ModuleList(
-            Block(dim, m, norm, eps, mlp_ratio, rate, layer_scale, residual_in_fp32, **dd)
+            block(dim, m, norm, eps, mlp_ratio, rate, layer_scale, residual_in_fp32, **dd)
             for m, rate in zip(mixers, rates, strict=True)
         )
         self.norm_f: Norm | Sum = Norm(dim, norm, eps, **dd)
