@@ -18,7 +18,8 @@ from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
 from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError, suggest, warn
 from mambaverse.splits import write_split
-from mambaverse.tasks.dna.backbone import reverse
+from mambaverse.tasks.dna.backbone import DnaModel, reverse
+from mambaverse.tasks.dna.checkpoints import load_checkpoint, read_checkpoint
 from mambaverse.tasks.dna.config import DnaDataConfig, DnaTaskConfig
 from mambaverse.tasks.dna.figures import explained_record, read_sheet, saliency_sheet
 from mambaverse.tasks.dna.files import Record, is_sequence_file, read_records
@@ -85,6 +86,13 @@ class DnaTask(Classifier):
     def model_arguments(self) -> dict[str, Any]:
         """Return the number of classes and the longest sequence."""
         return super().model_arguments() | {"max_length": self.longest}
+
+    def load_checkpoint(self, model: nn.Module, path: Path) -> None:
+        """Start `model` from a weights file of ours, of Caduceus or of Mamba."""
+        if isinstance(model, DnaModel):
+            load_checkpoint(model, read_checkpoint(path))
+        else:
+            super().load_checkpoint(model, path)
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
         """Return "ids" uint8 (B, L), "lengths" (B,) if they differ, and "target" (B,), with mixup (B, classes).

@@ -1,7 +1,8 @@
 """The registered sizes of Caduceus: bidirectional, one projection in and out for both directions (mixer `vim`, added).
 
 `ph` reads one strand; both are averaged after training, if at all (`data.strands=both`). `ps` reads both in one model,
-whose scores do not depend on the strand; it has the same parameters.
+whose scores do not depend on the strand; it has the same parameters. `checkpoint_path=` reads the files of the authors
+(see checkpoints.py); those with untied weights need `mixer="s6"`, a Mamba for each direction.
 
 Source: Schiff et al. 2024, "Caduceus" (arXiv 2403.03234), table 3; d64 and below are ours, for a CPU.
 """
@@ -14,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from mambaverse.models import register_model
-from mambaverse.tasks.dna.backbone import DnaClassifier
-from mambaverse.tasks.dna.factory import build
+from mambaverse.tasks.dna.backbone import DnaModel
+from mambaverse.tasks.dna.factory import ALSO, build
 
 SIZES = ((32, 2), (48, 2), (64, 2), (64, 4), (118, 4), (128, 4), (256, 4), (256, 8), (256, 16))  # dim, depth
 ADD = {"vim": {"merge": "add"}, "bidirectional": {"merge": "add"}}  # the two directions; Vision Mamba halves the sum
@@ -31,7 +32,7 @@ def _register(strand: str, dim: int, depth: int) -> None:
     factory.__name__ = factory.__qualname__ = f"caduceus_{strand}_d{dim}_n{depth}"
     which = "both strands, equivariant" if strand == "ps" else "one strand"
     factory.__doc__ = f"Caduceus of {dim} channels and {depth} blocks; {which}."
-    register_model(domain="dna", model=DnaClassifier)(factory)
+    register_model(domain="dna", model=DnaModel, also=ALSO)(factory)
 
 
 for _strand in ("ph", "ps"):

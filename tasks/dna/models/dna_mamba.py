@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from mambaverse.models import register_model
-from mambaverse.tasks.dna.backbone import DnaClassifier
-from mambaverse.tasks.dna.factory import build
+from mambaverse.tasks.dna.backbone import DnaModel
+from mambaverse.tasks.dna.factory import ALSO, build
 
 SIZES = (
     (64, 2), (64, 4), (64, 8), (96, 10), (128, 4), (128, 12), (192, 14), (256, 16), (384, 20), (512, 24),
@@ -26,7 +26,7 @@ def _register(dim: int, depth: int) -> None:
 
     factory.__name__ = factory.__qualname__ = f"dna_mamba_d{dim}_n{depth}"
     factory.__doc__ = f"Causal Mamba of {dim} channels and {depth} blocks for DNA."
-    register_model(domain="dna", model=DnaClassifier)(factory)
+    register_model(domain="dna", model=DnaModel, also=ALSO)(factory)
 
 
 for _dim, _depth in SIZES:
