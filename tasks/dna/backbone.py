@@ -362,7 +362,7 @@ def mutated(ids: Tensor, rate: float) -> Tensor:
 
 def _table(numbers: Sequence[int], device: torch.device | str | None) -> Tensor:
     """Return int64 (N,); on the meta device too it keeps its values, which no checkpoint holds."""
-    return torch.tensor(numbers, device=None if torch.device(device or "cpu").type == "meta" else device)
+    return torch.tensor(list(numbers), device=None if torch.device(device or "cpu").type == "meta" else device)
 
 
 def _check(stem: str, kernel: int | Sequence[int], stride: int, places: bool, max_length: int | None) -> None:
