@@ -1,4 +1,4 @@
-"""The command line: mambaverse train | eval | predict | explain | baseline | list | config | data | bench.
+"""The command line: mambaverse train | eval | predict | explain | baseline | audit | list | config | data | bench.
 
 Each command imports only what it runs. What the user gave wrong is one line on stderr and exit status 2.
 """
@@ -83,6 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     baseline.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     config_dir(baseline)
 
+    audit = command(
+        "audit", _audit, "Look for copies and near neighbours of training samples in a config's evaluation sets"
+    )
+    audit.add_argument("config", help="a config's name, such as dna/gue, or a .yaml file")
+    audit.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    audit.add_argument(
+        "--similarity", type=float, metavar="S", help="from which on samples are near neighbours, 0 to 1"
+    )
+    audit.add_argument("--output", type=Path, metavar="FILE", help="write the pairs to this .csv file")
+    config_dir(audit)
+
     listing = command("list", _list, "List what there is: mambaverse list models 'vim*'")
     listing.add_argument("kind", choices=("mixers", "models", "datasets", "configs"))
     listing.add_argument("pattern", nargs="?", default="*", help="such as 'vim_*'")
@@ -153,6 +164,14 @@ def _baseline(arguments: argparse.Namespace) -> None:
     from mambaverse.engine.baseline import baseline_config
 
     baseline_config(compose(arguments.config, arguments.overrides, roots=_roots(arguments)))
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from mambaverse.config import compose
+    from mambaverse.engine.audit import audit_config
+
+    config = compose(arguments.config, arguments.overrides, roots=_roots(arguments))
+    audit_config(config, similarity=arguments.similarity, output=arguments.output)
 
 
 def _predict(arguments: argparse.Namespace) -> None:

@@ -123,6 +123,8 @@ def evaluate_run(
         console.print(report.metrics_table(metrics))
         if note := report.skipped_note(task):
             console.print(note, highlight=False)
+        if caveat := task.caveat():
+            console.print(caveat, highlight=False, soft_wrap=True)
         if baseline:
             print_baselines(task, console, metrics)
     return metrics

@@ -174,6 +174,7 @@ def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
             "parameters": report.count_parameters(trainer.weights),
             "device": report.device_name(trainer.device),
             "skipped": task.skipped,
+            "caveat": task.caveat(),
             "processes": trainer.accelerator.num_processes,
             "versions": {"mambaverse": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
@@ -197,6 +198,8 @@ def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
             console.print(report.per_class_table(counts, task.classes))
         if note := report.skipped_note(task):
             console.print(note, highlight=False)
+        if caveat := task.caveat():
+            console.print(caveat, highlight=False, soft_wrap=True)
         if config.trainer.baseline:
             results["baselines"] = print_baselines(task, console, scores.metrics)
             write_atomic(folder.results, json.dumps(results, indent=1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,7 +17,11 @@ from torchmetrics import MetricCollection
 
 from mambaverse.config import DataConfig, RunConfig, TaskConfig
 from mambaverse.engine.checkpoint import load_weights
+from mambaverse.errors import UserError
 from mambaverse.registry import Registry
+
+if TYPE_CHECKING:
+    from mambaverse.engine.audit import Audit
 
 Batch = Mapping[str, Any]  # named tensors (batch first) and lists
 Sample = Mapping[str, Any]
@@ -168,6 +172,26 @@ class Task:
         one, in eval mode, where it was trained.
         """
         return []
+
+    def caveat(self) -> str:
+        """Return one line that belongs beside every number: what the test set shares with training, say.
+
+        "" if there is nothing to say; seconds, not minutes.
+        """
+        return ""
+
+    def can_audit(self) -> None:
+        """Raise UserError unless this task has an `audit`; asked before its data are opened."""
+        if type(self).audit is Task.audit:
+            raise UserError(f"audit: the task {self.config.task.name!r} has no audit")
+
+    def audit(self, similarity: float | None = None) -> Audit:
+        """Return what the evaluation sets share with the training set.
+
+        Args:
+            similarity: From which on samples are near neighbours, above 0 and at most 1; None: the task's own.
+        """
+        raise NotImplementedError("audit_config asks no task that leaves this out")
 
     def baselines(self) -> Mapping[str, Callable[[], np.ndarray]]:
         """Return simple models by name; each learns from `train_set` and returns class numbers for `reported_set`."""

@@ -17,9 +17,14 @@ class DnaDataConfig(SplitConfig):
     sequence: str = "sequence"  # column of a table that holds the sequences
     label: str | None = None  # column of the labels (None: the data set's own); of a FASTA, the header's key=value
     label_pattern: str | None = None  # of a FASTA: a regex whose group 1 is the label, searched in the header
+    dev_fraction: float = (
+        0.0  # share of the training set that chooses the weights, where no dev set comes with the data
+    )
+    audit: bool = True  # look for copies of training sequences in the other sets as a run begins, if it takes seconds
     min_count: int = 1  # classes with fewer sequences are left out
     strict: bool = False  # refuse all letters but A, C, G, T, N; else ambiguous ones (R, Y, ...) are read as N
     rna: bool = False  # read U as T
+    max_unknown: float = 1.0  # share of N and ambiguous letters that a sequence may have; more is an error
     window: int | None = None  # bases the model sees; longer sequences are cropped to it; None: whole sequences
     window_seed: int = 0  # of the one window that a sequence is evaluated on
     random_windows: bool = True  # another window of a sequence in each epoch; else the one of evaluation
@@ -37,7 +42,9 @@ class DnaDataConfig(SplitConfig):
         for key, least in (("window", 1), ("min_count", 1), ("shift", 0), ("max_windows", 1), ("window_seed", 0)):
             if (value := getattr(self, key)) is not None and value < least:
                 raise ConfigError(f"data.{key}: expected at least {least}, got {value}")
-        for key in ("reverse_complement", "mutate", "mask", "fresh"):
+        if not 0 <= self.dev_fraction < 1:
+            raise ConfigError(f"data.dev_fraction: expected a number from 0 to below 1, got {self.dev_fraction}")
+        for key in ("reverse_complement", "mutate", "mask", "fresh", "max_unknown"):
             if not 0 <= (value := getattr(self, key)) <= 1:
                 raise ConfigError(f"data.{key}: expected a number between 0 and 1, got {value}")
         if self.strands not in ("one", "both"):

@@ -52,17 +52,17 @@ class Record:
     cells: dict[str, str] = field(default_factory=dict)
     problem: str = ""
 
-    def ids(self, *, strict: bool = False, rna: bool = False) -> np.ndarray:
+    def ids(self, *, strict: bool = False, rna: bool = False, max_unknown: float = 1.0) -> np.ndarray:
         """Return the ids of the letters, uint8 (L,).
 
         Raises:
-            UserError: an empty record, one with a problem, or a letter that is none of DNA's.
+            UserError: an empty record, one with a problem, a letter that is none of DNA's, too many N.
         """
         if self.problem:
             raise UserError(f"{self.where}: {self.problem}")
         if not self.letters:
             raise UserError(f"{self.where}: an empty record; give its sequence, or take it out")
-        return encode(self.letters, strict=strict, rna=rna, where=self.where)
+        return encode(self.letters, strict=strict, rna=rna, max_unknown=max_unknown, where=self.where)
 
 
 def kind_of(path: AnyPath) -> str | None:
@@ -80,7 +80,12 @@ def is_sequence_file(path: AnyPath) -> bool:
 
 
 def read_records(
-    path: AnyPath, sequence: str = "sequence", needs: Sequence[str] = (), keys: Mapping[str, str] | None = None
+    path: AnyPath,
+    sequence: str = "sequence",
+    needs: Sequence[str] = (),
+    keys: Mapping[str, str] | None = None,
+    *,
+    unique: bool = True,
 ) -> Iterator[Record]:
     """Yield the records of a FASTA file or of a table.
 
@@ -89,6 +94,7 @@ def read_records(
         sequence: The column of a table with the sequences.
         needs: Further columns that a table must have.
         keys: The config's keys that name columns, {"sequence": "data.sequence"}, for messages.
+        unique: Whether a name that a record of a FASTA file has already is a problem.
 
     Raises:
         UserError: no such file, of another kind, damaged, without the columns. What is wrong with one record alone is
@@ -104,7 +110,7 @@ def read_records(
     elif kind == "text":
         yield Record(Path(path.name).stem, b"".join(b"".join(read_lines(path)).split()), str(path))
     else:
-        yield from _unique(_fasta(path))
+        yield from _unique(_fasta(path)) if unique else _fasta(path)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from mambaverse.engine.task import Sample
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD, A, N
 
+Place = tuple[str, int, int]  # chromosome, start, end: 0-based, half-open
 OTHER = COMPLEMENT.tobytes() + bytes(256 - len(COMPLEMENT))  # the complements as a table of bytes
 
 
@@ -29,14 +30,21 @@ class Sequences:
         labels: Class numbers (S,).
         names: What each is called in its file.
         groups: What binds them, if the split went by it.
+        places: Chromosome, start and end of each, 0-based and half-open, if that is known.
     """
 
     def __init__(
-        self, ids: Sequence[np.ndarray], labels: np.ndarray, names: Sequence[str], groups: Sequence[str] | None = None
+        self,
+        ids: Sequence[np.ndarray],
+        labels: np.ndarray,
+        names: Sequence[str],
+        groups: Sequence[str] | None = None,
+        places: Sequence[Place] | None = None,
     ) -> None:
         self.data = np.concatenate(ids) if len(ids) else np.empty(0, np.uint8)
         self.bounds = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64).tolist()
         self.labels, self.names, self.groups = np.asarray(labels, np.int64), list(names), groups
+        self.places = places
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from mambaverse.errors import UserError, suggest, warn
 from mambaverse.splits import SplitRow, split_items
 from mambaverse.tasks.dna.config import DnaDataConfig
 from mambaverse.tasks.dna.files import Record
-from mambaverse.tasks.dna.sequences import Background, Sequences
+from mambaverse.tasks.dna.sequences import Background, Place, Sequences
 
 SETS = {  # what a split column, or a folder, may call the sets
     "train": "train", "training": "train", "dev": "eval", "val": "eval", "valid": "eval", "validation": "eval",
@@ -31,6 +31,7 @@ class Table:
         names: What each row is called in its file.
         groups: Columns that bind rows together, by name.
         sets: "train", "eval" or "test" for every row, if the data come split; else empty.
+        places: Chromosome, start and end of every row, 0-based and half-open, if the data know them; else empty.
         skipped: What was wrong with the records that were left out.
     """
 
@@ -39,6 +40,7 @@ class Table:
     names: list[str] = field(default_factory=list)
     groups: dict[str, list[str]] = field(default_factory=dict)
     sets: list[str] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def take(self, rows: Sequence[int]) -> Table:
@@ -49,6 +51,7 @@ class Table:
             [self.names[i] for i in rows],
             {name: [values[i] for i in rows] for name, values in self.groups.items()},
             [self.sets[i] for i in rows] if self.sets else [],
+            [self.places[i] for i in rows] if self.places else [],
             self.skipped,
         )
 
@@ -56,7 +59,7 @@ class Table:
         """Append the rows of another table of the same columns."""
         for mine, theirs in (
             (self.ids, other.ids), (self.labels, other.labels), (self.names, other.names), (self.sets, other.sets),
-            (self.skipped, other.skipped),
+            (self.places, other.places), (self.skipped, other.skipped),
         ):  # fmt: skip
             mine.extend(theirs)  # type: ignore[arg-type]
         for name, values in other.groups.items():
@@ -92,6 +95,7 @@ def collect(
     label_of: Callable[[Record], str],
     groups: Sequence[str] = (),
     part: str | Callable[[Record], str] | None = None,
+    place_of: Callable[[Record], Place] | None = None,
 ) -> Table:
     """Read all records into a table.
 
@@ -101,6 +105,7 @@ def collect(
         label_of: The class of a record.
         groups: Columns of the records that bind rows together.
         part: The set that they belong to, or how a record says so; None: the data do not come split.
+        place_of: Where in its genome a record lies.
 
     Raises:
         UserError: a bad record, unless `on_error` is skip.
@@ -111,7 +116,7 @@ def collect(
         try:
             if (record := next(stream, None)) is None:
                 break
-            ids = record.ids(strict=config.strict, rna=config.rna)
+            ids = record.ids(strict=config.strict, rna=config.rna, max_unknown=config.max_unknown)
             if not (label := label_of(record).strip()):
                 raise UserError(f"{record.where}: an empty label")
             name = part(record) if callable(part) else part
@@ -127,6 +132,8 @@ def collect(
             values.append(record.cells[column])
         if name is not None:
             table.sets.append(name)
+        if place_of is not None:
+            table.places.append(place_of(record))
     return table
 
 
@@ -140,6 +147,9 @@ def set_of(cells: Mapping[str, str], where: str, column: str = "split") -> str:
 
 def make_splits(table: Table, config: DnaDataConfig, where: str) -> DnaSplits:
     """Number the labels by sorted name, leave out small classes, and split the rows unless they come split.
+
+    With `data.group` rows that come split are put together and split anew. With `data.dev_fraction` a part of the
+    training rows, by the same groups, becomes the dev set, and what is held out, or was, the test set.
 
     Raises:
         UserError: no rows, one class, a label that is not among the training rows, a set that is missing.
@@ -159,24 +169,28 @@ def make_splits(table: Table, config: DnaDataConfig, where: str) -> DnaSplits:
         raise UserError(f"{where}: {found}; expected two or more")
     labels = np.array([classes.index(label) for label in table.labels])
     groups: Sequence[str] | None = None
-    if table.sets:
+    drawn = not table.sets or config.group is not None
+    if not drawn:
         chosen = _official(table, where)
     else:
-        drawn = split_items(table.labels, config, where, table.groups, table.names)
-        chosen, groups = {"train": drawn.train, "eval": drawn.eval}, drawn.groups
-        notes.append(drawn.note)
+        split = split_items(table.labels, config, where, table.groups, table.names)
+        chosen, groups = {"train": split.train, "eval": split.eval}, split.groups
+        notes.append(f"its own split set aside: {split.note}" if table.sets else split.note)
+    if config.dev_fraction:
+        chosen = _with_dev(chosen, table, config, where)
+        notes.append(f"{config.dev_fraction:.0%} of the rest chooses the weights, seed {config.split_seed}")
+        drawn = True
     parts = {
         name: Sequences(
             [table.ids[i] for i in rows],
             labels[rows],
             [table.names[i] for i in rows],
             None if groups is None else [groups[i] for i in rows],
+            [table.places[i] for i in rows] if table.places else None,
         )
         for name, rows in chosen.items()
     }
-    return DnaSplits(
-        parts["train"], parts["eval"], classes, parts.get("test"), ", ".join(notes), not table.sets, table.skipped
-    )
+    return DnaSplits(parts["train"], parts["eval"], classes, parts.get("test"), ", ".join(notes), drawn, table.skipped)
 
 
 def _official(table: Table, where: str) -> dict[str, list[int]]:
@@ -200,6 +214,17 @@ def _official(table: Table, where: str) -> dict[str, list[int]]:
     elif not rows["test"]:
         del rows["test"]
     return rows
+
+
+def _with_dev(chosen: Mapping[str, list[int]], table: Table, config: DnaDataConfig, where: str) -> dict[str, list[int]]:
+    """Return the sets with a part of the training rows as "eval"; what was "eval" is the test set."""
+    if "test" in chosen:
+        raise UserError(f"{where}: comes with a dev set; data.dev_fraction={config.dev_fraction:g} would draw another")
+    kept = table.take(chosen["train"])
+    again = replace(config, val_fraction=config.dev_fraction, folds=None, fold=0)
+    split = split_items(kept.labels, again, where, kept.groups if config.group else None, kept.names)
+    train, dev = ([chosen["train"][i] for i in part] for part in (split.train, split.eval))
+    return {"train": train, "eval": dev, "test": chosen["eval"]}
 
 
 def _report(table: Table, where: str) -> str:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from mambaverse.config import ConfigError, RunConfig
 from mambaverse.datasets import get_dataset
+from mambaverse.engine.audit import Audit
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
 from mambaverse.ensemble import members_of
@@ -28,6 +29,7 @@ from mambaverse.tasks.dna.sequences import Augment, DnaSamples, Sequences, mix, 
 from mambaverse.tasks.dna.tables import DnaSplits
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD
 
+AUDITED = 50_000  # sequences up to which a run is audited as it begins: seconds
 TILES = 1024  # windows of long records that are scored at a time in predict
 
 
@@ -50,6 +52,7 @@ class DnaTask(Classifier):
         self._splits: DnaSplits | None = None
         self._complement = torch.from_numpy(COMPLEMENT.copy())
         self._told = False
+        self._caveat: str | None = None
 
     def setup(self) -> None:
         """Open the data set."""
@@ -68,6 +71,7 @@ class DnaTask(Classifier):
         self.train_set, self.eval_set = make(splits.train, augment=augment, **more), make(splits.eval)
         self.test_set = None if splits.test is None else make(splits.test)
         self.classes, self._splits, self.skipped = list(splits.classes), splits, len(splits.skipped)
+        self._caveat = None
 
     def facts(self) -> dict[str, Any]:
         """Return the classes and the range of lengths."""
@@ -145,6 +149,29 @@ class DnaTask(Classifier):
         assert isinstance(train, DnaSamples) and isinstance(reported, DnaSamples)
         return super().baselines() | floors(train, reported)
 
+    def audit(self, similarity: float | None = None) -> Audit:
+        """Return copies, overlaps and near neighbours of training sequences in the other sets (see audit.py)."""
+        from mambaverse.tasks.dna.audit import audit_sets
+
+        assert self._splits is not None
+        others = {"eval": self._splits.eval, "test": self._splits.test}
+        present = {name: part for name, part in others.items() if part is not None}
+        return audit_sets(self._splits.train, present, self.classes, similarity)
+
+    def caveat(self) -> str:
+        """Return what the sets share, in one line; for more than `AUDITED` sequences how to find out."""
+        if self._caveat is None:
+            splits = self._splits
+            assert splits is not None
+            total = sum(len(part) for part in (splits.train, splits.eval, splits.test) if part is not None)
+            if not self.data.audit:
+                self._caveat = ""
+            elif total > AUDITED:
+                self._caveat = f"leakage: {total:,} sequences are not audited here: `mambaverse audit CONFIG` does it"
+            else:
+                self._caveat = f"leakage: {self.audit().line()}"
+        return self._caveat
+
     def describe(self) -> dict[str, str]:
         """Return what the head of a run says of the sequences and of their augmentation."""
         assert self._splits is not None
@@ -169,6 +196,8 @@ class DnaTask(Classifier):
             described["augmentation"] = ", ".join(parts)
         if data.strands == "both":
             described["evaluation"] = "mean of the scores of both strands"
+        if caveat := self.caveat():
+            described["leakage"] = caveat.removeprefix("leakage: ")
         return described
 
     def figures(self, folder: Path, model: nn.Module, outputs: Tensor, targets: Tensor) -> list[Path]:
@@ -197,7 +226,7 @@ class DnaTask(Classifier):
                     yield record.name, partial(self._load, record)
 
     def _load(self, record: Record) -> Sample:
-        ids = record.ids(strict=self.data.strict, rna=self.data.rna)
+        ids = record.ids(strict=self.data.strict, rna=self.data.rna, max_unknown=self.data.max_unknown)
         label = record.cells.get(self.data.label or "label")
         if label is not None and label not in self.classes:
             known = suggest(label, self.classes)

@@ -45,22 +45,34 @@ def _table(strict: bool, rna: bool) -> np.ndarray:
     return table
 
 
-def encode(sequence: bytes | str, *, strict: bool = False, rna: bool = False, where: str = "sequence") -> np.ndarray:
+def encode(
+    sequence: bytes | str,
+    *,
+    strict: bool = False,
+    rna: bool = False,
+    max_unknown: float = 1.0,
+    where: str = "sequence",
+) -> np.ndarray:
     """Return the ids of a sequence, uint8 (L,).
 
     Args:
         sequence: Letters, in either case.
         strict: Refuse all letters but A, C, G, T and N, rather than read the ambiguous ones as N.
         rna: Read U as T.
+        max_unknown: Share of the bases that may be N, ambiguous letters that are read as N among them.
         where: What the sequence is, for messages: its file and record.
 
     Raises:
-        UserError: a letter that is none of DNA's; the message names it and its position, counted from 1.
+        UserError: a letter that is none of DNA's; the message names it and its position, counted from 1. More N than
+            `max_unknown`.
     """
     letters = sequence.encode("utf-8", "replace") if isinstance(sequence, str) else sequence
     ids = _table(strict, rna)[np.frombuffer(letters, np.uint8)]
     if ids.size and ids.max() == BAD:
         raise UserError(f"{where}: {_explain(letters, int((ids == BAD).argmax()), strict)}")
+    if max_unknown < 1 and (unknown := int((ids == N).sum())) > max_unknown * len(ids):
+        share = f"{unknown:,} of {len(ids):,} bases ({unknown / len(ids):.1%}) are N or ambiguous"
+        raise UserError(f"{where}: {share}; data.max_unknown={max_unknown:g} allows {max_unknown:.1%}")
     return ids
 
 
