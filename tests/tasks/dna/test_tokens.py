@@ -8,7 +8,15 @@ from Bio.Seq import Seq
 
 from mambaverse.errors import UserError
 from mambaverse.tasks.dna import tokens
-from mambaverse.tasks.dna.encoders import kmer_numbers, kmers, one_hot
+from mambaverse.tasks.dna.encoders import (
+    decode_kmers,
+    kmer_numbers,
+    kmer_tokens,
+    kmer_vocab_size,
+    kmers,
+    one_hot,
+    overlapping_tokens,
+)
 from mambaverse.tasks.dna.tokens import decode, encode, reverse_complement, reverse_complement_ids
 
 IUPAC = "ACGTRYSWKMBDHVN"
@@ -106,3 +114,52 @@ def test_one_hot_columns_are_acgt_and_zeros() -> None:
     assert one_hot(encode("ACGT")).tolist() == np.eye(4).tolist()
     assert one_hot(np.array([tokens.N, tokens.PAD, tokens.CLS])).sum() == 0
     assert one_hot(np.stack([encode("AC"), encode("GT")])).shape == (2, 2, 4)
+
+
+def test_one_hot_stands_in_both_layouts_and_n_may_be_a_quarter_of_each() -> None:
+    ids = np.stack([encode("ACGTN"), encode("NNGCA")])
+    last, first = one_hot(ids, unknown=0.25), one_hot(ids, channels_first=True, unknown=0.25)
+    assert last.shape == (2, 5, 4) and first.shape == (2, 4, 5) and first.flags.c_contiguous
+    assert (first == last.swapaxes(1, 2)).all() and (last.sum(-1) == 1).all()
+    assert last[0, 4].tolist() == [0.25] * 4 and one_hot(ids)[0, 4].tolist() == [0.0] * 4
+    assert one_hot(np.array([tokens.PAD, tokens.MASK, 15]), unknown=0.25).sum() == 0
+
+
+def test_k_mers_stand_one_after_the_other_and_single_bases_at_n_and_at_the_end() -> None:
+    ids = encode("GATTACAGATNTGATTACA")
+    found = kmer_tokens(ids)
+    assert decode_kmers(found, 6) == ["GATTAC", "A", "G", "A", "T", "N", "TGATTA", "C", "A"]
+    assert "".join(decode_kmers(found, 6)) == decode(ids)
+    assert kmer_tokens(encode("A" * 12)).tolist() == [16, 16]
+    assert kmer_tokens(encode("T" * 6)).tolist() == [kmer_vocab_size(6) - 1] == [16 + 4**6 - 1]
+    assert kmer_tokens(encode("ACGTA")).tolist() == encode("ACGTA").tolist()
+    assert kmer_tokens(encode("")).tolist() == [] and kmer_tokens(encode("NN")).tolist() == [tokens.N] * 2
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_k_mer_tokens_lose_no_base(k: int) -> None:
+    draw = np.random.default_rng(k)
+    for length in (0, 1, k, 50, 101):
+        ids = draw.choice([tokens.A, tokens.C, tokens.G, tokens.T, tokens.N], length, p=[0.24] * 4 + [0.04])
+        assert "".join(decode_kmers(kmer_tokens(ids, k), k)) == decode(ids)
+
+
+def test_overlapping_k_mers_stand_at_each_base() -> None:
+    found = overlapping_tokens(encode("GATTACANG"), 3)
+    assert decode_kmers(found, 3) == ["GAT", "ATT", "TTA", "TAC", "ACA", "[UNK]", "[UNK]"]
+    assert overlapping_tokens(encode("AC"), 3).tolist() == []
+
+
+def test_k_mer_tokens_of_impossible_sizes_are_refused() -> None:
+    for make in (kmer_tokens, overlapping_tokens):
+        with pytest.raises(UserError, match="expected k from 1 to 12, got 13"):
+            make(encode("ACGT"), 13)
+
+
+def test_too_many_unknown_bases_are_refused_with_their_share() -> None:
+    assert len(encode("ACNN", max_unknown=0.5)) == 4 and encode("", max_unknown=0.0).shape == (0,)
+    with pytest.raises(UserError) as caught:
+        encode("ACGTACNR", max_unknown=0.2, where="x.fa, line 3")
+    assert str(caught.value) == (
+        "x.fa, line 3: 2 of 8 bases (25.0%) are N or ambiguous; data.max_unknown=0.2 allows 20.0%"
+    )
