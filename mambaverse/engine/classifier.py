@@ -32,6 +32,14 @@ class ClassifierConfig(TaskConfig):
             raise ConfigError(f"task.label_smoothing: expected a number in [0, 1), got {self.label_smoothing}")
 
 
+class PositiveF1(MulticlassF1Score):
+    """F1 of the second of two classes."""
+
+    def compute(self) -> Tensor:
+        """Return it, 0-dim."""
+        return super().compute()[1]
+
+
 class Classifier(Task):
     """Base of the tasks that tell classes apart.
 
@@ -40,7 +48,7 @@ class Classifier(Task):
 
     Attributes:
         scores: What an evaluation reports: "accuracy", "top5" (where there are more than five classes), "macro_f1",
-            "mcc" (Matthews' correlation).
+            "f1" (of the second class, where there are two), "mcc" (Matthews' correlation).
         decided: Arguments of a model that cannot be set in `model.args`, each with what to do instead.
     """
 
@@ -97,6 +105,8 @@ class Classifier(Task):
             "macro_f1": lambda: MulticlassF1Score(n, average="macro", validate_args=False),
             "mcc": lambda: MulticlassMatthewsCorrCoef(n, validate_args=False),
         }
+        if n == 2:
+            known["f1"] = lambda: PositiveF1(n, average="none", validate_args=False)
         if n > TOP:
             known["top5"] = lambda: MulticlassAccuracy(n, top_k=TOP, average="micro", validate_args=False)
         return MetricCollection({name: known[name]() for name in self.scores if name in known})

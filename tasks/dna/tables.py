@@ -77,6 +77,7 @@ class DnaSplits:
     note: str = ""
     drawn: bool = False  # whether the split was drawn here, and is to be written down
     skipped: list[str] = field(default_factory=list)
+    monitor: str | None = None  # the metric that the field reports of these data
     background: Background | None = None  # where more training sequences of one class can be cut out
 
     def rows(self) -> Iterable[SplitRow]:

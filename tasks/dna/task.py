@@ -39,7 +39,7 @@ class DnaTask(Classifier):
 
     data_config = DnaDataConfig
     task_config = DnaTaskConfig
-    scores = ("accuracy", "macro_f1", "mcc", "top5")
+    scores = ("accuracy", "macro_f1", "f1", "mcc", "top5")
     decided: ClassVar[Mapping[str, str]] = {**Classifier.decided, "max_length": "set data.window"}
 
     longest: int  # bases that the model sees of a sequence, at most
@@ -72,6 +72,7 @@ class DnaTask(Classifier):
         self.test_set = None if splits.test is None else make(splits.test)
         self.classes, self._splits, self.skipped = list(splits.classes), splits, len(splits.skipped)
         self._caveat = None
+        self.monitor = splits.monitor or type(self).monitor
 
     def facts(self) -> dict[str, Any]:
         """Return the classes and the range of lengths."""

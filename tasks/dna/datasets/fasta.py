@@ -6,13 +6,14 @@
     data.root=folder              train/ and test/ (and dev/ or val/) with one of these in each: it comes split
 
 A table's column `split` (train, dev, test) says how it is split; else `data.val_fraction` or `data.folds` do, and
-`data.group=COLUMN` keeps rows that belong together on one side. For FASTA, `data.group` is a header's key.
+`data.group=COLUMN` keeps rows that belong together on one side, and splits anew what comes split. For FASTA, it is a
+header's key. `data.dev_fraction` draws a dev set out of the training set.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def _file(path: Path, config: DnaDataConfig, part: str | None = None) -> Table:
     if kind_of(path) == "table":
         return _table(path, config, part)
     records = (_with_keys(record) for record in read_records(path))
-    groups = [config.group] if config.group is not None and part is None else []
+    groups = [] if config.group is None else [config.group]
     return collect(_having(records, groups), config, _header_label(config), groups, part)
 
 
@@ -72,11 +73,24 @@ def _table(path: Path, config: DnaDataConfig, part: str | None) -> Table:
     columns = next((list(r.cells) for r in read_records(path, sequence, [label], keys) if r.cells), [])
     records = read_records(path, sequence, [label], keys)
     if part is None and SPLIT in columns:
-        return collect(records, config, lambda r: r.cells[label], part=lambda r: set_of(r.cells, r.where))
+        groups = _groups(config.group, columns, keys, path)
+        return collect(records, config, lambda r: r.cells[label], groups, lambda r: set_of(r.cells, r.where))
+    if part is not None:
+        groups = _groups(config.group, columns, keys, path)
+        return collect(records, config, lambda r: r.cells[label], groups, part)
     others = [name for name in columns if name not in keys]
     table = collect(records, config, lambda r: r.cells[label], others, part)
     table.groups = {name: values for name, values in table.groups.items() if name == config.group or _binds(values)}
     return table
+
+
+def _groups(group: str | None, columns: Sequence[str], keys: Mapping[str, str], path: Path) -> list[str]:
+    """Return the column that splits a table anew that comes split."""
+    if group is None:
+        return []
+    if group not in columns or group in keys or group == SPLIT:
+        raise UserError(f"{path}: data.group={group}: no such column{suggest(group, set(columns) - {SPLIT, *keys})}")
+    return [group]
 
 
 def _folder(root: Path, config: DnaDataConfig, part: str | None = None) -> Table:
@@ -91,7 +105,7 @@ def _folder(root: Path, config: DnaDataConfig, part: str | None = None) -> Table
         return _file(files[0], config, part)
     if not folders and len(files) == 1:
         return _file(files[0], config, part)
-    keys = [] if config.group is None or part is not None else [config.group]
+    keys = [] if config.group is None else [config.group]
     table = Table(groups={key: [] for key in keys})
     for path in folders or files:
         inside = sorted(p for p in path.rglob("*") if is_sequence_file(p)) if path.is_dir() else [path]

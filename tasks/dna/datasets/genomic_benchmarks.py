@@ -2,14 +2,19 @@
 
     NAME/{train,test}/CLASS/*.txt      one sequence a file (what its downloader writes)
     NAME/{train,test}/CLASS.csv.gz     id, region, start, end, strand: 0-based, half-open; with data.genome=FASTA
+    NAME/metadata.yaml                 of the second form: the classes, and the genome (url) of each
 
 `data.root` is the folder with the data sets, `data.subset` one of them; or `data.root` is the data set itself. Classes
-are numbered by sorted name. (Numbering them in the order of the directory, as others do, can swap the labels.)
+are numbered by sorted name. (Numbering them in the order of the directory, as others do, can swap the labels.) A place
+on strand '-' is read from the other strand; one on '+', '.' or '' as it is. Where classes lie in different files, as
+coding_seqs in cDNA, `data.genome` names several, with commas between.
 
-In human_enhancers_ensembl and human_nontata_promoters nearly half of the test set overlaps the training set; a run
-says so.
+There is no dev set: `data.dev_fraction=0.1` draws one from the training set. `data.group=chromosome` puts both sets of
+places together and splits them anew by chromosome. In human_enhancers_ensembl and human_nontata_promoters nearly half
+of the test set overlaps the training set; a run says so.
 
-Source: Grešová et al. 2023, "Genomic benchmarks", BMC Genomic Data 24:25. Overlaps: measured on its interval files.
+Source: Grešová et al. 2023, "Genomic benchmarks", BMC Genomic Data 24:25; the layout of its repository's datasets/
+(README.md, metadata.yaml). Overlaps: measured on its interval files.
 """
 
 from __future__ import annotations
@@ -18,11 +23,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, register_dataset
 from mambaverse.errors import UserError, suggest, warn
 from mambaverse.tasks.dna.config import DnaDataConfig
 from mambaverse.tasks.dna.files import Record, read_records
+from mambaverse.tasks.dna.sequences import Place
 from mambaverse.tasks.dna.tables import DnaSplits, Table, collect, make_splits
 from mambaverse.tasks.dna.tokens import reverse_complement
 
@@ -32,11 +40,14 @@ LEAKS = {
     "drosophila_enhancers_stark": "26.6 %",
 }
 COLUMNS = ("id", "region", "start", "end", "strand")
+CHROMOSOME = "chromosome"
+TABLES = re.compile(r"(.+)\.csv(\.gz)?$")
+STRANDS = ("+", "-", "", ".")
 
 
 @register_dataset("dna/genomic_benchmarks")
 class GenomicBenchmarks(Dataset):
-    """One data set of GenomicBenchmarks, split as published."""
+    """One data set of GenomicBenchmarks, split as published or by chromosome."""
 
     summary = "GenomicBenchmarks: 9 data sets of enhancers, promoters, coding or not, ...; official splits"
     needs = "data.root, a folder with NAME/train/ and NAME/test/, and data.subset=NAME"
@@ -51,18 +62,26 @@ class GenomicBenchmarks(Dataset):
         return place if place.is_dir() else None
 
     def open(self, config: DataConfig) -> DnaSplits:
-        """Return the official splits of `data.subset`."""
+        """Return the official splits of `data.subset`, or those by chromosome."""
         assert isinstance(config, DnaDataConfig)
         folder = self._choose(self.locate(config.root, config.download), config.subset)
-        if share := LEAKS.get(folder.name):
+        if (share := LEAKS.get(folder.name)) and config.group is None:
             warn(f"{folder.name}: {share} of its test places overlap training places; its scores flatter")
-        intervals = any(folder.glob("train/*.csv.gz"))
+        intervals = any(TABLES.match(path.name) for path in folder.glob("train/*"))
         if intervals and config.genome is None:
-            raise UserError(f"{folder}: holds places in a genome; data.genome=FASTA says which (the metadata name it)")
-        table = Table()
+            named = "".join(f"; {name} is of {url}" for name, url in _genomes(folder).items())
+            raise UserError(f"{folder}: holds places in a genome; data.genome=FASTA says which{named}")
+        if config.group == CHROMOSOME and not intervals:
+            raise UserError(
+                f"{folder}: data.group={CHROMOSOME}: texts do not say where they lie; take the form with places "
+                "(CLASS.csv.gz, from its repository's datasets/) and data.genome"
+            )
+        groups = [CHROMOSOME] if intervals else []
+        table = Table(groups={name: [] for name in groups})
         for part in ("train", "test"):
             records = _intervals(folder / part, config) if intervals else _texts(folder / part)
-            table.extend(collect(records, config, lambda r: r.cells["class"], part=part))
+            place = _place_of if intervals else None
+            table.extend(collect(records, config, lambda r: r.cells["class"], groups, part, place))
         return make_splits(table, config, str(folder))
 
     def _choose(self, place: Path, subset: str | None) -> Path:
@@ -81,43 +100,69 @@ def _texts(folder: Path) -> Iterator[Record]:
     if not classes:
         raise UserError(f"{folder}: holds no class folders of .txt files, nor csv.gz files of places")
     for path in classes:
-        for file in sorted(path.glob("*.txt"), key=lambda p: (len(p.name), p.name)):
+        files = sorted(path.glob("*.txt"), key=lambda p: (len(p.name), p.name))
+        if not files:
+            raise UserError(f"{path}: an empty class: no .txt files in it")
+        for file in files:
             (record,) = read_records(file)
             yield Record(f"{path.name}/{file.name}", record.letters, record.where, "", {"class": path.name})
 
 
+def _genomes(folder: Path) -> dict[str, str]:
+    """Return the genome of each class, as metadata.yaml names it; nothing if there is no such file."""
+    path = folder / "metadata.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        classes = yaml.load(path.read_text(), yaml.BaseLoader)["classes"]  # a class may be called no
+        return {name: str(about["url"]) for name, about in sorted(classes.items())}
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: expected `classes:` with a name and a `url:` each; get the file again") from None
+
+
 def _intervals(folder: Path, config: DnaDataConfig) -> Iterator[Record]:
-    """Yield the sequences at the places in the csv.gz files, in the order of the genome's records."""
+    """Yield the sequences at the places in the csv files, in the order of the genome's records."""
     wanted: dict[str, list[Record]] = {}
-    for file in sorted(folder.glob("*.csv.gz")):
+    found = {match[1]: file for file in sorted(folder.glob("*")) if (match := TABLES.match(file.name))}
+    if (known := set(_genomes(folder.parent))) and (other := sorted(known ^ set(found))):
+        where = "metadata.yaml" if other[0] in known else folder.name
+        raise UserError(f"{folder}: class {other[0]!r} is in {where} alone; get the data set again")
+    for name, file in found.items():
         for row in read_records(file, "region", COLUMNS):
-            cells = {**row.cells, "class": file.name.removesuffix(".csv.gz")}
-            key = _plain(cells["region"]) if cells else ""
+            cells = {**row.cells, "class": name}
+            key = _plain(cells["region"]) if row.cells else ""
             wanted.setdefault(key, []).append(Record(row.name, b"", row.where, "", cells, row.problem))
     assert config.genome is not None
-    for chromosome in read_records(Path(config.genome).expanduser()):
-        for row in wanted.pop(_plain(chromosome.name), []):
-            yield _cut(row, chromosome)
+    for path in config.genome.split(","):
+        for chromosome in read_records(Path(path.strip()).expanduser()):
+            for row in wanted.pop(_plain(chromosome.name), []):
+                yield _cut(row, chromosome)
     for name, rows in wanted.items():
         for row in rows:
-            yield Record(
-                row.name, b"", row.where, "", row.cells, row.problem or f"no record {name!r} in {config.genome}"
-            )
+            problem = row.problem or f"no record {name!r} in {config.genome}"
+            yield Record(row.name, b"", row.where, "", row.cells, problem)
 
 
 def _cut(row: Record, chromosome: Record) -> Record:
     name = f"{row.cells['class']}/{row.cells['id']}"
+    cells = {**row.cells, CHROMOSOME: _plain(chromosome.name)}
     try:
-        start, end = int(row.cells["start"]), int(row.cells["end"])
+        start, end = int(cells["start"]), int(cells["end"])
     except ValueError:
-        return Record(name, b"", row.where, "", row.cells, "start and end: expected whole numbers")
+        return Record(name, b"", row.where, "", cells, "start and end: expected whole numbers")
     if not 0 <= start < end <= len(chromosome.letters):
         problem = f"{start}-{end} is not within {chromosome.name} of {len(chromosome.letters):,} bases; another genome?"
-        return Record(name, b"", row.where, "", row.cells, problem)
+        return Record(name, b"", row.where, "", cells, problem)
+    if (strand := cells["strand"].strip()) not in STRANDS:
+        return Record(name, b"", row.where, "", cells, f"strand {strand!r}: expected +, -, . or nothing")
     letters = chromosome.letters[start:end]
-    if row.cells["strand"] == "-":
+    if strand == "-":
         letters = reverse_complement(letters)
-    return Record(name, letters, row.where, "", row.cells)
+    return Record(name, letters, row.where, "", cells)
+
+
+def _place_of(record: Record) -> Place:
+    return record.cells[CHROMOSOME], int(record.cells["start"]), int(record.cells["end"])
 
 
 def _plain(region: str) -> str:
