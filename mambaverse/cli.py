@@ -1,4 +1,4 @@
-"""The command line: mambaverse train | eval | predict | explain | baseline | audit | list | config | data | bench.
+"""The command line: mambaverse train | eval | predict | explain | baseline | audit | compare | list | ...
 
 Each command imports only what it runs. What the user gave wrong is one line on stderr and exit status 2.
 """
@@ -94,6 +94,18 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--output", type=Path, metavar="FILE", help="write the pairs to this .csv file")
     config_dir(audit)
 
+    compare = command(
+        "compare",
+        _compare,
+        "Say whether runs are better than others, or than the simple baselines, by paired bootstrap",
+    )
+    compare.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs: seeds of one config"
+    )
+    compare.add_argument("--to", nargs="+", type=Path, default=[], metavar="RUN", help="what to compare them with")
+    compare.add_argument("--score", help="accuracy, f1, macro_f1 or mcc; default: what the run was chosen by")
+    compare.add_argument("--resamples", type=int, default=2000, metavar="N", help="draws of the samples; default: 2000")
+
     listing = command("list", _list, "List what there is: mambaverse list models 'vim*'")
     listing.add_argument("kind", choices=("mixers", "models", "datasets", "configs"))
     listing.add_argument("pattern", nargs="?", default="*", help="such as 'vim_*'")
@@ -172,6 +184,14 @@ def _audit(arguments: argparse.Namespace) -> None:
 
     config = compose(arguments.config, arguments.overrides, roots=_roots(arguments))
     audit_config(config, similarity=arguments.similarity, output=arguments.output)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from mambaverse.engine.compare import compare_runs
+
+    if arguments.resamples < 2:
+        raise UserError(f"--resamples: expected 2 or more, got {arguments.resamples}")
+    compare_runs(arguments.runs, arguments.to, score=arguments.score, resamples=arguments.resamples)
 
 
 def _predict(arguments: argparse.Namespace) -> None:

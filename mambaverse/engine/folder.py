@@ -6,6 +6,7 @@
 - best.safetensors: weights of the best epoch, by the monitored metric (their average, with `trainer.ema_decay`)
 - last.safetensors: likewise of the last epoch
 - results.json: the final table
+- predictions.csv: what a classifier says of each sample of the reported set, in its order
 - curves.png, confusion.png, per_class.csv, and the task's own pictures and split file
 - explain/: pictures of what the model looks at, once `mambaverse explain` was asked for some
 - state/: the full training state (state.py)
@@ -45,6 +46,7 @@ class RunFolder:
         self.curves = path / "curves.png"
         self.confusion = path / "confusion.png"
         self.per_class = path / "per_class.csv"
+        self.predictions = path / "predictions.csv"
         self.tensorboard = path / "tensorboard"
         self.explain = path / "explain"
         self.state = StateFolder(path / "state")
@@ -89,7 +91,8 @@ class RunFolder:
         with saving(self.path):
             for folder in (self.state.folder, self.tensorboard, self.explain):
                 shutil.rmtree(folder, ignore_errors=True)
-            for file in (self.metrics, self.best, self.last, self.results, self.curves, self.confusion, self.per_class):
+            pictures = (self.curves, self.confusion)
+            for file in (self.metrics, self.best, self.last, self.results, self.per_class, self.predictions, *pictures):
                 file.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, to_yaml(config))

@@ -25,6 +25,8 @@ from mambaverse.config import RunConfig
 from mambaverse.engine import plots, report
 from mambaverse.engine.baseline import print_baselines
 from mambaverse.engine.checkpoint import load_weights
+from mambaverse.engine.classifier import Classifier
+from mambaverse.engine.compare import predictions_csv
 from mambaverse.engine.data import MODEL, PROCESS, derive_seed
 from mambaverse.engine.evaluate import reported_name, score_set
 from mambaverse.engine.files import SaveError, write_atomic
@@ -185,6 +187,10 @@ def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
             plots.draw_confusion(folder.confusion, counts, task.classes)
             write_atomic(folder.per_class, report.per_class_csv(counts, task.classes))
             files += [folder.confusion, folder.per_class]
+        if isinstance(task, Classifier) and scores.targets.ndim == 1:
+            said = task.probabilities(scores.outputs)
+            write_atomic(folder.predictions, predictions_csv(said, scores.targets, task.classes))
+            files.append(folder.predictions)
         files += task.figures(folder.path, trainer.weights.eval(), scores.outputs, scores.targets)
         if position.epoch < config.trainer.epochs:
             stalled = f"no better {trainer.monitor.name} in {position.epoch - position.best_epoch} epochs"
