@@ -23,7 +23,7 @@ Floors = dict[str, dict[str, float]]
 
 
 def fit_baselines(task: Task, console: Console) -> Floors:
-    """Return {baseline: {"accuracy", "macro_f1", "mcc", "seconds"}} on the set that `task` reports.
+    """Return {baseline: {"accuracy", "macro_f1", "mcc", "seconds"}} on the reported set; of two classes "f1" too.
 
     Raises:
         UserError: the task has no baselines.
@@ -46,17 +46,21 @@ def fit_baselines(task: Task, console: Console) -> Floors:
             "mcc": float(matthews_corrcoef(truth, predicted)),
             "seconds": round(seconds, 2),
         }
+        if len(task.classes) == 2:
+            floors[name]["f1"] = float(f1_score(truth, predicted, zero_division=0))
     return floors
 
 
 def baselines_table(floors: Floors, ours: Mapping[str, float] | None = None) -> Table:
     """Return a row for each baseline, and with `ours` one for the run's own metrics."""
-    table = Table("model", "accuracy", "macro F1", "MCC")
+    rows = {**floors, **({} if ours is None else {"this run": ours})}
+    columns = {"accuracy": "accuracy", "macro_f1": "macro F1", "f1": "F1", "mcc": "MCC"}
+    shown = {key: name for key, name in columns.items() if key != "f1" or any("f1" in one for one in rows.values())}
+    table = Table("model", *shown.values())
     for column in table.columns[1:]:
         column.justify = "right"
-    rows = {**floors, **({} if ours is None else {"this run": ours})}
     for name, scores in rows.items():
-        cells = (scores.get(key) for key in ("accuracy", "macro_f1", "mcc"))
+        cells = (scores.get(key) for key in shown)
         table.add_row(name, *("" if value is None else f"{value:.4f}" for value in cells))
     return table
 

@@ -29,7 +29,7 @@ from mambaverse.tasks.dna.sequences import Augment, DnaSamples, Sequences, mix, 
 from mambaverse.tasks.dna.tables import DnaSplits
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD
 
-AUDITED = 50_000  # sequences up to which a run is audited as it begins: seconds
+AUDITED, AUDITED_BASES = 50_000, 50_000_000  # up to so many sequences and bases a run is audited as it begins: seconds
 TILES = 1024  # windows of long records that are scored at a time in predict
 
 
@@ -160,15 +160,17 @@ class DnaTask(Classifier):
         return audit_sets(self._splits.train, present, self.classes, similarity)
 
     def caveat(self) -> str:
-        """Return what the sets share, in one line; for more than `AUDITED` sequences how to find out."""
+        """Return what the sets share, in one line; for more than `AUDITED` sequences or their bases how to find out."""
         if self._caveat is None:
             splits = self._splits
             assert splits is not None
-            total = sum(len(part) for part in (splits.train, splits.eval, splits.test) if part is not None)
+            parts = [part for part in (splits.train, splits.eval, splits.test) if part is not None]
+            total, bases = sum(map(len, parts)), sum(len(part.data) for part in parts)
             if not self.data.audit:
                 self._caveat = ""
-            elif total > AUDITED:
-                self._caveat = f"leakage: {total:,} sequences are not audited here: `mambaverse audit CONFIG` does it"
+            elif total > AUDITED or bases > AUDITED_BASES:
+                many = f"{total:,} sequences of {bases:,} bases in all"
+                self._caveat = f"leakage: {many} are not audited here; `mambaverse audit CONFIG` does it"
             else:
                 self._caveat = f"leakage: {self.audit().line()}"
         return self._caveat

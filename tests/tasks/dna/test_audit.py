@@ -71,6 +71,15 @@ def test_near_copies_are_found_on_either_strand_and_strangers_are_not(length: in
     assert (found.count[300:] == 0).all() and not found.cut.any()
 
 
+def test_long_sequences_are_compared_by_longer_k_mers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mambaverse.tasks.dna.sketch.LONG", 100)
+    train = random_ids(50, 400)
+    queries = [reverse_complement_ids(changed(ids, 0.01, i)) for i, ids in enumerate(train)]
+    found = neighbours(sequences(train), sequences([*queries, *random_ids(20, 400, seed=7)]), 0.5)
+    assert found.rows[:50, 0].tolist() == list(range(50)) and (found.count[50:] == 0).all()
+    assert 0.75 < found.containment[:50, 0].mean() < 0.9  # 0.99^16 = 0.85
+
+
 def test_pieces_and_shifted_windows_are_near_neighbours() -> None:
     (long,) = random_ids(1, 400)
     queries = [long[100:200], np.concatenate([long[100:], *random_ids(1, 100, seed=4)]), random_ids(1, 90, seed=5)[0]]
@@ -189,7 +198,12 @@ def test_a_run_says_what_its_sets_share(make_task: Make, tmp_path: Path, monkeyp
     assert make_task("dna/fasta", root).caveat().startswith("leakage: train: none")
     assert "leakage" not in make_task("dna/fasta", root, "data.audit=false").describe()
     monkeypatch.setattr("mambaverse.tasks.dna.task.AUDITED", 31)
-    assert "32 sequences are not audited here" in make_task("dna/fasta", root).caveat()
+    unknown = "leakage: 32 sequences of 1,920 bases in all are not audited here; `mambaverse audit CONFIG` does it"
+    assert make_task("dna/fasta", root).caveat() == unknown
+    monkeypatch.setattr("mambaverse.tasks.dna.task.AUDITED", 32)
+    assert "1 exact copies" in make_task("dna/fasta", root).caveat()
+    monkeypatch.setattr("mambaverse.tasks.dna.task.AUDITED_BASES", 1919)
+    assert make_task("dna/fasta", root).caveat() == unknown
 
 
 def test_a_split_of_relatives_shows_in_the_audit(make_task: Make, tmp_path: Path) -> None:
