@@ -12,12 +12,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from mambaverse.config import ConfigError
+from mambaverse.config import ConfigError, OptimConfig
 from mambaverse.engine import trainer as trainer_module
 from mambaverse.engine.data import MODEL, TrainPlan, derive_seed
+from mambaverse.engine.optim import create_optimizer
 from mambaverse.engine.run import train
 from mambaverse.engine.state import seed_generators
 from mambaverse.errors import UserError
+from mambaverse.models import create_model
 from tests.engine.toy import Net, Toy, numbers, toy_config
 
 EXACT = ("task.dropout=0", "task.mix=false", "data.noise=0")  # nothing left that depends on how batches are cut
@@ -330,3 +332,12 @@ def test_a_compiled_model_learns_the_same(tmp_path: Path, quiet: Console) -> Non
 def test_an_unknown_way_to_compile_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.compile: expected default, .* got 'fast'"):
         toy_config(tmp_path, "trainer.compile=fast")
+
+
+def test_what_has_no_weight_decay_is_left_out_of_muon() -> None:
+    model = create_model("vim_nano_patch4_32", num_classes=2, embed_dim=32, depth=1)
+    optimizer = create_optimizer(model, OptimConfig(name="muon"))
+    by_muon = {id(p) for group in optimizer.param_groups if not group.get("use_fallback") for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in by_muon}
+    assert "layers.0.mixer.in_proj.weight" in names
+    assert not {"layers.0.mixer.A_log", "layers.0.mixer.A_b_log"} & names

@@ -10,7 +10,7 @@ import pytest
 from mambaverse.config import compose
 from mambaverse.engine.run import train
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.datasets.nucleotide_transformer import BOTH, FIRST, REVISED, metric_of
+from mambaverse.tasks.dna.datasets._nucleotide_transformer import BOTH, FIRST, REVISED, metric_of
 from mambaverse.tasks.dna.task import DnaTask, sequences_of
 from tests.tasks.dna.conftest import TINY, Make, letters, read_csv, rows, write, write_csv
 
