@@ -103,7 +103,8 @@ def selective_scan(
     h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state.to(wide)
 
     def step(h: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        dt_t, dtx_t, B_t, C_t = inputs  # (B, D), (B, D), (B, D or 1, N), (B, D or 1, N)
+        dt_t, dtx_t, B_t, C_t = inputs  # (B, D), (B, D), then (B, N), or (B, D, N)
+        B_t, C_t = (v if v.ndim == 3 else v[:, None] for v in (B_t, C_t))
         h = torch.exp(dt_t[..., None] * A) * h + dtx_t[..., None] * B_t
         return h, (C_t * h).sum(-1)
 
@@ -181,10 +182,11 @@ def ssd(
         Δ = Δ.clamp(*dt_limit)
     num_heads, head_dim = x.shape[2:]
     B, C = (_rows(v.to(wide), num_heads) for v in (B, C))
-    h = x_.new_zeros(x.shape[0], num_heads, head_dim, B.shape[3]) if initial_state is None else initial_state.to(wide)
+    h = x_.new_zeros(x.shape[0], num_heads, head_dim, B.shape[-1]) if initial_state is None else initial_state.to(wide)
 
     def step(h: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        Δ_t, wx_t, B_t, C_t = inputs  # (B, H), (B, H, P), (B, H or 1, N), (B, H or 1, N)
+        Δ_t, wx_t, B_t, C_t = inputs  # (B, H), (B, H, P), then (B, N), or (B, H, N)
+        B_t, C_t = (v if v.ndim == 3 else v[:, None] for v in (B_t, C_t))
         carried = torch.exp(Δ_t * A)[..., None, None] * h
         h = carried + wx_t[..., None] * B_t[:, :, None]
         return h, ((h if own_weight is None else carried) * C_t[:, :, None]).sum(-1)
@@ -192,7 +194,8 @@ def ssd(
     w = Δ if weight is None else weight.to(wide)
     y, h = _run(step, h, (Δ, w[..., None] * x_, B, C), reverse)
     if own_weight is not None:
-        y = y + (own_weight.to(wide) * (B * C).sum(-1))[..., None] * x_
+        own = [v if v.ndim == 4 else v.unsqueeze(2) for v in (B, C)]
+        y = y + (own_weight.to(wide) * (own[0] * own[1]).sum(-1))[..., None] * x_
     if D is not None:
         y = y + (D if D.ndim == 2 else D[:, None]).to(wide) * x_
     y = y if z is None else y * F.silu(z.to(wide))
@@ -250,11 +253,16 @@ def _run(step: Any, h: Tensor, inputs: tuple[Tensor, ...], reverse: bool) -> tup
 
 
 def _rows(B: Tensor, num_rows: int) -> Tensor:
-    """Return B (B, L, N) as one row for all, (B, L, 1, N), or B (B, L, G, N) with a row for each of `num_rows`."""
+    """Return B (B, L, N) as it is, of (B, L, G, N) the one row that there is, or a row for each of `num_rows`.
+
+    One row comes without an axis of size 1: the exporter takes it for a size of its own, which it does not broadcast.
+    """
     if B.ndim == 3:
-        return B.unsqueeze(2)
+        return B
     num_groups = B.shape[2]
-    if num_groups in (1, num_rows):
+    if num_groups == 1:
+        return B.squeeze(2)
+    if num_groups == num_rows:
         return B
     return B.unsqueeze(3).expand(-1, -1, -1, num_rows // num_groups, -1).flatten(2, 3)
 

@@ -114,7 +114,8 @@ def test_an_exported_program_takes_any_batch() -> None:
 ONNX = """
 import torch, timm, mambaverse.timm, onnxruntime
 from collections import Counter
-model = timm.create_model("test_vim", depth=2, num_classes=5).eval()
+import sys
+model = timm.create_model(sys.argv[1], num_classes=5).eval()
 with torch.no_grad():
     program = torch.onnx.export(model, (torch.randn(2, 3, 64, 64),), dynamo=True, verbose=False,
                                 dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -127,9 +128,17 @@ print("RESULT", {n.domain for n in graph.node}, Counter(n.op_type for n in graph
 """
 
 
-def test_onnx_runtime_gives_our_numbers() -> None:
+@pytest.mark.parametrize(
+    ("name", "scans"),  # a direction of a block each; a block of VMamba has four
+    [
+        ("test_vim", 6),
+        pytest.param("test_vmamba", 20, marks=pytest.mark.slow),
+        pytest.param("test_strata", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_onnx_runtime_gives_our_numbers(name: str, scans: int) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    done = subprocess.run([sys.executable, "-c", ONNX], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", ONNX, name], capture_output=True, text=True, check=True)
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    assert line == "RESULT {''} 4 0 True"  # two directions in each of two blocks
+    assert line == f"RESULT {{''}} {scans} 0 True"
