@@ -25,7 +25,7 @@ def sample(tmp_path: Path) -> Path:
         offsets = whole[f"{name}_offset"][: count + 1]
         part |= {f"{name}_offset": offsets, f"{name}_label": whole[f"{name}_label"][:count]}
         part[f"{name}_jpeg"] = whole[f"{name}_jpeg"][: offsets[-1]]
-    np.savez(path := tmp_path / "cifar10_sample.npz", **part)
+    np.savez(path := tmp_path / "cifar10_sample.npz", allow_pickle=False, **part)
     return path
 
 
