@@ -135,6 +135,8 @@ class TrainerConfig:
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "fp32"  # fp32 | bf16 | fp16 (autocast; the weights stay fp32)
     compile: str | None = None  # torch.compile what is trained: default | reduce-overhead (CUDA graphs) | max-autotune
+    grad_checkpointing: bool = False  # compute activations twice rather than keep them: less memory, more time
+    checkpoint_chunk: int | None = None  # with it, in pieces of so many tokens (causal models); None: block by block
     accumulate: int = 1  # batches an optimizer step
     clip_grad: float | None = 1.0  # largest norm of the gradient
     ema_decay: float | None = None  # keep (and evaluate) an exponential moving average of the weights
@@ -153,6 +155,9 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
         _at_least("trainer", self, epochs=1, seed=0, accumulate=1, log_every=1, patience=1, num_threads=1)
+        _at_least("trainer", self, checkpoint_chunk=1)
+        if self.checkpoint_chunk is not None and not self.grad_checkpointing:
+            raise ConfigError("trainer.checkpoint_chunk: needs trainer.grad_checkpointing=true")
         for key in ("clip_grad", "save_minutes"):
             if (value := getattr(self, key)) is not None and value <= 0:
                 raise ConfigError(f"trainer.{key}: expected a number above 0, or null for none, got {value}")

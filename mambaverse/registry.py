@@ -17,7 +17,7 @@ import inspect
 import os
 import pkgutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -47,7 +47,8 @@ class Registry(Generic[T]):
 
     Args:
         kind: What is registered, for messages: "mixer".
-        builtins: Packages whose modules are built-ins; "*" stands for one folder: "mambaverse.tasks.*.models".
+        builtins: Packages whose modules are built-ins, one pattern or several; "*" stands for one folder:
+            "mambaverse.tasks.*.models". Where no package but a module stands, the folder's name is the entry's.
         group: Entry-point group of third parties.
         module_is_name: A module of `builtins` holds one object, registered under the module's name, so that the names
             are known without importing anything. Otherwise modules are imported to learn what they register.
@@ -58,13 +59,13 @@ class Registry(Generic[T]):
         self,
         kind: str,
         *,
-        builtins: str = "",
+        builtins: str | Sequence[str] = (),
         group: str = "",
         module_is_name: bool = True,
         qualified: bool = False,
     ) -> None:
         self.kind = kind
-        self._builtins, self._group = builtins, group
+        self._builtins, self._group = [builtins] if isinstance(builtins, str) else list(builtins), group
         self._module_is_name, self._qualified = module_is_name, qualified
         self._entries: dict[str, Entry[T]] = {}
         self._modules: dict[str, str] | None = None  # built-in modules: name -> module path
@@ -145,7 +146,9 @@ class Registry(Generic[T]):
 
     def _builtin_modules(self) -> dict[str, str]:
         if self._modules is None:
-            self._modules = dict(_modules(self._builtins, self._qualified)) if self._builtins else {}
+            self._modules = {}
+            for pattern in self._builtins:
+                self._modules |= dict(_modules(pattern, self._qualified))
         return self._modules
 
     def _load_builtins(self, name: str | None) -> None:

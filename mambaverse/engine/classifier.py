@@ -13,9 +13,8 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 
 from mambaverse.config import ConfigError, TaskConfig
+from mambaverse.engine.build import DECIDED, build_model
 from mambaverse.engine.task import Batch, SampleSet, Task
-from mambaverse.ensemble import Ensemble
-from mambaverse.models import create_model
 
 TOP = 5  # the accuracy of so many guesses is reported too, where there are more classes
 
@@ -55,10 +54,8 @@ class Classifier(Task):
     task_config: ClassVar[type[TaskConfig]] = ClassifierConfig
     scores: ClassVar[tuple[str, ...]] = ("accuracy", "top5", "macro_f1")
     decided: ClassVar[Mapping[str, str]] = {
+        **DECIDED,
         "num_classes": "it is the number of the data's classes",
-        "mixer": "set model.mixer",
-        "mixer_args": "set model.mixer_args",
-        "directions": "set model.directions",
     }
 
     def model_arguments(self) -> dict[str, Any]:
@@ -67,20 +64,7 @@ class Classifier(Task):
 
     def build_model(self) -> nn.Module:
         """Return the model that the config names, for the data's classes; with model.members an `Ensemble` of them."""
-        model = self.config.model
-        for key in model.args:
-            if key in self.decided:
-                raise ConfigError(f"model.args.{key} cannot be set: {self.decided[key]}")
-        chosen = {
-            "mixer": model.mixer,
-            "mixer_args": model.mixer_args or None,
-            "directions": model.directions,
-            **model.args,  # model.args.patch_size=null takes out what a config has set
-        }
-        overrides = {key: value for key, value in chosen.items() if value is not None}
-        overrides |= self.model_arguments()
-        members = [create_model(model.name, **overrides) for _ in range(model.members)]
-        return Ensemble(members) if len(members) > 1 else members[0]
+        return build_model(self.config.model, self.model_arguments(), self.decided)
 
     def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy and the logits.

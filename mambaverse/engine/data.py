@@ -4,7 +4,8 @@
     a sample's choices     one generator, seeded with H(seed, SAMPLE, epoch, index)
     a batch's choices      one generator, seeded with H(seed, MIX, epoch, first index)
 
-A `BatchSet` makes its batches on the device; its samples' choices follow from a key, H(seed, SAMPLE, epoch).
+What an `EpochSet` changes from epoch to epoch follows from the epoch's number alone. A `BatchSet` makes its batches on
+the device; its samples' choices follow from a key, H(seed, SAMPLE, epoch).
 
 H is BLAKE2b. Step b of an epoch learns from the entries [b·G, (b+1)·G) of the order, G = batch_size · processes, of
 which process r takes the r-th batch_size: several processes see what one sees with a batch as large as theirs together.
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mambaverse.engine.task import Batch, BatchSet, Sample, SampleSet
+from mambaverse.engine.task import Batch, BatchSet, EpochSet, Sample, SampleSet
 from mambaverse.errors import UserError
 
 ORDER, SAMPLE, MIX, MODEL, PROCESS = range(5)  # what a derived seed is for
@@ -48,6 +49,8 @@ def make_batch(samples: SampleSet, collate: Collate, seed: int, job: Job) -> Bat
     """Load the samples of `job` and join them."""
     if job.epoch is None:
         return collate([samples.sample(index, None) for index in job.indices], None)
+    if isinstance(samples, EpochSet):
+        samples = samples.of_epoch(job.epoch)
     draw = torch.Generator()
     rows = []
     for index in job.indices:

@@ -24,6 +24,7 @@ from mambaverse._version import __version__
 from mambaverse.config import RunConfig
 from mambaverse.engine import plots, report
 from mambaverse.engine.baseline import print_baselines
+from mambaverse.engine.build import set_checkpointing
 from mambaverse.engine.checkpoint import load_weights
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.compare import predictions_csv
@@ -98,6 +99,7 @@ def train(
             task.setup()
         seed_generators(derive_seed(seed, MODEL))
         model = task.build_model()
+        set_checkpointing(model, config)
         folder = _choose_folder(config, name, accelerator) if resume is None else _reopen(resume, config)
         state = None if resume is None else folder.state.load()
         if state is None and config.model.checkpoint is not None:

@@ -1,6 +1,7 @@
 """What a domain supplies to the engine: a `Task`. The engine knows nothing else of vision, DNA or audio.
 
-A task is one class in `tasks/<domain>/task.py`, registered under the domain's name.
+A domain's task is one class in `tasks/<domain>/task.py`, registered under the domain's name; a further one is a file of
+its own in `tasks/<domain>/tasks/`, registered under the file's name.
 """
 
 from __future__ import annotations
@@ -39,6 +40,14 @@ class SampleSet(Protocol):
 
     def sample(self, index: int, generator: torch.Generator | None) -> Sample:
         """Return sample `index`; with a generator augmented by its draws, with None as it is."""
+
+
+@runtime_checkable
+class EpochSet(SampleSet, Protocol):
+    """A sample set that training sees otherwise in some epochs: shorter windows at first, say."""
+
+    def of_epoch(self, epoch: int) -> SampleSet:
+        """Return what is sampled in epoch number `epoch`, from 0; it has as many samples."""
 
 
 @runtime_checkable
@@ -154,7 +163,11 @@ class Task:
         return batch["target"]
 
     def metrics(self) -> MetricCollection:
-        """Return the metrics of an evaluation, by name, each a scalar; fresh ones."""
+        """Return the metrics of an evaluation, by name, each a scalar; fresh ones.
+
+        Beside them an evaluation reports "loss", the mean over the samples of their batches' losses; a metric of that
+        name takes its place.
+        """
         raise NotImplementedError
 
     def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:
@@ -227,7 +240,9 @@ class Task:
         return output.float().softmax(dim=-1)
 
 
-TASKS: Registry[type[Task]] = Registry("task", builtins="mambaverse.tasks.*.task", group="mambaverse.tasks")
+TASKS: Registry[type[Task]] = Registry(
+    "task", builtins=("mambaverse.tasks.*.task", "mambaverse.tasks.*.tasks"), group="mambaverse.tasks"
+)
 
 
 def register_task(name: str, *, overwrite: bool = False) -> Callable[[type[Task]], type[Task]]:

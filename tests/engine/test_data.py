@@ -116,3 +116,36 @@ def test_evaluation_counts_every_sample_once(num_samples: int, processes: int) -
     jobs = [job for rank in range(processes) for job in eval_jobs(num_samples, 8, Shard(rank, processes))]
     assert sorted(i for job in jobs for i in job.indices) == list(range(num_samples))
     assert all(0 < len(job.indices) <= 8 for job in jobs)
+
+
+class Growing:
+    """As many numbers in a sample as epochs have passed."""
+
+    def __init__(self, size: int = 0) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return 8
+
+    def of_epoch(self, epoch: int) -> Growing:
+        return Growing(epoch)
+
+    def sample(self, index: int, generator: torch.Generator | None) -> dict[str, Any]:
+        return {
+            "x": torch.full((self.size,), index) if generator is None else torch.rand(self.size, generator=generator)
+        }
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_set_that_changes_from_epoch_to_epoch_follows_the_epoch_of_the_job(num_workers: int) -> None:
+    def shape(indices: list[int], epoch: int | None) -> tuple[int, ...]:
+        loader = Loader(Growing(), _joined, 0, torch.device("cpu"), num_workers)
+        found = [tuple(batch["x"].shape) for _, batch in loader.run(iter([Job(indices, epoch)]))]
+        loader.close()
+        return found[0]
+
+    assert [shape([1, 2], epoch) for epoch in (3, 5, 3, None)] == [(2, 3), (2, 5), (2, 3), (2, 0)]
+
+
+def _joined(samples: Any, generator: torch.Generator | None) -> dict[str, Any]:
+    return {"x": torch.stack([sample["x"] for sample in samples])}
