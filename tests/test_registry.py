@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from mambaverse import registry as registry_module
+from mambaverse.engine.task import TASKS
 from mambaverse.errors import UserError
 from mambaverse.registry import Registry, RegistryError, check_arguments
 
@@ -78,6 +79,11 @@ def test_built_in_names_are_taken() -> None:
     mixers: Registry[type] = Registry("mixer", builtins="mambaverse.mixers")
     with pytest.raises(RegistryError, match="is built in"):
         mixers.register("s6", Thing)
+
+
+def test_a_domain_may_have_further_tasks_in_a_folder() -> None:
+    assert {"dna", "dna_lm", "vision"} <= set(TASKS.list())
+    assert TASKS.get("dna_lm").__module__ == "mambaverse.tasks.dna.tasks.dna_lm"
 
 
 def test_path_needs_no_registration(things: Registry[type]) -> None:

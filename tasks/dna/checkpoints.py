@@ -126,8 +126,8 @@ def read_checkpoint(path: Path | str) -> DnaWeights:
 def load_checkpoint(model: DnaModel, file: DnaWeights, *, swap_as_built: bool = False) -> None:
     """Copy the weights of `file` into `model`, or change nothing and raise.
 
-    A head that the file lacks, or has for other classes, starts anew, with a warning; the head that a language model
-    was pretrained with is left out where the model has another.
+    A head that the file lacks, or has for other classes, starts anew; the head that a language model was pretrained
+    with is left out where the model has another. If so, one line says what was taken over and what was not.
 
     Args:
         model: Of the file's sizes, of any head.
@@ -141,21 +141,25 @@ def load_checkpoint(model: DnaModel, file: DnaWeights, *, swap_as_built: bool = 
     _check_strands(model, file, swap_as_built)
     weights = _for_mixers(model, file)
     own, score = model.state_dict(), "score.weight"
-    _fit_language_head(model, weights, file.source)
+    said = _fit_language_head(model, weights, file.source)
     if score in weights and score in own and weights[score].shape != own[score].shape:
         size = len(weights[score])
-        warn(f"{file.source}: its head has {size} outputs and is left out; that of {model.num_classes} starts anew")
+        said.append(f"its head has {size} outputs and is left out; that of {model.num_classes} starts anew")
         weights |= {name: value for name, value in own.items() if name.startswith("score.")}
     if SWAP in own:
         weights[SWAP] = own[SWAP]
     extra = [name for name in weights if name not in own and not name.startswith(BODY) and _is_of_a_head(name)]
     if extra:
-        warn(f"{file.source}: {', '.join(extra)} are of another head and left out")
+        said.append(f"{', '.join(extra)} are of another head and left out")
     anew = [name for name in own if name not in weights and not name.startswith(BODY)]
     if anew:
-        warn(f"{file.source}: holds no {', '.join(anew)}; they start anew")
+        said.append(f"holds no {', '.join(anew)}; they start anew")
     kept = {name: value for name, value in weights.items() if name not in extra}
     load_state(model, kept | {name: own[name] for name in anew}, file.source)
+    if said:
+        body = sorted({name.partition(".")[0] for name in kept if name.startswith(BODY)})
+        count = sum(name.startswith(BODY) for name in kept)
+        warn(f"{file.source}: {'; '.join(said)}; {count} tensors taken over ({', '.join(body)})")
 
 
 def _fill_in_tied(weights: dict[str, Tensor]) -> None:
@@ -183,12 +187,15 @@ def _merge(path: Path) -> str:
 
 
 def _check_sizes(model: DnaModel, file: DnaWeights) -> None:
-    if file.kind and model.stem != "embedding":
-        raise CheckpointError(
-            f"{file.source}: weights of {file.kind}, which reads base by base; the model has stem={model.stem!r}: set "
-            "stem='embedding' with stem_stride=1"
-        )
     table = file.weights.get(EMBEDDING)
+    stem = [name for name in file.weights if name.startswith("embeddings.")]
+    by_base = bool(file.kind) or (stem == [EMBEDDING] and len(file.weights[EMBEDDING]) == VOCAB_SIZE)
+    if by_base and model.stem != "embedding":
+        raise CheckpointError(
+            f"{file.source}: weights of {file.kind or 'a model'}, which reads base by base; the model has "
+            f"stem={model.stem!r}: set stem='embedding' with stem_stride=1, in a config "
+            "model.args.stem=embedding model.args.stem_stride=1"
+        )
     if table is None or table.ndim != 2 or model.stem != "embedding":
         return  # load_state names what differs
     if len(table) != VOCAB_SIZE:
@@ -276,17 +283,20 @@ def _check_tied(backward: Tensor, forward: Tensor, name: str, source: str) -> No
         )
 
 
-def _fit_language_head(model: DnaModel, weights: dict[str, Tensor], source: str) -> None:
-    """Check, fill in or leave out `lm_head.weight`."""
+def _fit_language_head(model: DnaModel, weights: dict[str, Tensor], source: str) -> list[str]:
+    """Check, fill in or leave out `lm_head.weight`; returns what there is to say of it."""
     if model.lm_head is not None:
         if EMBEDDING in weights:
             weights.setdefault(LM_HEAD, weights[EMBEDDING])
-        return
+        return []
     head = weights.pop(LM_HEAD, None)
-    if head is not None and model.head in LANGUAGE and not torch.equal(head, weights[EMBEDDING]):
+    if head is None or torch.equal(head, weights[EMBEDDING]):
+        return []
+    if model.head in LANGUAGE:
         raise CheckpointError(
             f"{source}: lm_head.weight is not the embedding; build the model with tie_embeddings=False, which holds it"
         )
+    return [f"{LM_HEAD} is of another head and left out"]
 
 
 def _is_of_a_head(name: str) -> bool:

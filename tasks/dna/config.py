@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from mambaverse.config import ConfigError, SplitConfig
 from mambaverse.engine.classifier import ClassifierConfig
+from mambaverse.errors import suggest
+
+STRANDS = ("one", "both")
 
 
 @dataclass
@@ -28,8 +31,8 @@ class DnaDataConfig(SplitConfig):
     window: int | None = None  # bases the model sees; longer sequences are cropped to it; None: whole sequences
     window_seed: int = 0  # of the one window that a sequence is evaluated on
     random_windows: bool = True  # another window of a sequence in each epoch; else the one of evaluation
-    reverse_complement: float = 0.0  # probability that a training sequence is read from its other strand
-    strands: str = "one"  # both: evaluate and predict with the mean of the scores of both strands
+    strands: str = "one"  # both: train on either strand, evaluate and predict with the mean of the scores of both
+    reverse_complement: float | None = None  # probability of the other strand in training; None: 0.5 with both, else 0
     shift: int = 0  # bases, at most, that a training sequence is moved by; N is moved in
     mutate: float = 0.0  # share of bases replaced by random ones while training
     mask: float = 0.0  # share of bases replaced by N while training
@@ -45,10 +48,16 @@ class DnaDataConfig(SplitConfig):
         if not 0 <= self.dev_fraction < 1:
             raise ConfigError(f"data.dev_fraction: expected a number from 0 to below 1, got {self.dev_fraction}")
         for key in ("reverse_complement", "mutate", "mask", "fresh", "max_unknown"):
-            if not 0 <= (value := getattr(self, key)) <= 1:
+            if (value := getattr(self, key)) is not None and not 0 <= value <= 1:
                 raise ConfigError(f"data.{key}: expected a number between 0 and 1, got {value}")
-        if self.strands not in ("one", "both"):
-            raise ConfigError(f"data.strands: expected one or both, got {self.strands!r}")
+        check_strands(self.strands)
+
+    @property
+    def other_strand(self) -> float:
+        """The probability that a training sequence is read from its other strand."""
+        if self.reverse_complement is not None:
+            return self.reverse_complement
+        return 0.5 if self.strands == "both" else 0.0
 
 
 @dataclass
@@ -62,3 +71,13 @@ class DnaTaskConfig(ClassifierConfig):
         super().__post_init__()
         if self.mixup < 0:
             raise ConfigError(f"task.mixup: expected at least 0, got {self.mixup}")
+
+
+def check_strands(value: str) -> None:
+    """Raise ConfigError unless `value` is a policy of strands.
+
+    one: a sequence is read as it is written. both: training reads either strand of it, and what a model says of it is
+    the mean over both (post-hoc conjoining). Models that read both strands themselves (caduceus_ps_*) need neither.
+    """
+    if value not in STRANDS:
+        raise ConfigError(f"data.strands: expected {' or '.join(STRANDS)}, got {value!r}{suggest(value, STRANDS)}")

@@ -19,9 +19,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambaverse.blocks import Block
+from mambaverse.ensemble import members_of
 from mambaverse.mixers.bidirectional import reversed_order
 
 
@@ -60,6 +61,11 @@ def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
     at = torch.arange(x.shape[1], device=x.device)
     order = torch.where(at < lengths[:, None], lengths[:, None] - 1 - at, at)  # (B, L)
     return x[torch.arange(len(x), device=x.device)[:, None], order]
+
+
+def reads_both(model: nn.Module) -> bool:
+    """Whether what a model, or each member of an ensemble, says is the same for both strands: `both_strands`."""
+    return all(bool(getattr(member, "both_strands", False)) for member in members_of(model))
 
 
 def _swapped(x: Tensor, order: Tensor | None = None) -> Tensor:

@@ -25,7 +25,9 @@ from mambaverse.tasks.dna.config import DnaDataConfig, DnaTaskConfig
 from mambaverse.tasks.dna.figures import explained_record, read_sheet, saliency_sheet
 from mambaverse.tasks.dna.files import Record, is_sequence_file, read_records
 from mambaverse.tasks.dna.floors import floors
+from mambaverse.tasks.dna.pretraining.corpus import GenomeDataset
 from mambaverse.tasks.dna.sequences import Augment, DnaSamples, Sequences, mix, tiles
+from mambaverse.tasks.dna.strands import reads_both
 from mambaverse.tasks.dna.tables import DnaSplits
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD
 
@@ -57,13 +59,16 @@ class DnaTask(Classifier):
     def setup(self) -> None:
         """Open the data set."""
         data = self.data
-        splits: DnaSplits = get_dataset(data.name, "dna").open(data)
+        dataset = get_dataset(data.name, "dna")
+        if isinstance(dataset, GenomeDataset):
+            raise ConfigError(f"data.name={data.name}: a genome without labels, to pretrain on: dna/pretrain_mlm")
+        splits: DnaSplits = dataset.open(data)
         lengths = np.concatenate([part.lengths() for part in (splits.train, splits.eval, splits.test) if part])
         limit = int(lengths.max()) if data.window is None else data.window
         self.longest, self.shortest = (min(limit, int(size)) for size in (lengths.max(), lengths.min()))
         if data.shift >= self.shortest:
             raise ConfigError(f"data.shift: {data.shift} is too much for sequences of {self.shortest} bases")
-        augment = Augment(data.reverse_complement, data.shift, data.mutate, data.mask, data.random_windows)
+        augment = Augment(data.other_strand, data.shift, data.mutate, data.mask, data.random_windows)
         if data.fresh and splits.background is None:
             raise ConfigError(f"data.fresh={data.fresh:g}: {data.name} has no source of more sequences; set it to 0")
         make = partial(DnaSamples, window=data.window, window_seed=data.window_seed)
@@ -187,7 +192,7 @@ class DnaTask(Classifier):
         described = {"data": f"{text} ({', '.join(notes)})" if notes else text}
         data = self.data
         named = {
-            f"other strand {data.reverse_complement:g}": data.reverse_complement,
+            f"other strand {data.other_strand:g}": data.other_strand,
             f"shift {data.shift}": data.shift,
             f"mutate {data.mutate:g}": data.mutate,
             f"mask {data.mask:g}": data.mask,
@@ -252,7 +257,7 @@ class DnaTask(Classifier):
 
     def _scores(self, model: nn.Module, ids: Tensor, lengths: Tensor | None) -> Tensor:
         scores = model(ids, lengths=lengths)
-        if self.data.strands == "one" or model.training:
+        if self.data.strands == "one" or model.training or reads_both(model):
             return scores
         other = reverse(self._complement.to(ids.device)[ids.long()], lengths)
         return (scores + model(other, lengths=lengths)) / 2
