@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mambaverse._version import __version__
 from mambaverse.errors import UserError
@@ -121,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("name", help="such as vision/cifar10; or a genome to index, such as hg38.fa")
     data.add_argument("--root", help="where its files are: a folder, a file, or a .deb or .whl package")
 
+    _dna_commands(command)
+
     bench = command(
         "bench", _bench, "Time an operator's backends, mixers, or the scan beside attention: correctness first"
     )
@@ -135,6 +138,38 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--csv", type=Path, metavar="FILE", help="write the table to this file too")
     bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the times, as .png, .pdf or .svg")
     return parser
+
+
+def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add what is done with a run of a DNA model and a genome."""
+
+    def of_run(name: str, run: Callable[[argparse.Namespace], int | None], summary: str) -> argparse.ArgumentParser:
+        sub = command(name, run, summary)
+        sub.add_argument("folder", type=Path, metavar="RUN", help="the run folder of a DNA model")
+        sub.add_argument("--strands", choices=("one", "both"), help="average both strands; default: as the run does")
+        sub.add_argument("--batch-size", type=int, metavar="N", help="windows of one pass; default: by their length")
+        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: as the run says")
+        sub.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: as the run says")
+        return sub
+
+    def fasta(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--fasta", type=Path, required=True, metavar="FILE", help="the genome, plain or BGZF")
+
+    def on_error(sub: argparse.ArgumentParser) -> None:
+        text = "what to do with a bad record; default: the run's data.on_error"
+        sub.add_argument("--on-error", choices=("raise", "skip"), help=text)
+
+    def overwrite(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--overwrite", action="store_true", help="replace a finished file, and begin a cut one anew")
+
+    score = of_run("score", _score, "Score the variants of a VCF file with a trained DNA model, into a table")
+    score.add_argument("--vcf", type=Path, required=True, metavar="FILE", help="the variants: .vcf, .vcf.gz")
+    fasta(score)
+    score.add_argument("--out", type=Path, default=Path("scores.tsv"), metavar="FILE", help="default: scores.tsv")
+    score.add_argument("--window", type=int, default=1024, metavar="W", help="bases around a variant; default: 1024")
+    score.add_argument("--scores", nargs="+", metavar="NAME", help="llr, delta, embedding; default: all it has")
+    on_error(score)
+    overwrite(score)
 
 
 def _roots(arguments: argparse.Namespace) -> list[Path]:
@@ -205,6 +240,18 @@ def _explain(arguments: argparse.Namespace) -> None:
     from mambaverse.engine.explain import explain_run
 
     explain_run(arguments.folder, arguments.inputs, out=arguments.out, on_error=arguments.on_error)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from mambaverse.tasks.dna.variants.command import score_run
+
+    keys = ("window", "scores", "on_error", "overwrite")
+    score_run(arguments.folder, arguments.vcf, arguments.fasta, out=arguments.out, **_reading(arguments, *keys))
+
+
+def _reading(arguments: argparse.Namespace, *keys: str) -> dict[str, Any]:
+    """Return the options that all commands on a run of a DNA model have, and those of `keys`."""
+    return {key: getattr(arguments, key) for key in ("strands", "batch_size", "device", "precision", *keys)}
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,75 @@
+"""Windows of variants: the same number of bases for both alleles, whatever the indel and wherever it is."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mambaverse.tasks.dna.genome import Genome
+from mambaverse.tasks.dna.genome.skipped import RecordError
+from mambaverse.tasks.dna.genome.variants import Variant
+from mambaverse.tasks.dna.tokens import decode
+from mambaverse.tasks.dna.variants.windows import GRID, place
+
+SIZE = 64
+
+
+def variant(letters: str, start: int, ref: int, alt: str, name: str = "chr1") -> Variant:
+    return Variant(name, start, letters[start : start + ref], alt)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_both_windows_are_the_haplotypes_in_as_many_bases(genome: Genome, letters: str, seed: int) -> None:
+    draw = random.Random(seed)
+    size = draw.choice([SIZE, 61, 5000])  # a grid of 8, an odd one, longer than the chromosome
+    start = draw.choice([0, 1, 5, 698, 699, draw.randrange(690)])
+    ref = min(draw.randint(1, 9), 700 - start)
+    pair = place(variant(letters, start, ref, "".join(draw.choices("ACGT", k=draw.randint(1, 9)))), genome, size)
+    haplotype = letters[:start] + pair.variant.alt + letters[start + ref :]
+    assert len(pair.ref.ids) == len(pair.alt.ids) <= size
+    first = pair.window[1]
+    assert decode(pair.ref.ids) == letters[first : first + len(pair.ref.ids)]
+    assert decode(pair.ref.ids[pair.ref.start : pair.ref.end]) == pair.variant.ref
+    assert decode(pair.alt.ids[pair.alt.start : pair.alt.end]) == pair.variant.alt
+    at = start - pair.alt.start
+    assert decode(pair.alt.ids) == haplotype[at : at + len(pair.alt.ids)]
+    behind = slice(pair.alt.end, None)  # the numbers of the bases are those of the chromosome
+    assert decode(pair.alt.ids[behind]) == "".join(letters[p] for p in pair.alt.places[behind])
+
+
+def test_windows_away_from_the_ends_begin_together_and_hold_the_variant_in_the_middle(
+    genome: Genome, letters: str
+) -> None:
+    for start in range(100, 600, 7):
+        pair = place(variant(letters, start, 1, letters[start] + "GG"), genome, SIZE)
+        assert pair.flags == () and start - pair.alt.start == pair.window[1]
+        assert abs(pair.ref.start - SIZE // 2) <= SIZE // GRID // 2
+
+
+def test_neighbours_share_their_window(genome: Genome, letters: str) -> None:
+    windows = {place(variant(letters, start, 1, "A"), genome, SIZE).window for start in range(300, 316)}
+    assert len(windows) == 2  # a grid of eight bases
+
+
+def test_flags_say_what_the_window_is(genome: Genome, letters: str) -> None:
+    assert place(variant(letters, 3, 1, "A"), genome, SIZE).flags == ("edge",)
+    assert place(variant(letters, 697, 2, "A"), genome, SIZE).flags == ("edge",)
+    assert "short" in place(Variant("tiny", 4, "A", "C"), genome, SIZE).flags
+
+
+def test_soft_masked_letters_are_read_as_others_and_n_is_flagged(tmp_path: Path) -> None:
+    (tmp_path / "n.fa").write_text(">c\n" + "acgtN" * 40 + "\n")
+    with Genome(tmp_path / "n.fa") as genome:
+        pair = place(Variant("c", 100, "A", "g"), genome, SIZE)
+    assert pair.flags == ("n_rich",) and pair.n_share == pytest.approx(0.2, abs=0.02)
+    assert np.flatnonzero(pair.ref.ids != pair.alt.ids).tolist() == [pair.ref.start]
+
+
+def test_what_cannot_be_placed_says_why(genome: Genome, letters: str) -> None:
+    with pytest.raises(RecordError, match="an allele of 17 bases, in a window of 64; expected at most a quarter"):
+        place(variant(letters, 300, 17, "A"), genome, SIZE)
+    with pytest.raises(RecordError, match="no probability without a letter"):
+        place(variant(letters, 300, 1, "N"), genome, SIZE)
