@@ -93,9 +93,12 @@ def _spans(windows: Windows) -> Iterator[tuple[int, Region]]:
 
 
 def _known(genome: Genome, windows: Windows, first: int, span: Region, max_unknown: float) -> np.ndarray:
-    letters = np.frombuffer(genome.fetch(span), np.uint8)
-    length = min(windows.length, len(letters))
-    count = -(-len(letters) // length)
+    fetched = genome.fetch(span)
+    length = min(windows.length, len(fetched))
+    count = -(-len(fetched) // length)
+    if not fetched.translate(None, KNOWN):  # the most of a genome; five times as fast as counting
+        return first + np.arange(count)
+    letters = np.frombuffer(fetched, np.uint8)
     starts = np.minimum(np.arange(count) * length, len(letters) - length)
     before = np.concatenate(([0], np.cumsum(_UNKNOWN[letters], dtype=np.int64)))
     shares = (before[starts + length] - before[starts]) / length
