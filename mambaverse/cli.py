@@ -171,6 +171,14 @@ def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     on_error(score)
     overwrite(score)
 
+    text = "Say and draw what each substitution in a region changes: a table, arrays, a logo and a heat map"
+    mutagenesis = of_run("mutagenesis", _mutagenesis, text)
+    fasta(mutagenesis)
+    mutagenesis.add_argument("--region", required=True, metavar="CHR:A-B", help="such as chr1:1,000-1,200")
+    mutagenesis.add_argument("--out", type=Path, metavar="NAME", help="of the files, without an ending")
+    mutagenesis.add_argument("--window", type=int, metavar="W", help="bases that the model sees; default: 1024")
+    mutagenesis.add_argument("--class", dest="label", metavar="NAME", help="whose score; default: the predicted one")
+
 
 def _roots(arguments: argparse.Namespace) -> list[Path]:
     from mambaverse.config import CONFIGS
@@ -247,6 +255,13 @@ def _score(arguments: argparse.Namespace) -> None:
 
     keys = ("window", "scores", "on_error", "overwrite")
     score_run(arguments.folder, arguments.vcf, arguments.fasta, out=arguments.out, **_reading(arguments, *keys))
+
+
+def _mutagenesis(arguments: argparse.Namespace) -> None:
+    from mambaverse.tasks.dna.interpret.command import mutagenesis_run
+
+    keys = ("out", "window", "label")
+    mutagenesis_run(arguments.folder, arguments.fasta, arguments.region, **_reading(arguments, *keys))
 
 
 def _reading(arguments: argparse.Namespace, *keys: str) -> dict[str, Any]:

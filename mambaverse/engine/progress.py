@@ -92,26 +92,43 @@ class Counter:
     Args:
         console: Where to draw: stderr, where stdout is for results.
         verb: What is done to an item: "labelled".
+        total: How many there are; None: not known.
     """
 
-    def __init__(self, console: Console, verb: str) -> None:
-        self._console, self._verb = console, verb
+    def __init__(self, console: Console, verb: str, total: int | None = None) -> None:
+        self._console, self._verb, self._total = console, verb, total
+        self._began = self._drawn = monotonic()
         self.done = 0
 
     def watch(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items."""
-        began = drawn = monotonic()
-        least = REDRAW_S if self._console.is_terminal else LINE_S
-        end = "\r" if self._console.is_terminal else "\n"
         for item in items:
             self.done += 1
             yield item
-            if (now := monotonic()) - drawn > least:
-                drawn = now
-                rate = self.done / (now - began)
-                self._console.print(f"{self._verb} {self.done:,}, {rate:,.0f} a second", end=end, highlight=False)
-        if drawn != began and self._console.is_terminal:
-            self._console.print(" " * 40, end="\r")
+            self._draw()
+        self.clear()
+
+    def add(self, count: int) -> None:
+        """Count so many more at once."""
+        self.done += count
+        self._draw()
+
+    def clear(self) -> None:
+        """Wipe the line off a terminal."""
+        if self._drawn != self._began and self._console.is_terminal:
+            self._console.print(" " * 60, end="\r")
+
+    def _draw(self) -> None:
+        now, live = monotonic(), self._console.is_terminal
+        if now - self._drawn <= (REDRAW_S if live else LINE_S):
+            return
+        self._drawn = now
+        rate = self.done / (now - self._began)
+        text = f"{self._verb} {self.done:,}, {rate:,.0f} a second"
+        if self._total is not None:
+            left = format_seconds((self._total - self.done) / rate) if self.done else "?"
+            text = f"{self._verb} {self.done:,} of {self._total:,}, {rate:,.0f} a second, {left} left"
+        self._console.print(text, end="\r" if live else "\n", highlight=False)
 
 
 def format_seconds(seconds: float) -> str:
