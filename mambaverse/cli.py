@@ -179,6 +179,25 @@ def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     mutagenesis.add_argument("--window", type=int, metavar="W", help="bases that the model sees; default: 1024")
     mutagenesis.add_argument("--class", dest="label", metavar="NAME", help="whose score; default: the predicted one")
 
+    embed = of_run("embed", _embed, "Write the embeddings of sequences by a trained DNA model")
+    embed.add_argument("inputs", nargs="+", metavar="FILE", help="FASTA files or tables, or folders of them")
+    embed.add_argument("--out", type=Path, required=True, metavar="FILE", help=".npz, or .parquet (needs pyarrow)")
+    embed.add_argument("--pool", default="mean", metavar="NAME", help="mean, last, cls or base; default: mean")
+    embed.add_argument("--layer", type=int, metavar="N", help="blocks passed; default: all, and the last norm")
+    embed.add_argument("--window", type=int, metavar="W", help="bases read at a time; default: the run's data.window")
+    on_error(embed)
+
+    scan = of_run("scan", _scan, "Write what a trained DNA model says along a genome, as a bedGraph track")
+    fasta(scan)
+    scan.add_argument("--out", type=Path, required=True, metavar="FILE", help="the track, .bedgraph")
+    scan.add_argument("--regions", nargs="+", default=[], metavar="CHR:A-B", help="where; default: everywhere")
+    scan.add_argument("--bed", type=Path, metavar="FILE", help="where, as a BED file")
+    scan.add_argument("--window", type=int, metavar="W", help="bases seen; default: the run's data.window, or 1024")
+    scan.add_argument("--stride", type=int, default=128, metavar="S", help="bases of a value; default: 128")
+    scan.add_argument("--value", metavar="NAME", help="probability, quantity, log_likelihood or perplexity")
+    scan.add_argument("--class", dest="label", metavar="NAME", help="whose probability; default: the last of two")
+    overwrite(scan)
+
 
 def _roots(arguments: argparse.Namespace) -> list[Path]:
     from mambaverse.config import CONFIGS
@@ -262,6 +281,20 @@ def _mutagenesis(arguments: argparse.Namespace) -> None:
 
     keys = ("out", "window", "label")
     mutagenesis_run(arguments.folder, arguments.fasta, arguments.region, **_reading(arguments, *keys))
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    from mambaverse.tasks.dna.interpret.embed import embed_run
+
+    keys = ("out", "pool", "layer", "window", "on_error")
+    embed_run(arguments.folder, arguments.inputs, **_reading(arguments, *keys))
+
+
+def _scan(arguments: argparse.Namespace) -> None:
+    from mambaverse.tasks.dna.interpret.scan import scan_run
+
+    keys = ("out", "regions", "bed", "window", "stride", "value", "label", "overwrite")
+    scan_run(arguments.folder, arguments.fasta, **_reading(arguments, *keys))
 
 
 def _reading(arguments: argparse.Namespace, *keys: str) -> dict[str, Any]:

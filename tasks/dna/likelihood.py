@@ -60,21 +60,20 @@ def masked_sites(reader: Reader, ids: Tensor, sites: Sequence[Sequence[int]]) ->
     return out
 
 
-def pseudo(reader: Reader, ids: Tensor, places: Tensor, counted: slice = slice(None)) -> Tensor:
-    """Return log p of each base while it is masked, float64 (B, L'), 0 where there is no base.
+def pseudo(reader: Reader, ids: Tensor, places: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Return log p of each base while it is masked, float64 (B, L), 0 where there is no base.
 
     Args:
         reader: Of a model with the head "mlm".
         ids: (B, L).
         places: Numbers of the bases (B, L) or (L,): those that are equal modulo 8 are masked together.
-        counted: The bases that are asked for, L' of them; no others are masked.
+        counted: Which bases are asked for, bool (B, L); no others are masked. None: all.
     """
     total = torch.zeros(ids.shape, dtype=torch.float64, device=ids.device)
-    asked = torch.zeros_like(ids, dtype=torch.bool)
-    asked[:, counted] = is_base(ids[:, counted])
+    asked = is_base(ids) if counted is None else is_base(ids) & counted
     for phase in range(MASK_EVERY):
         chosen = asked & (places % MASK_EVERY == phase)
         log_probs = reader.log_probs(torch.where(chosen, MASK, ids))
         said = log_probs.gather(2, ids[..., None])[..., 0].double()
         total = torch.where(chosen, said, total)
-    return total[:, counted]
+    return total
