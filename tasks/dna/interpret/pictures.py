@@ -41,6 +41,7 @@ def draw_mutagenesis(path: Path, ids: np.ndarray, changes: np.ndarray, first: in
 
     values = worth(changes)
     shown = min(len(ids), LINE_BASES * LINES)
+    width = min(max(shown, LINE_BASES // 2), LINE_BASES)  # few bases do not fill the line: letters keep their shape
     start = int(np.convolve(np.nan_to_num(np.abs(values)), np.ones(shown), "valid").argmax())
     starts = range(start, start + shown, LINE_BASES)
     known = np.abs(changes[~np.isnan(changes)])
@@ -64,7 +65,7 @@ def draw_mutagenesis(path: Path, ids: np.ndarray, changes: np.ndarray, first: in
         above.spines[["top", "right", "bottom"]].set_visible(False)
         image = _heat(below, changes[part], first + line, limit, ids[part])
         for one in (above, below):
-            one.set_xlim(first + line - 0.6, first + line + LINE_BASES - 0.4)
+            one.set_xlim(first + line - 0.6, first + line + width - 0.4)
     bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=40, pad=0.01, extend="both")
     bar.set_label(unit, fontsize=8)
     bar.ax.tick_params(labelsize=7)
