@@ -62,8 +62,8 @@ def config(genome: Path, tmp_path: Path) -> Config:
     def make(*overrides: str, objective: str = "mlm") -> RunConfig:
         own = (
             "data.name=genome", f"data.root={genome}", "data.length=128", "data.batch_size=8", "trainer.num_threads=1",
-            "data.eval_windows=null", "trainer.epochs=2", f"trainer.output_dir={tmp_path / 'runs'}",
-            "trainer.run_name=run", "trainer.overwrite=true", *TINY[objective],
+            "data.epoch_windows=null", "data.eval_windows=null", "trainer.epochs=2", "trainer.run_name=run",
+            f"trainer.output_dir={tmp_path / 'runs'}", "trainer.overwrite=true", *TINY[objective],
         )  # fmt: skip
         return compose(f"dna/pretrain_{objective}", [*own, *overrides])
 
