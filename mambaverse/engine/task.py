@@ -42,7 +42,6 @@ class SampleSet(Protocol):
         """Return sample `index`; with a generator augmented by its draws, with None as it is."""
 
 
-@runtime_checkable
 class EpochSet(SampleSet, Protocol):
     """A sample set that training sees otherwise in some epochs: shorter windows at first, say."""
 
