@@ -78,8 +78,8 @@ def test_broken_plugin_is_one_line_and_status_2(site: Path, tmp_path: Path) -> N
     [
         ("vision/digits", "running_mean"),
         ("vision/digits", "labmixers:RunningMean"),
-        ("dna/rrna16s", "running_mean"),
-        ("audio/mandarin_tones", "running_mean"),
+        pytest.param("dna/rrna16s", "running_mean", marks=pytest.mark.slow),
+        pytest.param("audio/mandarin_tones", "running_mean", marks=pytest.mark.slow),
     ],
 )
 def test_plugin_trains_in_every_domain(site: Path, tmp_path: Path, config: str, name: str) -> None:

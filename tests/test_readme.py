@@ -57,6 +57,7 @@ def own_data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # a dozen processes, each of which imports torch
 def test_commands_run(own_data: Path) -> None:
     """Each block in order, so that a later command can use an earlier one's run; two blocks at a time."""
