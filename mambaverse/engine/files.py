@@ -59,7 +59,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         try:
             with open(part, "wb") as file:
                 file.write(data.encode() if isinstance(data, str) else data)
-                _sync(file)
+                sync(file)
             os.replace(part, path)
         except OSError:
             part.unlink(missing_ok=True)
@@ -103,7 +103,7 @@ def save_torch(path: Path, obj: Any) -> None:
         torch.save(obj, writer)  # type: ignore[arg-type]  # write and flush are all it calls
         if writer.error is not None:
             raise writer.error
-        _sync(file)
+        sync(file)
 
 
 class _Writer:
@@ -126,7 +126,8 @@ class _Writer:
         """Left to `save_torch`."""
 
 
-def _sync(file: BinaryIO) -> None:
+def sync(file: BinaryIO) -> None:
+    """Bring what was written to the disk."""
     file.flush()
     os.fsync(file.fileno())
 

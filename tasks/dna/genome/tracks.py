@@ -6,30 +6,24 @@ Neighbours with equal values become one line; places without a value (NaN) have 
 x.chrom.sizes, so that `bedGraphToBigWig x.bedgraph x.chrom.sizes x.bw` takes it as it is.
 
 While it is written the track is x.bedgraph.part, and x.bedgraph.checkpoint says which region is the last that is in it
-for certain, and how far the file went then. What a killed scan wrote behind that is cut away when it goes on, so the
-finished file has the bytes of one that was never killed.
+for certain (see mambaverse/engine/resumable.py).
 
 Source: the bedGraph format and bedGraphToBigWig of UCSC's genome browser.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import monotonic
-from types import TracebackType
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
-from mambaverse.engine.files import PART, saving, write_atomic
+from mambaverse.engine.resumable import ResumableFile
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.genome.regions import Region
 
-CHECKPOINT = ".checkpoint"
-EVERY_S = 10.0  # between two checkpoints: what a killed scan loses at most, beside the region it was in
 DIGITS = 6  # significant, of a value
 
 
@@ -38,7 +32,7 @@ def scan_order(names: Sequence[str]) -> list[str]:
     return sorted(names, key=os.fsencode)
 
 
-class BedGraphWriter:
+class BedGraphWriter(ResumableFile):
     """Writes one track, region by region.
 
         with BedGraphWriter(path, genome.lengths, resume=True) as track:
@@ -74,36 +68,16 @@ class BedGraphWriter:
     ) -> None:
         if path.exists() and not overwrite:
             raise UserError(f"{path}: is there already, finished; name another file, or ask to overwrite it")
-        self.path, self.lengths, self.done = path, dict(lengths), None
-        self._part, self._mark = (path.with_name(path.name + ending) for ending in (PART, CHECKPOINT))
+        super().__init__(path)
+        self.lengths: dict[str, int] = dict(lengths)
+        self.done: Region | None = None
         self._settings = {"about": about, "digits": DIGITS, "lengths": self.lengths}
         self._pending: tuple[str, int, int, str] | None = None  # a line that may still grow
-        self._whole = True  # nothing is written in part
-        self._saved_s = monotonic()
         state = self._read_state() if resume else None
-        with saving(self._part):
-            if state is None:
-                self._mark.unlink(missing_ok=True)
-                self._file: BinaryIO = self._part.open("wb")
-            else:
-                self._file = self._part.open("r+b")
-                self._file.truncate(state["bytes"])
-                self._file.seek(0, os.SEEK_END)
-                self.done = Region(*state["done"])
-                self._pending = tuple(state["pending"]) if state["pending"] else None
-
-    def __enter__(self) -> BedGraphWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.finish()
-        elif not self._file.closed:
-            if self._whole:  # an error within `write` leaves half a region: then the last checkpoint holds
-                self.checkpoint()
-            self._file.close()
+        if state is not None:
+            self.done = Region(*state["done"])
+            self._pending = tuple(state["pending"]) if state["pending"] else None
+        self._open(None if state is None else state["bytes"])
 
     def has(self, region: Region) -> bool:
         """Whether the track has this region, or one behind it, so that a scan in order is past it."""
@@ -124,58 +98,32 @@ class BedGraphWriter:
             SaveError: the file cannot be written.
         """
         self._check(region, values, step)
-        self._whole = False
-        values = np.asarray(values, np.float64)
-        known = ~np.isnan(values)
-        change = np.flatnonzero((values[1:] != values[:-1]) & (known[1:] | known[:-1])) + 1
-        firsts = np.concatenate((np.zeros(min(len(values), 1), np.int64), change))
-        starts = region.start + firsts * step
-        ends = np.append(starts[1:], region.end)[: len(starts)]
-        lines: list[str] = []
-        for start, end, value in zip(starts.tolist(), ends.tolist(), values[firsts].tolist(), strict=True):
-            if value == value:
-                self._add(lines, region.name, start, end, f"{value + 0.0:.{DIGITS}g}")
-        with saving(self._part):
-            self._file.write("".join(lines).encode())
-        self.done, self._whole = region, True
-        if monotonic() - self._saved_s >= EVERY_S:
-            self.checkpoint()
+        with self._piece():
+            values = np.asarray(values, np.float64)
+            known = ~np.isnan(values)
+            change = np.flatnonzero((values[1:] != values[:-1]) & (known[1:] | known[:-1])) + 1
+            firsts = np.concatenate((np.zeros(min(len(values), 1), np.int64), change))
+            starts = region.start + firsts * step
+            ends = np.append(starts[1:], region.end)[: len(starts)]
+            lines: list[str] = []
+            for start, end, value in zip(starts.tolist(), ends.tolist(), values[firsts].tolist(), strict=True):
+                if value == value:
+                    self._add(lines, region.name, start, end, f"{value + 0.0:.{DIGITS}g}")
+            self._append("".join(lines))
+            self.done = region
 
-    def checkpoint(self) -> None:
-        """Make what is written so far what a scan goes on from.
-
-        Raises:
-            SaveError: the file cannot be written.
-        """
+    def _state(self) -> dict[str, Any] | None:
         if self.done is None:
-            return
-        with saving(self._part):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            return None
         done = [self.done.name, self.done.start, self.done.end]
-        state = {**self._settings, "bytes": self._file.tell(), "done": done, "pending": self._pending}
-        write_atomic(self._mark, json.dumps(state))
-        self._saved_s = monotonic()
+        return {**self._settings, "done": done, "pending": self._pending}
 
-    def finish(self) -> None:
-        """Give the track its name, write the chromosomes' sizes beside it, and forget the checkpoint.
+    def _rest(self) -> str:
+        return "" if self._pending is None else _line(*self._pending)
 
-        Raises:
-            SaveError: a file cannot be written.
-        """
-        if self._file.closed:
-            return
-        with saving(self._part):
-            if self._pending is not None:
-                self._file.write(_line(*self._pending).encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+    def _beside(self) -> dict[Path, str]:
         sizes = "".join(f"{name}\t{self.lengths[name]}\n" for name in scan_order(list(self.lengths)))
-        write_atomic(self.path.with_suffix(".chrom.sizes"), sizes)
-        with saving(self.path):
-            os.replace(self._part, self.path)
-            self._mark.unlink(missing_ok=True)
+        return {self.path.with_suffix(".chrom.sizes"): sizes}
 
     def _add(self, lines: list[str], name: str, start: int, end: int, text: str) -> None:
         """Append a line, or let the one before grow."""
@@ -205,10 +153,9 @@ class BedGraphWriter:
 
     def _read_state(self) -> dict | None:
         """Return the checkpoint of a scan that was cut off, if there is one that can be used."""
-        if not self._mark.exists() or not self._part.exists():
-            return None
         try:
-            state = json.loads(self._mark.read_text())
+            if (state := self._read_mark()) is None:
+                return None
             same = all(state[key] == value for key, value in self._settings.items())
             usable = self._part.stat().st_size >= state["bytes"] and len(state["done"]) == 3
         except (ValueError, KeyError, TypeError):

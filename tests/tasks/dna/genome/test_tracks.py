@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mambaverse.engine import resumable
 from mambaverse.engine.files import SaveError
 from mambaverse.tasks.dna.genome import tracks
 from mambaverse.tasks.dna.genome.intervals import windows
@@ -125,7 +126,7 @@ def test_an_error_while_a_region_is_written_keeps_the_region_before(
 
 
 def test_a_long_scan_saves_where_it_is_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracks, "EVERY_S", 0.0)
+    monkeypatch.setattr(resumable, "EVERY_S", 0.0)
     track = BedGraphWriter(tmp_path / "x.bedgraph", LENGTHS)
     for start in range(5):
         track.write(Region("chr1", start, start + 1), np.array([start]))

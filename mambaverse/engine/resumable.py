@@ -1,0 +1,132 @@
+"""Text that a long job writes piece by piece, and goes on with after a kill: the finished file has the same bytes.
+
+    x.part, x.checkpoint  --all pieces-->  x
+
+The checkpoint is JSON: what the writer needs to go on, and "bytes", how long the file was then. What a killed job wrote
+behind that is cut away when it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from mambaverse.engine.files import PART, saving, sync, write_atomic
+
+CHECKPOINT = ".checkpoint"
+EVERY_S = 10.0  # between two checkpoints: what a killed job loses at most, beside the piece it was in
+
+
+class ResumableFile(ABC):
+    """Base of such writers; leaving the block finishes the file, unless by an error: then it stays as far as it went.
+
+    A subclass reads what was left (`_read_mark`), then calls `_open`; it writes within `_piece`.
+
+    Args:
+        path: Of the finished file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._part, self._mark = (path.with_name(path.name + ending) for ending in (PART, CHECKPOINT))
+        self._whole = True  # no piece is written in part
+        self._file: BinaryIO
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        elif not self._file.closed:
+            if self._whole:  # an error within a piece leaves half of it: then the last checkpoint holds
+                self.checkpoint()
+            self._file.close()
+
+    def checkpoint(self) -> None:
+        """Make what is written so far what a job goes on from.
+
+        Raises:
+            SaveError: the file cannot be written.
+        """
+        if (state := self._state()) is None:
+            return
+        with saving(self._part):
+            sync(self._file)
+        write_atomic(self._mark, json.dumps({**state, "bytes": self._file.tell()}))
+        self._saved_s = monotonic()
+
+    def finish(self) -> None:
+        """Give the file its name, and forget the checkpoint.
+
+        Raises:
+            SaveError: a file cannot be written.
+        """
+        if self._file.closed:
+            return
+        with saving(self._part):
+            self._file.write(self._rest().encode())
+            sync(self._file)
+            self._file.close()
+        for path, text in self._beside().items():
+            write_atomic(path, text)
+        with saving(self.path):
+            os.replace(self._part, self.path)
+            self._mark.unlink(missing_ok=True)
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any] | None:
+        """Return what to go on from, as JSON; None: nothing yet."""
+
+    def _rest(self) -> str:
+        """Return what still belongs at the end."""
+        return ""
+
+    def _beside(self) -> dict[Path, str]:
+        """Return the files that belong beside the finished one."""
+        return {}
+
+    def _read_mark(self) -> Any:
+        """Return what the checkpoint of a job that was cut off says, None if there is none.
+
+        Raises:
+            ValueError: it is no JSON.
+        """
+        if not self._mark.exists() or not self._part.exists():
+            return None
+        return json.loads(self._mark.read_text())
+
+    def _open(self, size: int | None, header: str = "") -> None:
+        """Go on behind `size` bytes of what is there; None: begin anew, with a header."""
+        self._saved_s = monotonic()
+        with saving(self._part):
+            if size is None:
+                self._mark.unlink(missing_ok=True)
+                self._file = self._part.open("wb")
+                self._file.write(header.encode())
+            else:
+                self._file = self._part.open("r+b")
+                self._file.truncate(size)
+                self._file.seek(0, os.SEEK_END)
+
+    @contextmanager
+    def _piece(self) -> Iterator[None]:
+        """Within it a piece is written and taken note of; behind it comes a checkpoint, if it is time for one."""
+        self._whole = False
+        yield
+        self._whole = True
+        if monotonic() - self._saved_s >= EVERY_S:
+            self.checkpoint()
+
+    def _append(self, text: str) -> None:
+        with saving(self._part):
+            self._file.write(text.encode())
