@@ -39,7 +39,7 @@ from mambaverse.tasks.dna import streaming
 from mambaverse.tasks.dna.heads import LANGUAGE, POOLED, AttentionPool, check_class_complement, check_head, token_mask
 from mambaverse.tasks.dna.stems import ConvStem, Embedding, KmerStem
 from mambaverse.tasks.dna.strands import SwappedBlock, reverse
-from mambaverse.tasks.dna.tokens import COMPLEMENT, VOCAB_SIZE, A
+from mambaverse.tasks.dna.tokens import COMPLEMENT, VOCAB_SIZE, A, is_base
 from mambaverse.tasks.dna.wide import PlaceScores
 
 STEMS = ("embedding", "conv", "kmer")
@@ -351,12 +351,9 @@ class DnaModel(Isotropic):
         return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
 
 
-DnaClassifier = DnaModel  # its name while it had one head
-
-
 def mutated(ids: Tensor, rate: float) -> Tensor:
     """Return ids with a share `rate` of the bases (N and special tokens are none) drawn anew."""
-    chosen = (torch.rand(ids.shape, device=ids.device) < rate) & (ids >= A) & (ids < A + 4)
+    chosen = (torch.rand(ids.shape, device=ids.device) < rate) & is_base(ids)
     return torch.where(chosen, torch.randint_like(ids, A, A + 4), ids)
 
 

@@ -35,9 +35,9 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
-from torch import Tensor
+from torch import Tensor, nn
 
-from mambaverse.engine.checkpoint import CheckpointError, load_state, read_weights
+from mambaverse.engine.checkpoint import CheckpointError, load_state, load_weights, read_weights
 from mambaverse.errors import warn
 from mambaverse.mixers.bidirectional import Bidirectional
 from mambaverse.mixers.s6 import S6
@@ -121,6 +121,18 @@ def read_checkpoint(path: Path | str) -> DnaWeights:
     is_theirs = any(map(_DIRECTION.match, weights))
     kind = "Caduceus-PS" if is_ps else "Caduceus" if is_theirs else ""
     return DnaWeights(source, kind, swaps, _merge(path) if is_theirs else "add", weights)
+
+
+def start_from(model: nn.Module, path: Path) -> None:
+    """Start a run's model from a weights file: ours, or where it is a `DnaModel` of Caduceus or of Mamba.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    if isinstance(model, DnaModel):
+        load_checkpoint(model, read_checkpoint(path))
+    else:
+        load_weights(model, path)
 
 
 def load_checkpoint(model: DnaModel, file: DnaWeights, *, swap_as_built: bool = False) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.tokens import UNK, VOCAB_SIZE, A, N, T, decode
+from mambaverse.tasks.dna.tokens import UNK, VOCAB_SIZE, A, N, T, decode, is_base
 
 MAX_K = 12  # 4^12 columns still fit into a sparse matrix with small indices
 
@@ -70,7 +70,7 @@ def kmer_tokens(ids: np.ndarray, k: int = 6) -> np.ndarray:
         UserError: k below 1 or above 12.
     """
     numbers = _all_numbers(ids, _checked(k))
-    known = np.concatenate([[False], (ids >= A) & (ids <= T), [False]])
+    known = np.concatenate([[False], is_base(ids), [False]])
     edges = np.flatnonzero(known[1:] != known[:-1])  # where stretches of bases begin and end, in turn
     tokens = ids.astype(np.int64)
     kept = np.ones(len(ids), bool)
@@ -128,7 +128,7 @@ def _all_numbers(ids: np.ndarray, k: int) -> np.ndarray:
     """Return the number of the k-mer at each place, int64 (L - k + 1,); -1 where it touches what is no base."""
     if len(ids) < k:
         return np.empty(0, np.int64)
-    digits, known = ids.astype(np.int64) - A, (ids >= A) & (ids <= T)  # digits 0 to 3
+    digits, known = ids.astype(np.int64) - A, is_base(ids)  # digits 0 to 3
     count = len(ids) - k + 1
     numbers, whole = np.zeros(count, np.int64), np.ones(count, bool)
     for i in range(k):

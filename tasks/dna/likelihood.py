@@ -19,14 +19,9 @@ import torch
 from torch import Tensor
 
 from mambaverse.tasks.dna.reader import Reader
-from mambaverse.tasks.dna.tokens import MASK, A, T
+from mambaverse.tasks.dna.tokens import MASK, is_base
 
 MASK_EVERY = 8  # bases, of which one is masked at a time
-
-
-def is_base(ids: Tensor) -> Tensor:
-    """Return which ids are A, C, G or T, bool."""
-    return (ids >= A) & (ids <= T)
 
 
 def next_base(log_probs: Tensor, ids: Tensor) -> Tensor:

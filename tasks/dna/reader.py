@@ -24,9 +24,9 @@ from mambaverse.engine.task import Task
 from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError
 from mambaverse.tasks.dna.backbone import DnaModel
+from mambaverse.tasks.dna.config import STRANDS
 from mambaverse.tasks.dna.heads import LANGUAGE
 
-STRANDS = ("one", "both")
 TOKENS = 1 << 17  # bases of one pass, where no batch size is given
 Ask = Callable[[Tensor, list[int]], tuple[Tensor, ...]]
 

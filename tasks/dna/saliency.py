@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from mambaverse.ensemble import Ensemble
-from mambaverse.tasks.dna.backbone import DnaClassifier, reverse
+from mambaverse.tasks.dna.backbone import DnaModel, reverse
 
 
 def saliency(model: nn.Module, ids: Tensor, lengths: Tensor | None = None, target: Tensor | None = None) -> Tensor:
     """Return the contributions of the bases, float32 (B, L), 0 on padding.
 
     Args:
-        model: A `DnaClassifier`, or an `Ensemble` of them (the mean of what they say), in eval mode.
+        model: A `DnaModel`, or an `Ensemble` of them (the mean of what they say), in eval mode.
         ids: Bases (B, L).
         lengths: Of the sequences (B,); None: all are L long.
         target: The classes (B,) whose scores are explained; None: the predicted ones.
@@ -33,7 +33,7 @@ def saliency(model: nn.Module, ids: Tensor, lengths: Tensor | None = None, targe
             with torch.no_grad():
                 target = model(ids, lengths=lengths).argmax(-1)
         return torch.stack([saliency(member, ids, lengths, target) for member in model.members]).mean(0)
-    assert isinstance(model, DnaClassifier)
+    assert isinstance(model, DnaModel)
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -176,6 +176,17 @@ def window_start(ids: np.ndarray, window: int, seed: int) -> int:
     return zlib.crc32(ids.tobytes(), seed) % (spare + 1) if spare > 0 else 0
 
 
+def padded(rows: Sequence[np.ndarray], fill: int) -> tuple[Tensor, Tensor | None]:
+    """Return rows (L,) of one dtype as (B, longest), `fill` behind their ends, and lengths (B,), None if equal."""
+    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+    flat, longest = np.concatenate(rows), int(sizes.max())
+    if sizes.min() == longest:
+        return torch.from_numpy(flat.reshape(len(rows), longest)), None
+    joined = np.full((len(rows), longest), fill, flat.dtype)
+    joined[np.arange(longest) < sizes[:, None]] = flat
+    return torch.from_numpy(joined), torch.from_numpy(sizes)
+
+
 def tiles(ids: np.ndarray, window: int, most: int) -> list[np.ndarray]:
     """Return windows that cover a long sequence from end to end, evenly spread; `most` of them if it takes more."""
     spare = len(ids) - window

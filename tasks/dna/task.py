@@ -19,14 +19,14 @@ from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
 from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError, suggest, warn
 from mambaverse.splits import write_split
-from mambaverse.tasks.dna.backbone import DnaModel, reverse
-from mambaverse.tasks.dna.checkpoints import load_checkpoint, read_checkpoint
+from mambaverse.tasks.dna.backbone import reverse
+from mambaverse.tasks.dna.checkpoints import start_from
 from mambaverse.tasks.dna.config import DnaDataConfig, DnaTaskConfig
 from mambaverse.tasks.dna.figures import explained_record, read_sheet, saliency_sheet
 from mambaverse.tasks.dna.files import Record, is_sequence_file, read_records
 from mambaverse.tasks.dna.floors import floors
 from mambaverse.tasks.dna.pretraining.corpus import GenomeDataset
-from mambaverse.tasks.dna.sequences import Augment, DnaSamples, Sequences, mix, tiles
+from mambaverse.tasks.dna.sequences import Augment, DnaSamples, Sequences, mix, padded, tiles
 from mambaverse.tasks.dna.strands import reads_both
 from mambaverse.tasks.dna.tables import DnaSplits
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD
@@ -99,10 +99,7 @@ class DnaTask(Classifier):
 
     def load_checkpoint(self, model: nn.Module, path: Path) -> None:
         """Start `model` from a weights file of ours, of Caduceus or of Mamba."""
-        if isinstance(model, DnaModel):
-            load_checkpoint(model, read_checkpoint(path))
-        else:
-            super().load_checkpoint(model, path)
+        start_from(model, path)
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
         """Return "ids" uint8 (B, L), "lengths" (B,) if they differ, and "target" (B,), with mixup (B, classes).
@@ -115,14 +112,9 @@ class DnaTask(Classifier):
         if isinstance(ids[0], list):
             batch["rows"] = torch.tensor([row for row, parts in enumerate(ids) for _ in parts])
             ids = [part for parts in ids for part in parts]
-        sizes = np.fromiter(map(len, ids), np.int64, len(ids))
-        flat, longest = np.concatenate(ids), int(sizes.max())
-        if sizes.min() == longest:
-            batch["ids"] = torch.from_numpy(flat.reshape(len(ids), longest))
-        else:
-            padded = np.full((len(ids), longest), PAD, np.uint8)
-            padded[np.arange(longest) < sizes[:, None]] = flat
-            batch |= {"ids": torch.from_numpy(padded), "lengths": torch.from_numpy(sizes)}
+        batch["ids"], lengths = padded(ids, PAD)
+        if lengths is not None:
+            batch["lengths"] = lengths
         if "target" in samples[0]:
             batch["target"] = torch.tensor([sample["target"] for sample in samples])
         if generator is not None and self.options.mixup:

@@ -12,10 +12,16 @@ IUPAC letters and their complements: Cornish-Bowden 1985, Nucleic Acids Research
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from mambaverse.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Ids = TypeVar("Ids", np.ndarray, Tensor)
 
 CLS, SEP, BOS, MASK, PAD, RESERVED, UNK, A, C, G, T, N = range(12)
 VOCAB = ("[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", "A", "C", "G", "T", "N")
@@ -74,6 +80,11 @@ def encode(
         share = f"{unknown:,} of {len(ids):,} bases ({unknown / len(ids):.1%}) are N or ambiguous"
         raise UserError(f"{where}: {share}; data.max_unknown={max_unknown:g} allows {max_unknown:.1%}")
     return ids
+
+
+def is_base(ids: Ids) -> Ids:
+    """Return which ids, an array or tensor of any shape, are A, C, G or T: bool of the same shape."""
+    return (ids >= A) & (ids <= T)
 
 
 def decode(ids: np.ndarray) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from mambaverse.tasks.dna.tokens import MASK, PAD, VOCAB, A, N, T
+from mambaverse.tasks.dna.tokens import MASK, PAD, VOCAB, A, N, T, is_base
 
 MASKED, RANDOM = 0.8, 0.1  # of what is chosen; the rest stays
 BASES = T - A + 1
@@ -38,15 +38,15 @@ def mask_bases(
     others = torch.randint(first, first + count, (len(ids),), generator=generator, dtype=torch.uint8).numpy()
     if compat:
         ids = np.where(ids == N, np.uint8(PAD), ids)
-    is_base = (ids >= A) & (ids <= T)
-    chosen = draws < 1 if compat else (draws < 1) & is_base
+    known = is_base(ids)
+    chosen = draws < 1 if compat else (draws < 1) & known
     seen = np.where(chosen & (draws < MASKED), np.uint8(MASK), ids)
     seen = np.where(chosen & (draws >= MASKED) & (draws < MASKED + RANDOM), others, seen)
-    return seen, np.where(chosen & is_base, ids, np.uint8(PAD))
+    return seen, np.where(chosen & known, ids, np.uint8(PAD))
 
 
 def next_bases(ids: Tensor) -> Tensor:
     """Return the targets of ids (B, L), likewise (B, L): the base that follows, `[PAD]` where none does."""
     targets = torch.full_like(ids, PAD)
     targets[:, :-1] = ids[:, 1:]
-    return torch.where((targets >= A) & (targets <= T), targets, PAD)
+    return torch.where(is_base(targets), targets, PAD)

@@ -15,8 +15,7 @@ from mambaverse.config import ConfigError, RunConfig
 from mambaverse.engine.build import DECIDED, build_model
 from mambaverse.engine.task import Batch, Sample, SampleSet, Task, register_task
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.backbone import DnaModel
-from mambaverse.tasks.dna.checkpoints import load_checkpoint, read_checkpoint
+from mambaverse.tasks.dna.checkpoints import start_from
 from mambaverse.tasks.dna.genome import Region
 from mambaverse.tasks.dna.pretraining.config import OBJECTIVES, DnaLmDataConfig, DnaLmTaskConfig
 from mambaverse.tasks.dna.pretraining.corpus import Corpus, corpus_named
@@ -25,6 +24,7 @@ from mambaverse.tasks.dna.pretraining.metrics import language_metrics, score_bas
 from mambaverse.tasks.dna.pretraining.samples import GenomeSamples
 from mambaverse.tasks.dna.pretraining.splits import write_split_bed
 from mambaverse.tasks.dna.pretraining.windows import Windows, known_windows
+from mambaverse.tasks.dna.sequences import padded
 from mambaverse.tasks.dna.strands import reads_both, reverse
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD, VOCAB_SIZE
 
@@ -93,10 +93,7 @@ class DnaLmTask(Task):
 
     def load_checkpoint(self, model: nn.Module, path: Path) -> None:
         """Start `model` from a weights file of ours, of Caduceus or of Mamba."""
-        if isinstance(model, DnaModel):
-            load_checkpoint(model, read_checkpoint(path))
-        else:
-            super().load_checkpoint(model, path)
+        start_from(model, path)
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
         """Return "ids" uint8 (R, L), R >= B windows, and "lengths" (R,) if they differ.
@@ -104,15 +101,11 @@ class DnaLmTask(Task):
         With mlm also "target" uint8 (R, L), and where soft-masked bases count otherwise "weight" float32 (R, L).
         """
         rows = {key: [row for sample in samples for row in sample[key]] for key in samples[0]}
-        sizes = np.fromiter(map(len, rows["ids"]), np.int64, len(rows["ids"]))
         batch: dict[str, Any] = {}
         for key, parts in rows.items():
-            if sizes.min() == sizes.max():
-                batch[key] = torch.from_numpy(np.stack(parts))
-                continue
-            padded = np.full((len(parts), sizes.max()), 0 if key == "weight" else PAD, parts[0].dtype)
-            padded[np.arange(sizes.max()) < sizes[:, None]] = np.concatenate(parts)
-            batch |= {key: torch.from_numpy(padded), "lengths": torch.from_numpy(sizes)}
+            batch[key], lengths = padded(parts, 0 if key == "weight" else PAD)
+            if lengths is not None:
+                batch["lengths"] = lengths
         return batch
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from mambaverse.config import RunConfig, compose
 from mambaverse.engine.task import TASKS
+from mambaverse.errors import UserError
 from mambaverse.tasks.dna.task import DnaTask
 
 Make = Callable[..., DnaTask]
@@ -48,6 +49,28 @@ def make_task() -> Make:
         return task
 
     return make
+
+
+def fails(run: Callable[..., object], *arguments: object) -> str:
+    """Return the one line of the UserError that `run` raises."""
+    with pytest.raises(UserError) as caught:
+        run(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def sizes(task: DnaTask) -> tuple[int, ...]:
+    """Return the samples of the training, evaluation and test set."""
+    return tuple(len(part) for part in (task.train_set, task.eval_set, task.test_set) if part is not None)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For models so small that a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def letters(length: int, seed: int = 0) -> str:

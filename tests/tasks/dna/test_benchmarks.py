@@ -9,23 +9,11 @@ import pytest
 
 from mambaverse.config import compose
 from mambaverse.engine.run import train
-from mambaverse.errors import UserError
 from mambaverse.tasks.dna.datasets._nucleotide_transformer import BOTH, FIRST, REVISED, metric_of
 from mambaverse.tasks.dna.task import DnaTask, sequences_of
-from tests.tasks.dna.conftest import TINY, Make, letters, read_csv, rows, write, write_csv
+from tests.tasks.dna.conftest import TINY, Make, fails, letters, read_csv, rows, sizes, write, write_csv
 
 INTERVALS = ("id", "region", "start", "end", "strand")
-
-
-def fails(make: Make, *arguments: str) -> str:
-    with pytest.raises(UserError) as caught:
-        make(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def sizes(task: DnaTask) -> tuple[int, ...]:
-    return tuple(len(part) for part in (task.train_set, task.eval_set, task.test_set) if part is not None)
 
 
 def groups_of(task: DnaTask) -> list[set[str]]:

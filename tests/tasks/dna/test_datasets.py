@@ -8,23 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mambaverse.errors import UserError
 from mambaverse.tasks.dna.task import DnaTask, sequences_of
 from mambaverse.tasks.dna.tokens import decode
-from tests.tasks.dna.conftest import Make, letters, read_csv, rows, write, write_csv
+from tests.tasks.dna.conftest import Make, fails, letters, read_csv, rows, sizes, write, write_csv
 
 Shared = Callable[[str], Path]
-
-
-def fails(make: Make, *arguments: str) -> str:
-    with pytest.raises(UserError) as caught:
-        make(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def sizes(task: DnaTask) -> tuple[int, ...]:
-    return tuple(len(part) for part in (task.train_set, task.eval_set, task.test_set) if part is not None)
 
 
 def letters_of(task: DnaTask, part: str = "train_set") -> list[str]:

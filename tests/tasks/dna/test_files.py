@@ -3,7 +3,6 @@
 import gzip
 import tracemalloc
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,7 @@ import pytest
 
 from mambaverse.errors import UserError
 from mambaverse.tasks.dna.files import Record, kind_of, read_records
-from tests.tasks.dna.conftest import letters, write, write_csv
-
-
-def fails(run: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        run()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+from tests.tasks.dna.conftest import fails, letters, write, write_csv
 
 
 def records(path: Path, **options: Any) -> list[Record]:

@@ -9,7 +9,7 @@ from torch import Tensor
 import mambaverse
 from mambaverse.ensemble import Ensemble, joined
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.backbone import DnaClassifier, mutated, reverse
+from mambaverse.tasks.dna.backbone import DnaModel, mutated, reverse
 from mambaverse.tasks.dna.saliency import saliency
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD, A, N
 
@@ -24,11 +24,11 @@ STEMS: list[dict[str, Any]] = [
 ]
 
 
-def small(name: str = "caduceus_ph_d32_n2", **overrides: Any) -> DnaClassifier:
+def small(name: str = "caduceus_ph_d32_n2", **overrides: Any) -> DnaModel:
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"dim": 16, "num_classes": 3, "mixer_args": MIXER_ARGS, **overrides}
     model = mambaverse.create_model(name, **arguments)
-    assert isinstance(model, DnaClassifier)
+    assert isinstance(model, DnaModel)
     with torch.no_grad():  # so that scores are far from 0, and differences would show
         for parameter in model.score.parameters():
             parameter.mul_(50)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from mambaverse.errors import UserError
 from mambaverse.tasks.dna.genome import Genome
 from mambaverse.tasks.dna.genome.bgzf import to_bgzf
 
@@ -16,13 +15,6 @@ from mambaverse.tasks.dna.genome.bgzf import to_bgzf
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAMBAVERSE_DATA", str(tmp_path / "cache/data"))
-
-
-def fails(run: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        run()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def random_letters(length: int, seed: int = 0, alphabet: str = "ACGTacgtNRYn") -> str:

@@ -8,8 +8,8 @@ import pytest
 from mambaverse.tasks.dna.genome import Genome, Region
 from mambaverse.tasks.dna.genome.bed import read_bed, read_splits, split_named
 from mambaverse.tasks.dna.genome.skipped import Skipped
-from tests.tasks.dna.conftest import write
-from tests.tasks.dna.genome.conftest import fails, make_genome
+from tests.tasks.dna.conftest import fails, write
+from tests.tasks.dna.genome.conftest import make_genome
 
 TEXT = """browser position chr1:1-9
 track name="x y"

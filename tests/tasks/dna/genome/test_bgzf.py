@@ -9,7 +9,8 @@ from Bio import bgzf
 from mambaverse.tasks.dna.genome import Genome
 from mambaverse.tasks.dna.genome.bgzf import END, BgzfHandle, block_size, to_bgzf
 from mambaverse.tasks.dna.genome.index import BadIndexError
-from tests.tasks.dna.genome.conftest import fails, fasta_text, random_letters
+from tests.tasks.dna.conftest import fails
+from tests.tasks.dna.genome.conftest import fasta_text, random_letters
 
 RECORDS = {"chr1": random_letters(300_000, 1), "chr2": random_letters(70_000, 2)}
 

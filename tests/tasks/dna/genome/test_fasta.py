@@ -21,7 +21,8 @@ from mambaverse.errors import UserError
 from mambaverse.tasks.dna.genome import Genome, Region, open_genome, store
 from mambaverse.tasks.dna.genome.bgzf import main, to_bgzf
 from mambaverse.tasks.dna.tokens import decode
-from tests.tasks.dna.genome.conftest import fails, fasta_text, make_genome, random_letters
+from tests.tasks.dna.conftest import fails
+from tests.tasks.dna.genome.conftest import fasta_text, make_genome, random_letters
 
 RECORDS = {"chr1": random_letters(200_000, 1), "chr2": random_letters(61, 2), "MT": random_letters(60, 3)}
 

@@ -13,8 +13,8 @@ from Bio.SeqRecord import SeqRecord
 from mambaverse.tasks.dna.genome import Region
 from mambaverse.tasks.dna.genome.genbank import Feature, read_genbank
 from mambaverse.tasks.dna.genome.skipped import Skipped
-from tests.tasks.dna.conftest import write
-from tests.tasks.dna.genome.conftest import fails, make_genome, random_letters
+from tests.tasks.dna.conftest import fails, write
+from tests.tasks.dna.genome.conftest import make_genome, random_letters
 
 LETTERS = random_letters(240, 5, "ACGTRY")
 

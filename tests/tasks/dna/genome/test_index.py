@@ -8,7 +8,7 @@ import pytest
 
 from mambaverse.tasks.dna.genome import Genome
 from mambaverse.tasks.dna.genome.index import BadIndexError, Index, IndexBuilder
-from tests.tasks.dna.genome.conftest import fails
+from tests.tasks.dna.conftest import fails
 
 
 def build(text: bytes, sizes: list[int] | None = None) -> bytes:

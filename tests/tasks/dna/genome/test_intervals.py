@@ -8,7 +8,7 @@ import pytest
 
 from mambaverse.tasks.dna.genome.intervals import Intervals, split_by_chromosome, windows
 from mambaverse.tasks.dna.genome.regions import Region
-from tests.tasks.dna.genome.conftest import fails
+from tests.tasks.dna.conftest import fails
 
 
 def some(draw: random.Random, names: str = "ab") -> list[Region]:

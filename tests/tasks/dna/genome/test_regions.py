@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from mambaverse.tasks.dna.genome.regions import Aliases, Region, parse_region, resolve
-from tests.tasks.dna.conftest import write
-from tests.tasks.dna.genome.conftest import fails
+from tests.tasks.dna.conftest import fails, write
 
 LENGTHS = {"chr1": 5000, "HLA:01": 300, "HLA:01:5-9": 7, "odd(-)": 9, "chrX": 10}
 

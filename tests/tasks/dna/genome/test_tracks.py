@@ -14,7 +14,7 @@ from mambaverse.tasks.dna.genome import tracks
 from mambaverse.tasks.dna.genome.intervals import windows
 from mambaverse.tasks.dna.genome.regions import Region
 from mambaverse.tasks.dna.genome.tracks import BedGraphWriter, scan_order
-from tests.tasks.dna.genome.conftest import fails
+from tests.tasks.dna.conftest import fails
 
 LENGTHS = {"chr10": 50, "chr2": 73, "chr1": 120}
 

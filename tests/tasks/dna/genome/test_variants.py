@@ -8,7 +8,8 @@ import pytest
 
 from mambaverse.tasks.dna.genome import Genome
 from mambaverse.tasks.dna.genome.variants import Variant, check_reference, normalise
-from tests.tasks.dna.genome.conftest import fails, make_genome
+from tests.tasks.dna.conftest import fails
+from tests.tasks.dna.genome.conftest import make_genome
 
 
 def haplotype(variant: Variant, reference: str) -> str:

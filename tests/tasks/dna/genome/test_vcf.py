@@ -11,8 +11,8 @@ from mambaverse.tasks.dna.genome import Genome
 from mambaverse.tasks.dna.genome.skipped import Skipped
 from mambaverse.tasks.dna.genome.variants import Variant
 from mambaverse.tasks.dna.genome.vcf import read_vcf
-from tests.tasks.dna.conftest import write
-from tests.tasks.dna.genome.conftest import fails, make_genome
+from tests.tasks.dna.conftest import fails, write
+from tests.tasks.dna.genome.conftest import make_genome
 
 HEAD = "##fileformat=VCFv4.3\n##contig=<ID=1>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 SAMPLES = HEAD.rstrip() + "\tFORMAT\tNA1\n"
