@@ -140,6 +140,7 @@ class TrainerConfig:
     accumulate: int = 1  # batches an optimizer step
     clip_grad: float | None = 1.0  # largest norm of the gradient
     ema_decay: float | None = None  # keep (and evaluate) an exponential moving average of the weights
+    eval_interval: int = 1  # epochs between two evaluations (and what they write); the last epoch has one too
     patience: int | None = None  # epochs without a better monitored metric after which training stops
     monitor: str | None = None  # the metric that chooses the best weights; None: the task's own
     select: str = "best"  # which weights are reported and kept for predict: best, by the evaluation set, or last
@@ -155,7 +156,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
         _at_least("trainer", self, epochs=1, seed=0, accumulate=1, log_every=1, patience=1, num_threads=1)
-        _at_least("trainer", self, checkpoint_chunk=1)
+        _at_least("trainer", self, checkpoint_chunk=1, eval_interval=1)
         if self.checkpoint_chunk is not None and not self.grad_checkpointing:
             raise ConfigError("trainer.checkpoint_chunk: needs trainer.grad_checkpointing=true")
         for key in ("clip_grad", "save_minutes"):

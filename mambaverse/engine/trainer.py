@@ -1,7 +1,8 @@
 """The training loop: updates, evaluations, what is written when, and how a run goes on from where it was stopped.
 
 An epoch is: for each group of `accumulate` batches, loss -> gradients -> clip -> optimizer -> schedule -> average;
-then evaluate (the average, if there is one) -> best.safetensors, last.safetensors -> state.
+then, after every `eval_interval` epochs and after the last one, evaluate (the average, if there is one) ->
+best.safetensors, last.safetensors -> state.
 """
 
 from __future__ import annotations
@@ -120,9 +121,12 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether all epochs are done, or `patience` of them brought nothing better."""
-        position, trainer = self.position, self.config.trainer
-        stalled = trainer.patience is not None and position.epoch - position.best_epoch >= trainer.patience
-        return position.epoch >= trainer.epochs or stalled
+        return self._finished_after(self.position.epoch)
+
+    def _finished_after(self, epoch: int) -> bool:
+        trainer = self.config.trainer
+        stalled = trainer.patience is not None and epoch - self.position.best_epoch >= trainer.patience
+        return epoch >= trainer.epochs or stalled
 
     def fit(self, log: MetricsLog | None, console: Console) -> int | None:
         """Train until finished, or until a signal asks to stop, whose number is returned.
@@ -204,9 +208,12 @@ class Trainer:
         self.meter.read(self.position.interval, self.position.of_epoch)
 
     def _end_epoch(self, loader: Loader, display: Display) -> bool:
-        """Evaluate, and write what an epoch leaves; return whether to stop."""
-        position = self.position
+        """Evaluate if it is time to, and write what an epoch leaves; return whether to stop."""
+        position, after = self.position, self.position.epoch + 1
         self._check_weights()
+        if after % self.config.trainer.eval_interval and not self._finished_after(after):
+            position.epoch, position.batch = after, 0
+            return self._interrupted(True)
         self._share_statistics()
         model = self.weights if self.average is None else self.average.module
         generators = get_generators(self.device)  # an evaluation changes nothing that training draws from
@@ -217,8 +224,7 @@ class Trainer:
             return self._interrupted(True)
         value = scores.metrics[self.monitor.name]
         better = self.monitor.better(value, position.best)
-        position.epoch += 1
-        position.batch = 0
+        position.epoch, position.batch = after, 0
         row = {"kind": "eval", "step": position.updates, "epoch": position.epoch}
         row |= {"train_loss": position.of_epoch.take()["loss"], **scores.metrics}
         self._write({**row, "seconds": self._seconds()})

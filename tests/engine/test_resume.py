@@ -29,15 +29,15 @@ def _same(left: Path, right: Path) -> None:
         assert all(torch.equal(a[key], b[key]) for key in a), name
 
 
-@pytest.mark.parametrize(
-    "step", [1, 2, 5, 10, 13, 30]
-)  # first, within a log interval and a group, ends of epochs, last
+# First step, within a log interval and a group, ends of epochs, last; ends of epochs that are not evaluated.
+@pytest.mark.parametrize(("step", "interval"), [(1, 1), (2, 1), (5, 1), (10, 1), (13, 1), (30, 1), (12, 3), (20, 3)])
 def test_stopped_by_a_signal_and_resumed(
-    tmp_path: Path, quiet: Console, step: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, quiet: Console, step: int, interval: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(toy_config(tmp_path, *ALL, name="whole"), console=quiet)
+    options = (*ALL, f"trainer.eval_interval={interval}")
+    whole = train(toy_config(tmp_path, *options, name="whole"), console=quiet)
     monkeypatch.setattr(Toy, "signal_at", step)
-    cut = train(toy_config(tmp_path, *ALL, name="cut"), console=quiet)
+    cut = train(toy_config(tmp_path, *options, name="cut"), console=quiet)
     assert cut.signal == signal.SIGTERM
     assert not cut.metrics
     assert cut.history == [] or cut.history[-1]["step"] <= step

@@ -111,6 +111,25 @@ def test_the_best_weights_are_those_of_the_best_epoch(tmp_path: Path, quiet: Con
     assert result.metrics["loss"] == pytest.approx(min(losses), rel=1e-6)
 
 
+def test_an_evaluation_every_third_epoch_changes_no_weight(tmp_path: Path, quiet: Console) -> None:
+    options = ("trainer.epochs=5", "trainer.ema_decay=0.9")
+    each = train(toy_config(tmp_path, *options, name="each"), console=quiet)
+    third = train(toy_config(tmp_path, *options, "trainer.eval_interval=3", name="third"), console=quiet)
+    rows = _evals(third.history)
+    assert [row["epoch"] for row in rows] == [3, 5]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in _evals(each.history) if row["epoch"] in (3, 5)]
+    losses = [row["train_loss"] for row in _evals(each.history)]
+    assert rows[1]["train_loss"] == pytest.approx(sum(losses[3:]) / 2)  # the mean since the evaluation before
+    a, b = load_file(each.folder / "last.safetensors"), load_file(third.folder / "last.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_patience_that_runs_out_between_evaluations_ends_with_one(tmp_path: Path, quiet: Console) -> None:
+    options = ("optim.lr=0", "optim.min_lr=0", "optim.warmup_epochs=0", "trainer.patience=2", "trainer.epochs=9")
+    result = train(toy_config(tmp_path, *options, "trainer.eval_interval=3"), console=quiet)
+    assert [row["epoch"] for row in _evals(result.history)] == [2, 3, 4]  # the first is the best so far
+
+
 def test_it_stops_when_patience_runs_out(tmp_path: Path) -> None:
     config = toy_config(tmp_path, "optim.lr=0", "optim.min_lr=0", "optim.warmup_epochs=0", "trainer.patience=2")
     console = Console(file=io.StringIO(), width=100)
