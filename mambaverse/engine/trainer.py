@@ -25,6 +25,7 @@ from mambaverse.engine.data import Job, Loader, TrainPlan
 from mambaverse.engine.evaluate import score
 from mambaverse.engine.files import write_weights
 from mambaverse.engine.folder import RunFolder
+from mambaverse.engine.graphed import GraphedStep
 from mambaverse.engine.logs import MetricsLog
 from mambaverse.engine.optim import Schedule, create_optimizer
 from mambaverse.engine.process import StopRequest, shard_of
@@ -33,6 +34,8 @@ from mambaverse.engine.state import Position, get_generators, set_generators
 from mambaverse.engine.task import Batch, Task
 from mambaverse.engine.watch import Meter, NotFiniteError, choose_monitor
 from mambaverse.errors import UserError
+
+GRAPHS = ("reduce-overhead", "max-autotune")  # what torch.compile calls its modes with CUDA graphs
 
 
 class Trainer:
@@ -65,9 +68,11 @@ class Trainer:
         self.average = None
         if trainer.ema_decay is not None:  # with warm-up: the average of a short run is not its initial weights
             self.average = ModelEmaV3(self.weights, decay=trainer.ema_decay, use_warmup=True)
-        optimizer = create_optimizer(self.weights, config.optim)
+        graphs = trainer.compile in GRAPHS and self.device.type == "cuda" and accelerator.scaler is None
+        optimizer = create_optimizer(self.weights, config.optim, capturable=graphs)
         self.schedule = Schedule(optimizer, config.optim, trainer.epochs, self.epoch_updates)
         self.model, self.optimizer = accelerator.prepare(self.weights, optimizer)
+        self._graphed = GraphedStep(optimizer) if graphs and optimizer.defaults.get("capturable") else None
         self.parameters = [p for p in self.weights.parameters() if p.requires_grad]
         self.position = Position()
         self.meter = Meter(accelerator)
@@ -193,7 +198,7 @@ class Trainer:
         logged = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]} if size > 1 else rows[0]
         if self.config.trainer.clip_grad is not None:
             logged["grad_norm"] = accelerator.clip_grad_norm_(self.parameters, self.config.trainer.clip_grad)
-        self.optimizer.step()
+        (self._graphed or self.optimizer.step)()
         self.optimizer.zero_grad()
         position.batch += size
         position.updates += 1

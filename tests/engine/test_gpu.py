@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from mambaverse.config import OptimConfig
 from mambaverse.engine import trainer as trainer_module
 from mambaverse.engine.evaluate import evaluate, predict
+from mambaverse.engine.graphed import GraphedStep
+from mambaverse.engine.optim import create_optimizer
 from mambaverse.engine.run import resume, train
 from tests.engine.toy import Toy, numbers, toy_config
 
@@ -72,3 +76,45 @@ def test_an_update_never_waits_for_the_gpu(
 def test_a_loss_that_is_not_a_number_is_told_by_its_step(tmp_path: Path, quiet: Console) -> None:
     with pytest.raises(ValueError, match=r"the loss is nan at step 5 .*of epoch 2"):
         train(toy_config(tmp_path, "trainer.device=cuda", "task.nan_at=5", "data.batch_size=25"), console=quiet)
+
+
+@pytest.mark.parametrize("name", ["adamw", "nmuon", "lion"])
+def test_a_captured_step_is_the_optimizers_own(name: str) -> None:
+    """Rates that change, a parameter without a gradient in some steps, and a state that is loaded in between."""
+    config = OptimConfig(name=name, weight_decay=0.1)
+    ends = []
+    for captured in (False, True):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(24, 48), torch.nn.LayerNorm(48), torch.nn.Linear(48, 24)).cuda()
+        optimizer = create_optimizer(net, config, capturable=True)
+        assert bool(optimizer.defaults.get("capturable")) == (name != "lion")
+        step = GraphedStep(optimizer) if captured and name != "lion" else optimizer.step
+        for number in range(24):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * (1 + number % 5)
+            net(torch.randn(16, 24, device="cuda")).square().mean().backward()
+            if number in (7, 8):
+                net[2].bias.grad = None
+            step()
+            optimizer.zero_grad()
+            if number == 12:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        ends.append([p.detach().clone() for p in net.parameters()])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adamw", "nmuon"])
+def test_a_compiled_run_with_cuda_graphs_is_resumed_like_any_other(
+    tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    options = (*CUDA, "trainer.compile=reduce-overhead", f"optim.name={name}", "trainer.epochs=4")
+    whole = train(toy_config(tmp_path, *options, name="whole"), console=quiet)
+    eager = train(toy_config(tmp_path, *CUDA, *options[4:], name="eager"), console=quiet)
+    monkeypatch.setattr(Toy, "signal_at", 9)
+    cut = train(toy_config(tmp_path, *options, name="cut"), console=quiet)
+    again = resume(cut.folder, quiet)
+    for history in (eager.history, again.history):
+        for left, right in zip(numbers(history), numbers(whole.history), strict=True):
+            assert left.pop("kind") == right.pop("kind")
+            assert left == pytest.approx(right, rel=1e-3)
