@@ -28,8 +28,6 @@ def fit_baselines(task: Task, console: Console) -> Floors:
     Raises:
         UserError: the task has no baselines.
     """
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
     found = task.baselines()
     if not found or not isinstance(task, Classifier):
         raise UserError(f"task {task.config.task.name!r} has no baselines")
@@ -40,15 +38,22 @@ def fit_baselines(task: Task, console: Console) -> Floors:
         predicted = np.asarray(fit())
         seconds = perf_counter() - start
         console.print(f"baseline {name}: {format_seconds(seconds)}", highlight=False)
-        floors[name] = {
-            "accuracy": float(accuracy_score(truth, predicted)),
-            "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
-            "mcc": float(matthews_corrcoef(truth, predicted)),
-            "seconds": round(seconds, 2),
-        }
-        if len(task.classes) == 2:
-            floors[name]["f1"] = float(f1_score(truth, predicted, zero_division=0))
+        floors[name] = {**scores_of(truth, predicted, len(task.classes)), "seconds": round(seconds, 2)}
     return floors
+
+
+def scores_of(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[str, float]:
+    """Return "accuracy", "macro_f1" and "mcc" of predicted class numbers (N,), and "f1" where there are two classes."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    scores = {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
+        "mcc": float(matthews_corrcoef(truth, predicted)),
+    }
+    if classes == 2:
+        scores["f1"] = float(f1_score(truth, predicted, zero_division=0))
+    return scores
 
 
 def baselines_table(floors: Floors, ours: Mapping[str, float] | None = None) -> Table:
