@@ -1,6 +1,7 @@
 """What `accuracy_grid.py` trains: the data sets, and the plans that say with which mixers and settings.
 
-A run's numbers follow from its set, fold, mixer, seed and settings; where the data lie does not count.
+A run is told from others by its set, fold, mixer, seed and settings; where its data lie and what device it is run on is
+written in its folder.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class Run:
 
     name: str
     config: str
-    settings: tuple[str, ...]  # what its numbers follow from
-    where: tuple[str, ...]  # and what else it needs
+    settings: tuple[str, ...]  # what is asked
+    where: tuple[str, ...]  # data and device; settings come after
     steps: int
     set: str
     fold: int
@@ -91,10 +92,9 @@ class Plan:
             data: The folder of data.
             device: cuda, where runs are in bf16, or cpu, where they are in fp32.
         """
-        precision = "bf16" if device == "cuda" else "fp32"
-        common = [f"trainer.device={device}", f"trainer.precision={precision}"]
+        machine = [f"trainer.device={device}", f"trainer.precision={'bf16' if device == 'cuda' else 'fp32'}"]
         for part in self.sets:
-            settings = [*common, *part.settings]
+            settings = list(part.settings)
             config = compose(part.config, settings)
             if part.config.startswith("dna/"):
                 settings.append("data.audit=false")  # seconds of a run that change nothing in it
@@ -108,7 +108,7 @@ class Plan:
                             name="-".join(filter(None, names)),
                             config=part.config,
                             settings=(*settings, *own),
-                            where=tuple(part.where(data)),
+                            where=(*machine, *part.where(data)),
                             steps=batches * config.trainer.epochs,
                             set=part.name,
                             fold=fold,

@@ -195,8 +195,9 @@ def _train(run: Run, out: Path) -> bool:
     folder = out / run.name
     if finished(out, run):
         return False
-    place = [f"trainer.output_dir={out}", f"trainer.run_name={run.name}", "trainer.num_threads=1"]
-    config = compose(run.config, [*run.settings, *run.where, *place, "trainer.save_minutes=null"])
+    place = [f"trainer.output_dir={out}", f"trainer.run_name={run.name}"]
+    quick = ["trainer.num_threads=1", "trainer.save_minutes=null", "trainer.pictures=false"]
+    config = compose(run.config, [*run.where, *run.settings, *place, *quick])
     begun = folder if (folder / "config.yaml").is_file() else None
     stopped = train(config, name=run.config, resume=begun, console=Console(quiet=True)).signal is not None
     if not stopped:

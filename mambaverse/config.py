@@ -147,6 +147,7 @@ class TrainerConfig:
     baseline: bool = False  # fit the task's simple baselines on the same data and print them beside the result
     num_threads: int | None = None  # CPU threads; None: torch's choice
     tensorboard: bool = False
+    pictures: bool = True  # draw curves.png, confusion.png and the task's own: some seconds at the end of a run
     log_every: int = 20  # optimizer steps between two lines of metrics.jsonl
     save_minutes: float | None = 15.0  # the state is saved this often within an epoch; None: at its end only
     output_dir: str = "runs"  # a run gets its own folder in here

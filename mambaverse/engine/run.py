@@ -47,6 +47,7 @@ FREE = {
     "data.num_workers",
     "trainer.num_threads",
     "trainer.tensorboard",
+    "trainer.pictures",
     "trainer.save_minutes",
     "trainer.output_dir",
     "trainer.run_name",
@@ -183,17 +184,21 @@ def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
             "versions": {"mambaverse": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
         write_atomic(folder.results, json.dumps(results, indent=1))
-        files = [folder.curves]
+        pictures = config.trainer.pictures
+        files = [folder.curves] if pictures else []
         counts = plots.count_confusion(scores.outputs, scores.targets, len(task.classes))
         if counts is not None:
-            plots.draw_confusion(folder.confusion, counts, task.classes)
             write_atomic(folder.per_class, report.per_class_csv(counts, task.classes))
-            files += [folder.confusion, folder.per_class]
+            files.append(folder.per_class)
+            if pictures:
+                plots.draw_confusion(folder.confusion, counts, task.classes)
+                files.append(folder.confusion)
         if isinstance(task, Classifier) and scores.targets.ndim == 1:
             said = task.probabilities(scores.outputs)
             write_atomic(folder.predictions, predictions_csv(said, scores.targets, task.classes))
             files.append(folder.predictions)
-        files += task.figures(folder.path, trainer.weights.eval(), scores.outputs, scores.targets)
+        if pictures:
+            files += task.figures(folder.path, trainer.weights.eval(), scores.outputs, scores.targets)
         if position.epoch < config.trainer.epochs:
             stalled = f"no better {trainer.monitor.name} in {position.epoch - position.best_epoch} epochs"
             console.print(f"Stopped early: {stalled}.", highlight=False)
@@ -217,7 +222,7 @@ def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:
 
 
 def _draw_curves(trainer: Trainer) -> None:
-    if trainer.is_main:
+    if trainer.is_main and trainer.config.trainer.pictures:
         rows = read_metrics(trainer.folder.metrics)
         plots.draw_curves(
             trainer.folder.curves, rows, trainer.monitor.name, more_is_better=trainer.monitor.more_is_better

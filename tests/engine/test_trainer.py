@@ -324,6 +324,16 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path, quiet: Console) -> No
     assert logged == expected
 
 
+def test_a_run_without_pictures_draws_none_and_has_the_same_numbers(
+    tmp_path: Path, quiet: Console, finished: Path
+) -> None:
+    result = train(toy_config(tmp_path, "trainer.pictures=false"), console=quiet)
+    assert not list(result.folder.glob("**/*.png"))
+    files = {path.name for path in result.folder.iterdir()}
+    assert files == {path.name for path in finished.iterdir() if path.suffix != ".png"}
+    assert result.metrics == json.loads((finished / "results.json").read_text())["metrics"]
+
+
 def test_a_model_starts_from_a_checkpoint(tmp_path: Path, quiet: Console, finished: Path) -> None:
     path = finished / "best.safetensors"
     config = toy_config(tmp_path, f"model.checkpoint={path}", "optim.lr=0", "optim.min_lr=0", "optim.warmup_epochs=0")
