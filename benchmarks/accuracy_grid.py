@@ -68,6 +68,8 @@ def parse() -> argparse.Namespace:
     for name in arguments.sets or ():
         if name not in known and not any(other.startswith(f"{name}/") for other in known):
             parser.error(f"no set {name!r}; there are {', '.join(sorted(known))}")
+    if not (arguments.table or arguments.floors) and arguments.gpus > torch.cuda.device_count():
+        parser.error(f"--gpus {arguments.gpus}: torch finds {torch.cuda.device_count()}")
     return arguments
 
 
