@@ -13,6 +13,7 @@ from pathlib import Path
 from mambaverse.config import compose
 
 MIXERS = ("s6", "ssd", "mamba3", "s4d", "vim", "attention")
+PROMOTER = "dna/gue_promoter"
 LONG = ("trainer.epochs=15",)  # of GUE's large tasks, as configs/dna/gue_gpu.yaml says
 
 
@@ -117,10 +118,8 @@ class Plan:
                         )
 
 
-def _gue(task: str, samples: int, *settings: str) -> Set:
-    return Set(
-        f"gue/{task}", "dna/gue_gpu", samples, "gue8.zip", (f"data.subset={task}", *settings), score="mcc"
-    )  # fmt: skip
+def _gue(task: str, samples: int, *settings: str, config: str = "dna/gue_gpu") -> Set:
+    return Set(f"gue/{task}", config, samples, "gue8.zip", (f"data.subset={task}", *settings), score="mcc")
 
 
 GUE = (
@@ -128,8 +127,8 @@ GUE = (
     _gue("mouse/2", 2620),
     _gue("mouse/3", 1904),
     _gue("mouse/4", 15064, *LONG),
-    _gue("prom/prom_core_all", 47356, *LONG),
-    _gue("prom/prom_core_tata", 4904),
+    _gue("prom/prom_core_all", 47356, "trainer.epochs=6", config=PROMOTER),
+    _gue("prom/prom_core_tata", 4904, config=PROMOTER),
     _gue("tf/0", 32378, *LONG),
     _gue("tf/1", 30672, *LONG),
 )

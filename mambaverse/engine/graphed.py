@@ -1,4 +1,4 @@
-"""An optimizer's step as one CUDA graph: hundreds of small launches become one.
+"""What training with CUDA graphs needs beside the compiled model: the optimizer's step as a graph, gradients that stay.
 
 torch.compile with CUDA graphs replays a model's kernels and leaves the optimizer's, which on a small model take longer
 than all else: Muon launches about 28 for every matrix. An optimizer that is `capturable` reads its learning rates from
@@ -8,6 +8,7 @@ the GPU and keeps its counts there, so that its step can be captured as it is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -71,6 +72,13 @@ class GraphedStep:
             for p, gradient in zip(learnt, gradients, strict=True):
                 p.grad = gradient
         self._graph = graph
+
+
+def keep_gradients(parameters: Iterable[Tensor]) -> None:
+    """Copy gradients from where a compiled model's graph leaves them, and its next backward pass overwrites them."""
+    for p in parameters:
+        if p.grad is not None:
+            p.grad = p.grad.clone()
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:

@@ -25,7 +25,7 @@ from mambaverse.engine.data import Job, Loader, TrainPlan
 from mambaverse.engine.evaluate import score
 from mambaverse.engine.files import write_weights
 from mambaverse.engine.folder import RunFolder
-from mambaverse.engine.graphed import GraphedStep
+from mambaverse.engine.graphed import GraphedStep, keep_gradients
 from mambaverse.engine.logs import MetricsLog
 from mambaverse.engine.optim import Schedule, create_optimizer
 from mambaverse.engine.process import StopRequest, shard_of
@@ -68,11 +68,13 @@ class Trainer:
         self.average = None
         if trainer.ema_decay is not None:  # with warm-up: the average of a short run is not its initial weights
             self.average = ModelEmaV3(self.weights, decay=trainer.ema_decay, use_warmup=True)
-        graphs = trainer.compile in GRAPHS and self.device.type == "cuda" and accelerator.scaler is None
-        optimizer = create_optimizer(self.weights, config.optim, capturable=graphs)
+        self.graphs = trainer.compile in GRAPHS and self.device.type == "cuda"
+        capturable = self.graphs and accelerator.scaler is None  # which decides on the CPU whether to take a step
+        optimizer = create_optimizer(self.weights, config.optim, capturable=capturable)
         self.schedule = Schedule(optimizer, config.optim, trainer.epochs, self.epoch_updates)
         self.model, self.optimizer = accelerator.prepare(self.weights, optimizer)
-        self._graphed = GraphedStep(optimizer) if graphs and optimizer.defaults.get("capturable") else None
+        captured = capturable and optimizer.defaults.get("capturable")
+        self._take_step = GraphedStep(optimizer) if captured else None
         self.parameters = [p for p in self.weights.parameters() if p.requires_grad]
         self.position = Position()
         self.meter = Meter(accelerator)
@@ -194,11 +196,13 @@ class Trainer:
                 with accelerator.autocast():
                     result = self.task.step(self.model, batch)
                 accelerator.backward(result["loss"] / size)
+            if self.graphs and micro == 0 and size > 1:
+                keep_gradients(self.parameters)
             rows.append({name: value.detach() for name, value in result.items() if name != "output"})
         logged = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]} if size > 1 else rows[0]
         if self.config.trainer.clip_grad is not None:
             logged["grad_norm"] = accelerator.clip_grad_norm_(self.parameters, self.config.trainer.clip_grad)
-        (self._graphed or self.optimizer.step)()
+        (self._take_step or self.optimizer.step)()
         self.optimizer.zero_grad()
         position.batch += size
         position.updates += 1

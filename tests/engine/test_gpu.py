@@ -91,7 +91,8 @@ def test_a_captured_step_is_the_optimizers_own(name: str) -> None:
         step = GraphedStep(optimizer) if captured and name != "lion" else optimizer.step
         for number in range(24):
             for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * (1 + number % 5)
+                lr = 1e-3 * (1 + number % 5)  # a tensor, as in a graph: timm's Muon then rounds its update to bfloat16
+                group["lr"] = lr if captured or name == "lion" else torch.tensor(lr, device="cuda")
             net(torch.randn(16, 24, device="cuda")).square().mean().backward()
             if number in (7, 8):
                 net[2].bias.grad = None
