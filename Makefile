@@ -13,8 +13,9 @@ demo: install
 	$(BIN)/mambaverse eval $(RUN)
 	@echo "The pictures are in $(RUN): curves.png, confusion.png, predictions.png"
 
+# A process a core; one that is done takes half of what another has left. Each has 1 or 2 GB of memory.
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 slow: install
 	$(BIN)/python -m pytest -m slow

@@ -2,7 +2,8 @@
 
 Triton reads TRITON_INTERPRET when it is imported. A file of such tests has one that asks for the fixture
 `passes_in_the_interpreter`; it runs last, and its process is started, one after the other, when the tests have been
-collected: the interpreter keeps one core busy for minutes.
+collected: the interpreter keeps one core busy for minutes. Several workers (`-n auto`) keep all cores busy anyway: there
+it runs first, for one of them takes minutes, and starts its process itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -22,10 +24,48 @@ _processes: list[subprocess.Popen[str]] = []
 _pool = ThreadPoolExecutor(1)
 
 
+def _patch_the_language_once_a_launch() -> None:
+    """Let the interpreter put its functions into `triton.language` at a launch, not at each call of a jitted function.
+
+    Triton 3.6 looks through the modules, some 700 names, whenever a kernel calls a function, and changes nothing the
+    second time: a third of these tests' time.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    if not hasattr(interpreter, "_patch_lang"):  # another version
+        return
+    patch = interpreter._patch_lang
+    patched: set[frozenset[str]] = set()  # which of the modules a function sees, of those since the launch
+
+    def patch_once(function: Any) -> Any:
+        seen = frozenset(m.__name__ for m in function.__globals__.values() if m is tl or m is tl.core)
+        if seen in patched:
+            return None  # a call inside a kernel, which drops it; a launch would use it
+        scope, is_launch = patch(function), not patched
+        patched.add(seen)
+        if is_launch:
+            end = scope.restore
+
+            def restore() -> None:
+                patched.clear()
+                end()
+
+            scope.restore = restore
+        return scope
+
+    interpreter._patch_lang = patch_once
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _patch_the_language_once_a_launch()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that wait for a process behind all others, and give them the time for it."""
+    """Put the tests that wait for a process behind all others or, in a worker, before; give them the time for it."""
     waiting = [item for item in items if FIXTURE in getattr(item, "fixturenames", ())]
-    items[:] = [item for item in items if item not in waiting] + waiting
+    others = [item for item in items if item not in waiting]
+    items[:] = waiting + others if "PYTEST_XDIST_WORKER" in os.environ else others + waiting
     for item in waiting:
         item.add_marker(pytest.mark.timeout(60 * MINUTES))
 
