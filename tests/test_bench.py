@@ -296,6 +296,7 @@ def test_scan_beside_attention(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lengths, "CPU_BYTES", lengths.plain_bytes(1, 16)[1])
+    monkeypatch.setenv("COLUMNS", "200")  # in 80, long numbers of milliseconds break the note into lines
     table, plot = tmp_path / "lengths.csv", tmp_path / "lengths.png"
     command = ["bench", "scan_vs_attention", "--lengths", "32,1,16", "--device", "cpu", "--repeat", "1"]
     assert main([*command, "--csv", str(table), "--plot", str(plot)]) == 0
