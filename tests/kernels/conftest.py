@@ -2,8 +2,8 @@
 
 Triton reads TRITON_INTERPRET when it is imported. A file of such tests has one that asks for the fixture
 `passes_in_the_interpreter`; it runs last, and its process is started, one after the other, when the tests have been
-collected: the interpreter keeps one core busy for minutes. Several workers (`-n auto`) keep all cores busy anyway: there
-it runs first, for one of them takes minutes, and starts its process itself.
+collected: the interpreter keeps one core busy for minutes. Several workers (`-n auto`) keep all cores busy anyway:
+there it runs first, for one of them takes minutes, and starts its process itself.
 """
 
 from __future__ import annotations
