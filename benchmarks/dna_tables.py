@@ -7,9 +7,9 @@ python benchmarks/dna_tables.py TABLE... [--data FOLDER] [--out FOLDER] [--threa
     splice_uci   ten folds, once
     mixers       fly_splice with each mixer, one seed, one model rather than an ensemble
     others       fly_windows, species3, and beta-lactamase of unseen families (fold 0 of 5), one seed
-    gue          the eight tasks of gue8.zip, one seed, weights chosen on the dev sets
 
 A run that ended is not run again; delete its folder to have it anew. Tables are printed, and written to --out as CSV.
+GUE, and every set with every mixer: accuracy_grid.py.
 """
 
 from __future__ import annotations
@@ -33,9 +33,6 @@ from mambaverse.engine.folder import make_task
 from mambaverse.engine.run import train
 
 MIXERS = ("vim", "s6", "ssd", "s4d", "attention")
-GUE = (
-    "mouse/0", "mouse/2", "mouse/3", "mouse/4", "prom/prom_core_all", "prom/prom_core_tata", "tf/0", "tf/1",
-)  # fmt: skip
 SCORES = ("accuracy", "macro_f1", "mcc")
 QUIET = Console(quiet=True)
 
@@ -59,7 +56,6 @@ def seeds(count: int) -> list[list[str]]:
 def tables(data: Path) -> dict[str, list[Line]]:
     root = [f"data.root={data}"]
     folds = [[f"data.fold={fold}"] for fold in range(10)]
-    gue = [f"data.root={data / 'gue8.zip'}"]
     return {
         "rrna16s": [Line("caduceus", "dna/rrna16s", [], seeds(3))],
         "fly_splice": [Line("caduceus", "dna/fly_splice", root, seeds(3))],
@@ -69,7 +65,6 @@ def tables(data: Path) -> dict[str, list[Line]]:
             for mixer in MIXERS
         ],
         "others": [Line("caduceus", f"dna/{name}", root) for name in ("fly_windows", "species3", "beta_lactamase")],
-        "gue": [Line(f"caduceus, {task}", "dna/gue", [*gue, f"data.subset={task}"]) for task in GUE],
     }
 
 
@@ -99,16 +94,16 @@ def fill(title: str, lines: Sequence[Line], out: Path, threads: int) -> list[lis
     """Run what is missing of a table; returns its rows: model, data, each score, seconds, parameters."""
     rows: list[list[str]] = []
     for number, line in enumerate(lines):
-        stem = f"{title}-{number}-{line.name.partition(',')[0]}"
+        stem = f"{title}-{number}-{line.name}"
         given = [[*line.overrides, *extra] for extra in line.runs]
-        what = line.config.partition("/")[2] + (f" {line.name.partition(', ')[2]}".rstrip())
+        what = line.config.partition("/")[2]
         if line.floors:
             varied = given if any("fold" in key for extra in line.runs for key in extra) else given[:1]
             fitted = [floors(line.config, keys, out / f"{stem}-floors{i}.json") for i, keys in enumerate(varied)]
             for name in fitted[0]:
                 rows.append([name, what, *row([one[name] for one in fitted])])
         line.found = [run(line.config, keys, out / f"{stem}-run{i}", threads) for i, keys in enumerate(given)]
-        rows.append([line.name.partition(",")[0], what, *row(line.found)])
+        rows.append([line.name, what, *row(line.found)])
     return rows
 
 
