@@ -149,15 +149,7 @@ BY_NAME = {part.name: part for part in SETS}
 
 WIDE = ("model.mixer_args.vim.d_state=16", "model.mixer_args.vim.expand=2")  # the sizes of Caduceus' blocks
 LARGER = (
-    replace(
-        BY_NAME["rrna16s"],
-        settings=(
-            *WIDE, "model.name=caduceus_ph_d128_n4", "model.args.stem_stride=5", "model.args.drop_path_rate=0.1",
-            "data.mutate=0.02", "optim.lr=0.002", "trainer.epochs=40", "trainer.ema_decay=0.998",
-        ),
-        goal=97.0,
-        prefix="larger-",
-    ),
+    replace(BY_NAME["rrna16s"], config="dna/rrna16s_large", goal=97.0, prefix="larger-"),
     replace(
         BY_NAME["fly_splice"],
         settings=(
