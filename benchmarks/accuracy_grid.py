@@ -3,12 +3,14 @@
 python benchmarks/accuracy_grid.py PLAN [--data FOLDER] [--out FOLDER] [--gpus 4] [--workers 12] [--minutes 8] ...
 
     grid     each set by its shipped config with s6, ssd, mamba3, s4d, vim and attention
-    gue      GUE's eight tasks by dna/gue_gpu, beside the k-mer floor, with the paired bootstrap, and DNABERT-2
+    gue      GUE's eight tasks by dna/gue_gpu and dna/gue_promoter, beside the k-mer floor, with the paired bootstrap,
+             and DNABERT-2
     larger   fly_splice, fly_windows, beta_lactamase and rrna16s with settings for a GPU
 
 Of a config only model.mixer, seed, fold, device and precision (bf16 on a GPU) are changed, and model.members=1 where it
 is an ensemble, so that mixers compare as one model each; arguments that a config gives to a mixer stay with that mixer.
-GUE's large tasks get trainer.epochs=15. The runs of `gue` are those of `grid` with vim: one --out serves both.
+GUE's large tasks get trainer.epochs=15, or 6; data.audit=false saves the seconds of an audit. The runs of `gue` are
+those of `grid` with vim: one --out serves both.
 
 Runs are trained side by side, the longest first, `--workers` on each GPU. What ended is not run again; what was stopped
 by --minutes or SIGTERM goes on where it was. `--floors` fits the simple floors instead (scikit-learn, on the CPU) and

@@ -175,7 +175,6 @@ LARGER = (
             *WIDE, "model.name=caduceus_ph_d128_n4", "model.args.stem_stride=3", "model.args.drop_path_rate=0.1",
             "data.window=900", "data.mutate=0.05", "optim.lr=0.002", "trainer.epochs=15", "trainer.ema_decay=0.998",
         ),
-        goal=72.1,
         prefix="larger-",
     ),
 )  # fmt: skip

@@ -3,9 +3,10 @@
     python benchmarks/resolution_floors.py [--models NAME[:MIXER],...] [--sizes 224,...] [--times resolution_sweep.csv]
 
 A model runs on the meta device, on shapes alone, in bfloat16. Matrix products, convolutions, attention and our
-operators count: each takes at least the longest of the bytes of its inputs and outputs at 3.0 TB/s, its exponentials at
-3.7e12 a second and its products at 600 TFLOP/s (one H100; the first two as in `mambaverse bench`). Elementwise
-operations count nothing: they can be fused. Attention is the fused one, whose matrix of scores stays on the chip.
+operators but norms count: each takes at least the longest of the bytes of its inputs and outputs at 3.0 TB/s, its
+exponentials at 3.7e12 a second and its products at 600 TFLOP/s (one H100; the first two as in `mambaverse bench`).
+Norms, residuals and elementwise operations count nothing: they can be fused; nor does what an operator keeps for its
+backward pass. Attention is the fused one, whose matrix of scores stays on the chip.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ import mambaverse.timm  # noqa: F401 (makes our models known)
 from mambaverse.bench.timing import BYTES_PER_S, EXPONENTIALS_PER_S
 
 FLOPS_PER_S = 600e12
+NORMS = ("norm", "norm_backward")
+KEPT = ("chunk_states", "total")  # from a forward to its backward pass, by choice
+SCANS = ("selective_scan", "bidirectional_selective_scan", "ssd")
 PRODUCTS = ("mm", "addmm", "bmm", "convolution", "convolution_backward")
 
 
@@ -70,8 +74,6 @@ EXPONENTIALS: dict[str, Callable[..., float]] = {
     "ssd_backward": lambda dy, ds, x, dt, *_: 3.0 * dt.numel(),
     "causal_conv1d": lambda x, *_: 2.0 * x.numel(),
     "causal_conv1d_backward": lambda dy, ds, x, *_: 2.0 * x.numel(),
-    "norm": lambda *_: 0.0,
-    "norm_backward": lambda *_: 0.0,
     "gated_rms_norm": lambda x, *_: 2.0 * x.numel(),
     "gated_rms_norm_backward": lambda dy, x, *_: 2.0 * x.numel(),
     "cross_scan": lambda *_: 0.0,
@@ -91,9 +93,11 @@ class Counting(TorchDispatchMode):
         namespace, name = func.namespace, func._schema.name.partition("::")[2]
         ours = namespace == "mambaverse"
         if ours and name not in EXPONENTIALS:
-            self.floors.other.add(name)
+            self.floors.other |= {name} - {*NORMS}
         elif ours or (namespace == "aten" and name in PRODUCTS):
-            moved = sum(t.nbytes for t in (*_tensors(args), *_tensors(out)))
+            needed = [a for a, given in zip(args, func._schema.arguments, strict=False) if given.name not in KEPT]
+            made = out[:2] if name in SCANS else out  # y and the final state
+            moved = sum(t.nbytes for t in (*_tensors(needed), *_tensors(made)))
             formula = flop_registry.get(func.overloadpacket)
             flops = formula(*args, **(kwargs or {}), out_val=out) if formula else 0
             self.floors.add(moved, EXPONENTIALS[name](*args) if ours else 0.0, flops)

@@ -140,7 +140,7 @@ class TrainerConfig:
     accumulate: int = 1  # batches an optimizer step
     clip_grad: float | None = 1.0  # largest norm of the gradient
     ema_decay: float | None = None  # keep (and evaluate) an exponential moving average of the weights
-    eval_interval: int = 1  # epochs between two evaluations (and what they write); the last epoch has one too
+    eval_interval: int = 1  # evaluate, and write what that leaves, every so many epochs, and when training ends
     patience: int | None = None  # epochs without a better monitored metric after which training stops
     monitor: str | None = None  # the metric that chooses the best weights; None: the task's own
     select: str = "best"  # which weights are reported and kept for predict: best, by the evaluation set, or last
@@ -149,7 +149,7 @@ class TrainerConfig:
     tensorboard: bool = False
     pictures: bool = True  # draw curves.png, confusion.png and the task's own: some seconds at the end of a run
     log_every: int = 20  # optimizer steps between two lines of metrics.jsonl
-    save_minutes: float | None = 15.0  # the state is saved this often within an epoch; None: at its end only
+    save_minutes: float | None = 15.0  # the state is saved this often; None: at evaluations only
     output_dir: str = "runs"  # a run gets its own folder in here
     run_name: str | None = None  # that folder's name; None: from the config's name and the time
     overwrite: bool = False  # replace the run of that name

@@ -117,7 +117,7 @@ def write_figure(figure: Figure, path: Path, dpi: int) -> None:
 def _draw_loss(axes: Axes, steps: Sequence[Row], epochs: Sequence[Row]) -> None:
     axes.set_title("loss")
     axes.plot(*_series(steps, "loss"), color=TRAIN, alpha=0.35, linewidth=1, label="training")
-    axes.plot(*_series(epochs, "train_loss"), color=TRAIN, marker=_marker(epochs), label="training, epoch mean")
+    axes.plot(*_series(epochs, "train_loss"), color=TRAIN, marker=_marker(epochs), label="training, mean")
     axes.plot(*_series(epochs, "loss"), color=EVAL, marker=_marker(epochs), label="evaluation")
     values = np.array([*_series(steps, "loss")[1], *_series(epochs, "train_loss")[1], *_series(epochs, "loss")[1]])
     values = values[np.isfinite(values)]

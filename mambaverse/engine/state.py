@@ -56,7 +56,7 @@ class Position:
     best_epoch: int = 0  # the epoch it was reached in, from 1
     log_bytes: int = 0  # length of metrics.jsonl
     interval: Averages = field(default_factory=Averages)  # since its last line
-    of_epoch: Averages = field(default_factory=Averages)  # since the epoch began
+    of_epoch: Averages = field(default_factory=Averages)  # since the evaluation before
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""

@@ -117,6 +117,9 @@ class Trainer:
             )
         self.position = Position.from_dict(state["position"])
         self.weights.load_state_dict(state["model"])
+        for group in state["optimizer"]["param_groups"]:
+            if "capturable" in group:  # whether there are CUDA graphs follows from where it is resumed
+                group["capturable"] = bool(self.optimizer.defaults.get("capturable"))
         self.optimizer.load_state_dict(state["optimizer"])  # and the learning rate: the schedule keeps nothing
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
@@ -189,15 +192,15 @@ class Trainer:
     def _update(self, batches: Iterator[tuple[Job, Batch]], size: int) -> None:
         """Take one optimizer step on `size` batches."""
         position, accelerator = self.position, self.accelerator
-        rows = []
+        rows, kept = [], set[torch.Tensor]()
         for micro in range(size):
             batch = next(batches)[1]
             with nullcontext() if micro == size - 1 else accelerator.no_sync(self.model):
                 with accelerator.autocast():
                     result = self.task.step(self.model, batch)
                 accelerator.backward(result["loss"] / size)
-            if self.graphs and micro == 0 and size > 1:
-                keep_gradients(self.parameters)
+            if self.graphs and micro < size - 1:
+                keep_gradients(self.parameters, kept)
             rows.append({name: value.detach() for name, value in result.items() if name != "output"})
         logged = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]} if size > 1 else rows[0]
         if self.config.trainer.clip_grad is not None:

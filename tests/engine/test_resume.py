@@ -48,6 +48,20 @@ def test_stopped_by_a_signal_and_resumed(
     _same(whole.folder, cut.folder)
 
 
+def test_a_run_with_cuda_graphs_is_resumed_without(
+    tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(toy_config(tmp_path, *ALL, name="whole"), console=quiet)
+    monkeypatch.setattr(Toy, "signal_at", 5)
+    cut = train(toy_config(tmp_path, *ALL, name="cut"), console=quiet)
+    for path in (cut.folder / "state").glob("*/training.pt"):
+        state = torch.load(path, weights_only=True)
+        for group in state["optimizer"]["param_groups"]:
+            group["capturable"] = True  # as a GPU leaves it
+        torch.save(state, path)
+    assert resume(cut.folder, quiet).metrics == whole.metrics
+
+
 def test_the_second_ctrl_c_stops_at_once() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
     try:
