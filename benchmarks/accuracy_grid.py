@@ -38,7 +38,7 @@ A_GPU = 12  # processes: small models keep a GPU waiting for their launches
 
 
 def chosen(plan: Plan, arguments: argparse.Namespace) -> Plan:
-    """Return the plan with the sets and mixers that were asked for and whose data, or floors, are there."""
+    """Return the plan with the sets, of those whose data are there, and the mixers that were asked for."""
     sets: list[Set] = []
     for part in plan.sets:
         if arguments.sets and not any(part.name == s or part.name.startswith(f"{s}/") for s in arguments.sets):

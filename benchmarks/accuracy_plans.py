@@ -147,35 +147,28 @@ SETS = (
 )
 BY_NAME = {part.name: part for part in SETS}
 
+
+def _larger(name: str, *settings: str, config: str | None = None, goal: float | None = None) -> Set:
+    part = BY_NAME[name]
+    return replace(part, config=config or part.config, settings=settings, goal=goal, prefix="larger-")
+
+
+RATE = ("model.args.drop_path_rate=0.1", "optim.lr=0.002")
 WIDE = ("model.mixer_args.vim.d_state=16", "model.mixer_args.vim.expand=2")  # the sizes of Caduceus' blocks
+WIDER = (*WIDE, *RATE, "model.name=caduceus_ph_d128_n4", "trainer.ema_decay=0.998")
 LARGER = (
-    replace(BY_NAME["rrna16s"], config="dna/rrna16s_large", goal=97.0, prefix="larger-"),
-    replace(
-        BY_NAME["fly_splice"],
-        settings=(
-            *WIDE, "model.name=caduceus_ph_d64_n4", "model.members=5", "model.args.stem_stride=1",
-            "model.args.drop_path_rate=0.1", "optim.lr=0.002", "trainer.epochs=30",
-        ),
-        goal=97.0,
-        prefix="larger-",
+    _larger("rrna16s", config="dna/rrna16s_large", goal=97.0),
+    _larger(
+        "fly_splice", *WIDE, *RATE, "model.name=caduceus_ph_d64_n4", "model.members=5", "model.args.stem_stride=1",
+        "trainer.epochs=30", goal=97.0,
     ),
-    replace(
-        BY_NAME["fly_windows"],
-        settings=(
-            *WIDE, "model.name=caduceus_ph_d128_n4", "model.args.stem=conv", "model.args.stem_kernel=15",
-            "model.args.stem_stride=2", "model.args.drop_path_rate=0.1", "data.batch_size=128", "data.shift=4",
-            "optim.lr=0.002", "trainer.epochs=20", "trainer.ema_decay=0.998",
-        ),
-        goal=75.0,
-        prefix="larger-",
+    _larger(
+        "fly_windows", *WIDER, "model.args.stem=conv", "model.args.stem_kernel=15", "model.args.stem_stride=2",
+        "data.batch_size=128", "data.shift=4", "trainer.epochs=20", goal=75.0,
     ),
-    replace(
-        BY_NAME["beta_lactamase"],
-        settings=(
-            *WIDE, "model.name=caduceus_ph_d128_n4", "model.args.stem_stride=3", "model.args.drop_path_rate=0.1",
-            "data.window=900", "data.mutate=0.05", "optim.lr=0.002", "trainer.epochs=15", "trainer.ema_decay=0.998",
-        ),
-        prefix="larger-",
+    _larger(
+        "beta_lactamase", *WIDER, "model.args.stem_stride=3", "data.window=900", "data.mutate=0.05",
+        "trainer.epochs=15",
     ),
 )  # fmt: skip
 PLANS = {

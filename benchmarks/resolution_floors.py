@@ -3,10 +3,10 @@
     python benchmarks/resolution_floors.py [--models NAME[:MIXER],...] [--sizes 224,...] [--times resolution_sweep.csv]
 
 A model runs on the meta device, on shapes alone, in bfloat16. Matrix products, convolutions, attention and our
-operators but norms count: each takes at least the longest of the bytes of its inputs and outputs at 3.0 TB/s, its
+operators but `norm` count: each takes at least the longest of the bytes of its inputs and outputs at 3.0 TB/s, its
 exponentials at 3.7e12 a second and its products at 600 TFLOP/s (one H100; the first two as in `mambaverse bench`).
-Norms, residuals and elementwise operations count nothing: they can be fused; nor does what an operator keeps for its
-backward pass. Attention is the fused one, whose matrix of scores stays on the chip.
+Norms (but the gated one), residuals and elementwise operations count nothing: they can be fused; nor does what an
+operator keeps for its backward pass. Attention is the fused one, whose matrix of scores stays on the chip.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import mambaverse.timm  # noqa: F401 (makes our models known)
 from mambaverse.bench.timing import BYTES_PER_S, EXPONENTIALS_PER_S
 
 FLOPS_PER_S = 600e12
-NORMS = ("norm", "norm_backward")
+UNCOUNTED = "norm"
 KEPT = ("chunk_states", "total")  # from a forward to its backward pass, by choice
 SCANS = ("selective_scan", "bidirectional_selective_scan", "ssd")
 PRODUCTS = ("mm", "addmm", "bmm", "convolution", "convolution_backward")
@@ -58,27 +58,20 @@ class Floors:
         self.least += max(parts)
 
 
-def _scan(u: Tensor, delta: Tensor, A: Tensor, directions: int, gated: bool) -> float:
+def _scan(given: dict[str, Any], directions: int) -> float:
     """Count a decay for each state, and two for softplus and gate each."""
-    return u.numel() * (directions * (A.shape[-1] + 2) + 2 * gated)
+    return given["u"].numel() * (directions * (given["A"].shape[-1] + 2) + 2 * (given["z"] is not None))
 
 
-EXPONENTIALS: dict[str, Callable[..., float]] = {
-    "selective_scan": lambda u, delta, A, B, C, D, z, *_: _scan(u, delta, A, 1, z is not None),
-    "selective_scan_backward": lambda dy, ds, u, delta, A, B, C, D, z, *_: _scan(u, delta, A, 1, z is not None),
-    "bidirectional_selective_scan": lambda u, delta, A, B, C, D, z, *_: _scan(u, delta, A, 2, z is not None),
-    "bidirectional_selective_scan_backward": lambda dy, ds, u, delta, A, B, C, D, z, *_: _scan(
-        u, delta, A, 2, z is not None
-    ),
-    "ssd": lambda x, dt, *_: 3.0 * dt.numel(),
-    "ssd_backward": lambda dy, ds, x, dt, *_: 3.0 * dt.numel(),
-    "causal_conv1d": lambda x, *_: 2.0 * x.numel(),
-    "causal_conv1d_backward": lambda dy, ds, x, *_: 2.0 * x.numel(),
-    "gated_rms_norm": lambda x, *_: 2.0 * x.numel(),
-    "gated_rms_norm_backward": lambda dy, x, *_: 2.0 * x.numel(),
-    "cross_scan": lambda *_: 0.0,
-    "cross_merge": lambda *_: 0.0,
-}  # fmt: skip
+EXPONENTIALS: dict[str, Callable[[dict[str, Any]], float]] = {  # of an operator, and as many of its backward pass
+    "selective_scan": lambda given: _scan(given, 1),
+    "bidirectional_selective_scan": lambda given: _scan(given, 2),
+    "ssd": lambda given: 3.0 * given["dt"].numel(),
+    "causal_conv1d": lambda given: 2.0 * given["x"].numel(),
+    "gated_rms_norm": lambda given: 2.0 * given["x"].numel(),
+    "cross_scan": lambda given: 0.0,
+    "cross_merge": lambda given: 0.0,
+}
 
 
 class Counting(TorchDispatchMode):
@@ -90,17 +83,19 @@ class Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        namespace, name = func.namespace, func._schema.name.partition("::")[2]
-        ours = namespace == "mambaverse"
-        if ours and name not in EXPONENTIALS:
-            self.floors.other |= {name} - {*NORMS}
-        elif ours or (namespace == "aten" and name in PRODUCTS):
-            needed = [a for a, given in zip(args, func._schema.arguments, strict=False) if given.name not in KEPT]
+        name = func._schema.name.partition("::")[2]
+        ours = func.namespace == "mambaverse"
+        operator = name.removesuffix("_backward") if ours else name
+        if ours and operator not in (*EXPONENTIALS, UNCOUNTED):
+            self.floors.other.add(name)
+        elif operator in (EXPONENTIALS if ours else PRODUCTS):
+            given = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)}
+            needed = [value for key, value in given.items() if key not in KEPT]
             made = out[:2] if name in SCANS else out  # y and the final state
             moved = sum(t.nbytes for t in (*_tensors(needed), *_tensors(made)))
             formula = flop_registry.get(func.overloadpacket)
             flops = formula(*args, **(kwargs or {}), out_val=out) if formula else 0
-            self.floors.add(moved, EXPONENTIALS[name](*args) if ours else 0.0, flops)
+            self.floors.add(moved, EXPONENTIALS[operator](given) if ours else 0.0, flops)
         return out
 
 

@@ -54,7 +54,7 @@ class GraphedStep:
             self._capture(learnt)
         for rate, group in zip(self._rates, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
-        if self._graph is None or len(learnt) != len(self._learnt) or any(map(_differ, learnt, self._learnt)):
+        if self._graph is None or [id(p) for p in learnt] != self._learnt:
             self._steps += 1
             with self._rates_on_the_gpu():  # as in the graph: a number would be rounded otherwise than a tensor
                 self.optimizer.step()
@@ -76,7 +76,7 @@ class GraphedStep:
 
     def _capture(self, learnt: list[Tensor]) -> None:
         gradients = [p.grad for p in learnt]
-        self._learnt = learnt
+        self._learnt = [id(p) for p in learnt]
         self._gradients = [torch.empty_like(g) for g in gradients if g is not None]
         graph = torch.cuda.CUDAGraph()
         try:
@@ -109,7 +109,3 @@ def keep_gradients(parameters: Iterable[Tensor], kept: set[Tensor]) -> None:
         if p.grad is not None and p not in kept:
             p.grad = p.grad.clone()
             kept.add(p)
-
-
-def _differ(a: Tensor, b: Tensor) -> bool:
-    return a is not b
