@@ -1,14 +1,19 @@
-"""Launching a Triton kernel again without asking every argument what it is.
+"""Launching Triton kernels: together where they must be compiled, and again without asking what the arguments are.
 
 Triton finds the compiled kernel of a call by the type, the alignment and some values of each argument: 30 to 50 us for
 50 of them on the host, more than most of our kernels run. An operator that is called again with tensors of the same
 `Spec`s and the same flags knows what Triton will find.
+
+A kernel that is not compiled yet takes a second or more, and a call of an operator has up to seven. `compiled_together`
+runs such a call twice: once to hand its kernels to threads, most of whose work is outside of Python, and then for good.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -52,6 +57,43 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if here else torch.cuda.device(tensor.device)
 
 
+class _Call:
+    """A call of an operator, while it looks for its kernels."""
+
+    def __init__(self) -> None:
+        self.compiling = ExitStack()  # leaving it waits for the threads
+        self.started = False
+        self.unfinished = False  # a kernel was not there, so nothing is launched any more
+
+
+_call: ContextVar[_Call | None] = ContextVar("mambaverse_call", default=None)
+
+
+def compiled_together(run: Callable[..., Any], *arguments: Any, ahead: Callable[[Any], Any] | None = None) -> Any:
+    """Return `run(*arguments)`, a call of an operator, with the kernels that it lacks compiled side by side.
+
+    Args:
+        run: May be called twice, and some of its launches are left out the first time. Must not write to its inputs.
+        *arguments: Of `run`.
+        ahead: Called with the outputs of such a first time, for kernels that will be needed later; launches nothing.
+    """
+    if _call.get() is not None:  # a part of another operator
+        return run(*arguments)
+    call = _Call()
+    token = _call.set(call)
+    try:
+        outputs = run(*arguments)
+        if call.unfinished and ahead is not None:
+            ahead(outputs)
+    finally:
+        _call.reset(token)
+        call.compiling.close()
+    if call.unfinished:
+        outputs = None  # or its memory would be needed twice
+        outputs = run(*arguments)
+    return outputs
+
+
 def launch(
     memo: Memo,
     name: Hashable,
@@ -60,7 +102,7 @@ def launch(
     arguments: tuple[Any, ...],
     constants: Callable[[], dict[str, Any]],
 ) -> None:
-    """Launch `function[grid](*arguments, **constants())` on the current device.
+    """Launch `function[grid](*arguments, **constants())` on the current device; see `compiled_together`.
 
     Args:
         memo: What earlier launches found. Its owner makes sure that it is used with one device, one `Spec` an argument
@@ -71,12 +113,35 @@ def launch(
         arguments: Tensors and numbers, all parameters that are not constants.
         constants: Returns the constants by name, and options such as num_warps; called where `memo` has no `name`.
     """
-    found = memo.get(name)
+    call, found = _call.get(), memo.get(name)
     if found is None:
         values = constants()
-        kernel = function[grid](*arguments, **values)
-        if kernel is not None:  # the interpreter compiles none
-            memo[name] = kernel, tuple(values[parameter] for parameter in function.arg_names[len(arguments) :])
-        return
-    kernel, tail = found
-    kernel[(*grid, 1, 1)[:3]](*arguments, *tail)
+        kernel = _compiled(call, function, grid, arguments, values)
+        if kernel is None:
+            return
+        memo[name] = found = kernel, tuple(values[parameter] for parameter in function.arg_names[len(arguments) :])
+    if call is None or not call.unfinished:
+        kernel, tail = found
+        kernel[(*grid, 1, 1)[:3]](*arguments, *tail)
+
+
+def _compiled(
+    call: _Call | None, function: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], values: dict[str, Any]
+) -> Any:
+    """Return a compiled kernel; None if a thread of `call` compiles it now, or the interpreter has run `function`."""
+    from triton import AsyncCompileMode, FutureKernel, JITFunction  # not where there is no GPU
+
+    if not isinstance(function, JITFunction):
+        return function[grid](*arguments, **values)
+    if call is not None and not call.started:
+        call.started = True
+        pool = call.compiling.enter_context(ThreadPoolExecutor(thread_name_prefix="mambaverse-compile"))
+        # What is raised in a thread is raised again by `result`. (Triton 3.6's mode stays on if it raises itself.)
+        call.compiling.enter_context(AsyncCompileMode(pool, ignore_errors=True))
+    kernel = function.warmup(*arguments, grid=grid, **values)
+    if not isinstance(kernel, FutureKernel):
+        return kernel
+    if call is None:
+        return kernel.result()
+    call.unfinished = True
+    return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mambaverse.kernels.launch import compiled_together
 
 LIBRARY = torch.library.Library("mambaverse", "FRAGMENT")  # owns every registration; must live as long as the process
 _COUNTER = "torch.utils.flop_counter"
@@ -29,21 +32,45 @@ def define_op(name: str, schema: str, forward: Callable[..., Any], fake: Callabl
     Args:
         name: Operator name, e.g. "selective_scan" or "selective_scan_backward".
         schema: Arguments and returns in torch's schema language, e.g. "(Tensor x, str backend) -> Tensor".
-        forward: Runs under no autograd; must return fresh tensors (no alias of an input) with the fake's strides.
+        forward: Runs under no autograd; must return fresh tensors (no alias of an input) with the fake's strides, and
+            write to no other than those that the schema says. May be called twice: see `launch.compiled_together`.
         fake: Same arguments; returns empty tensors.
     """
     LIBRARY.define(f"{name}{schema}")
-    LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
+    writes_to_inputs = "!" in schema
+    run = forward if writes_to_inputs else partial(compiled_together, forward)
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mambaverse::{name}", fake, lib=LIBRARY)
 
 
-def define_gradient(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+class _Ahead:
+    """Stands for autograd's context in a backward that is called for the sake of its kernels alone."""
+
+    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
+        self.needs_input_grad = needs_input_grad
+        self.saved_tensors: tuple[Tensor | None, ...] = ()
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        self.saved_tensors = tensors
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        pass
+
+    def set_materialize_grads(self, value: bool) -> None:
+        pass
+
+
+def define_gradient(
+    name: str, setup_context: Callable[..., None], backward: Callable[..., Any], compile_ahead: bool = False
+) -> None:
     """Give `mambaverse::name` its gradient.
 
     Args:
         name: A name that `define_op` registered.
         setup_context: `setup_context(ctx, inputs, output)` saves what backward needs.
         backward: `backward(ctx, *grads)` calls `mambaverse::<name>_backward` and returns one gradient an input.
+        compile_ahead: Where forward lacks kernels, compile those of backward beside them: for operators whose kernels
+            take seconds, and of whose outputs the first alone has a gradient in training.
     """
     operator = getattr(torch.ops.mambaverse, name).default
 
@@ -55,7 +82,13 @@ def define_gradient(name: str, setup_context: Callable[..., None], backward: Cal
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             given, keyset = inputs[:-1], inputs[-1]
-            output = below(keyset, given)
+
+            def look_ahead(output: Any) -> None:
+                context = _Ahead(ctx.needs_input_grad)
+                setup_context(context, given, output)
+                backward(context, output[0], *[None] * (len(output) - 1))
+
+            output = compiled_together(below, keyset, given, ahead=look_ahead if compile_ahead else None)
             setup_context(ctx, given, output)
             return output
 

@@ -104,7 +104,7 @@ define_op(
     _backward,
     _backward_fake,
 )
-define_gradient("selective_scan", _setup_context, _gradient)
+define_gradient("selective_scan", _setup_context, _gradient, compile_ahead=True)
 define_flops("selective_scan", forward_flops)
 define_flops("selective_scan_backward", backward_flops)
 

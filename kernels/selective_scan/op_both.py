@@ -158,7 +158,7 @@ define_op(
     _backward,
     _backward_fake,
 )
-define_gradient("bidirectional_selective_scan", _setup_context, _gradient)
+define_gradient("bidirectional_selective_scan", _setup_context, _gradient, compile_ahead=True)
 define_flops("bidirectional_selective_scan", _flops)
 define_flops("bidirectional_selective_scan_backward", _backward_flops)
 

@@ -94,7 +94,7 @@ define_op(
     _backward,
     _backward_fake,
 )
-define_gradient("ssd", _setup_context, _gradient)
+define_gradient("ssd", _setup_context, _gradient, compile_ahead=True)
 define_flops("ssd", _flops)
 define_flops("ssd_backward", _backward_flops)
 
