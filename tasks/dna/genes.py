@@ -6,7 +6,6 @@ behind an exon (the intron begins with GT), an acceptor the place before the nex
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +13,7 @@ from random import Random
 
 import numpy as np
 
-from mambaverse.errors import UserError
+from mambaverse.tasks.dna.genome.genbank import read_genbank
 from mambaverse.tasks.dna.tokens import reverse_complement
 
 HALF, WINDOW, STEP = 40, 200, 100  # bases on either side of a splice site; of a window, and from one to the next
@@ -50,21 +49,14 @@ def read_genes(path: Path) -> list[Gene]:
     """Return the records of a GenBank file that have one CDS.
 
     Raises:
-        UserError: not readable as GenBank.
+        UserError: what `read_genbank` raises.
     """
-    from Bio import BiopythonWarning, SeqIO
-
     genes = []
-    with path.open() as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore", BiopythonWarning)  # the LOCUS lines of AUGUSTUS are shorter than the standard's
-        try:
-            for record in SeqIO.parse(file, "genbank"):
-                found = [feature.location for feature in record.features if feature.type == "CDS"]
-                if len(found) == 1:
-                    exons = sorted((int(part.start), int(part.end)) for part in found[0].parts)
-                    genes.append(Gene(record.name, str(record.seq).upper(), exons, found[0].strand == -1))
-        except (ValueError, AttributeError, AssertionError) as error:
-            raise UserError(f"{path}: not readable as GenBank: {' '.join(str(error).split())}") from None
+    for record in read_genbank(path, ("CDS",)):
+        if len(record.features) == 1:
+            (feature,) = record.features
+            exons = sorted((part.start, part.end) for part in feature.parts)
+            genes.append(Gene(record.name, record.letters.decode().upper(), exons, feature.strand == "-"))
     return genes
 
 
@@ -106,5 +98,4 @@ def windows(gene: Gene, draw: Random | None = None) -> list[tuple[str, str]]:
 
 
 def _other_strand(letters: str) -> str:
-
     return reverse_complement(letters.encode()).decode()
