@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from mambaverse.errors import UserError, suggest
 
+MAX_THREADS = 8192  # as many processors as a Linux kernel is built for
 CONFIGS = Path(__file__).parent / "configs"  # the shipped ones
 
 
@@ -98,6 +99,7 @@ class SplitConfig(DataConfig):
         """Check what the types cannot say."""
         super().__post_init__()
         _at_least("data", self, folds=2, fold=0, split_seed=0)
+        _at_most("data", self, split_seed=2**32 - 1)
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"data.val_fraction: expected a number between 0 and 1, got {self.val_fraction}")
         if self.folds is not None and self.fold >= self.folds:
@@ -123,7 +125,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
-        _at_least("optim", self, lr=0, weight_decay=0, warmup_epochs=0, min_lr=0)
+        _at_least("optim", self, lr=0, weight_decay=0, warmup_epochs=0, warmup_lr=0, min_lr=0, layer_decay=0)
 
 
 @dataclass
@@ -158,10 +160,11 @@ class TrainerConfig:
         """Check what the types cannot say."""
         _at_least("trainer", self, epochs=1, seed=0, accumulate=1, log_every=1, patience=1, num_threads=1)
         _at_least("trainer", self, checkpoint_chunk=1, eval_interval=1)
+        _at_most("trainer", self, seed=2**63 - 1, num_threads=MAX_THREADS)
         if self.checkpoint_chunk is not None and not self.grad_checkpointing:
             raise ConfigError("trainer.checkpoint_chunk: needs trainer.grad_checkpointing=true")
         for key in ("clip_grad", "save_minutes"):
-            if (value := getattr(self, key)) is not None and value <= 0:
+            if (value := getattr(self, key)) is not None and not value > 0:
                 raise ConfigError(f"trainer.{key}: expected a number above 0, or null for none, got {value}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"trainer.device: expected auto, cpu or cuda, got {self.device!r}")
@@ -220,9 +223,9 @@ def compose(
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{source}: {_explain(error)}") from None
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise ConfigError(f"{name}: {', '.join(missing)} is not set")
     try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise ConfigError(f"{name}: {', '.join(missing)} is not set")
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{name}: {_explain(error)}") from None
@@ -314,5 +317,11 @@ def _explain(error: OmegaConfBaseException) -> str:
 def _at_least(section: str, config: Any, **bounds: float) -> None:
     for key, bound in bounds.items():
         value = getattr(config, key)
-        if value is not None and value != MISSING and value < bound:
+        if value is not None and value != MISSING and not value >= bound:  # nan is not
             raise ConfigError(f"{section}.{key}: expected at least {bound}, got {value}")
+
+
+def _at_most(section: str, config: Any, **bounds: int) -> None:
+    for key, bound in bounds.items():
+        if (value := getattr(config, key)) is not None and value > bound:
+            raise ConfigError(f"{section}.{key}: expected at most {bound}, got {value}")

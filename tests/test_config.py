@@ -84,6 +84,12 @@ def test_unknown_key_in_a_file(root: Path) -> None:
     [
         ("trainer.epochs=many", "'many' of type 'str' could not be converted to Integer"),
         ("trainer.epochs=0", "trainer.epochs: expected at least 1, got 0"),
+        ("optim.weight_decay=nan", "optim.weight_decay: expected at least 0, got nan"),
+        ("trainer.clip_grad=nan", "trainer.clip_grad: expected a number above 0, or null for none, got nan"),
+        ("trainer.seed=9223372036854775808", "trainer.seed: expected at most 9223372036854775807, got"),
+        ("trainer.num_threads=1000000000000", "trainer.num_threads: expected at most 8192, got"),
+        ("trainer.epochs=${optim.lr}", "trainer.epochs: While dereferencing interpolation"),
+        ("trainer.epochs=${nope}", "trainer.epochs: Interpolation key 'nope' not found"),
         ("trainer.precision=fp8", "trainer.precision: expected fp32, bf16 or fp16, got 'fp8'"),
         ("model.mixer=3", "model.mixer: expected a name or a list of names, got 3"),
         ("model.mixer=[]", "model.mixer: expected a list of names, got []"),
