@@ -51,7 +51,7 @@ def read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported global" not in str(error):
-            raise CheckpointError(f"{path}: damaged, or not written by torch.save: {_line(error)}") from None
+            raise CheckpointError(f"{path}: damaged, or not written by torch.save") from None  # torch's is an essay
         raise CheckpointError(
             f"{path}: refused, since reading it would run code from the file. Where you trust its source, keep only "
             "its weights: torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"

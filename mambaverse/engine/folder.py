@@ -138,6 +138,8 @@ def read_facts(run: RunFolder) -> dict[str, Any]:
     """Return what `Task.facts` returned when the run began."""
     try:
         facts = json.loads(run.facts.read_text())
+        if not isinstance(facts, dict):
+            raise ValueError("expected an object")
     except (OSError, ValueError) as error:
         raise UserError(f"{run.facts}: half written or missing ({error}); the run cannot be used") from None
     return facts
@@ -172,7 +174,10 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, data: bool = True) ->
                 f"the run was trained on {_short(facts['classes'])}{_difference(task.classes, facts['classes'])}"
             )
     else:
-        task.restore(facts)
+        try:
+            task.restore(facts)
+        except KeyError as error:
+            raise UserError(f"{run.facts}: lacks {error}; the run cannot be used without its data") from None
     with torch.random.fork_rng(devices=[]):
         model = task.build_model()
     load_weights(model, weights)

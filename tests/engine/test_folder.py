@@ -112,6 +112,13 @@ def test_a_half_written_run_is_refused_by_the_file_that_is_damaged(run: Path, qu
         resume(run, quiet)
 
 
+@pytest.mark.parametrize(("text", "message"), [("[]", "half written or missing"), ("{}", "lacks 'classes'")])
+def test_facts_that_say_too_little_are_refused(run: Path, text: str, message: str) -> None:
+    (run / "facts.json").write_text(text)
+    with pytest.raises(UserError, match=rf"facts\.json: {message}"):
+        load_run(run, data=False)
+
+
 def test_weights_of_another_model_are_refused(run: Path) -> None:
     write_weights(run / "best.safetensors", {"stem.weight": torch.zeros(3, 2)}, {})
     with pytest.raises(CheckpointError, match="weights of another model: 5 missing"):
