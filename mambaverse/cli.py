@@ -6,26 +6,34 @@ Each command imports only what it runs. What the user gave wrong is one line on 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mambaverse._version import __version__
-from mambaverse.errors import UserError
+from mambaverse.errors import UserError, leave_stdout
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.run(arguments) or 0
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()  # what cannot be written is told here, not when the interpreter ends
+        return status
     except KeyboardInterrupt:
         return _status(2)
     except BrokenPipeError:  # `mambaverse list models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_stdout()
         return 0
+    except OSError as error:  # a full disk behind stdout, a file without rights
+        print(f"error: {error}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            leave_stdout()
+        return 2
     except Exception as error:
         backend = sys.modules.get("mambaverse.kernels.backend")  # not imported here: it loads torch
         if not isinstance(error, (UserError, *([backend.BackendError] if backend else []))):
@@ -309,9 +317,9 @@ def _list(arguments: argparse.Namespace) -> None:
     if not arguments.verbose or describe is None:
         print("\n".join(names))
         return
-    from rich.console import Console
     from rich.table import Table
 
+    from mambaverse.engine.progress import Screen
     from mambaverse.engine.report import format_count
 
     counts = {"parameters": "parameters", "multiply_adds": "multiply-adds"} if arguments.kind == "models" else {}
@@ -320,7 +328,7 @@ def _list(arguments: argparse.Namespace) -> None:
         about = describe(name)
         numbers = [format_count(int(about[key])) if about[key] else "" for key in counts]
         table.add_row(name, about["summary"], *numbers, about["source"], about["signature"])
-    Console().print(table)
+    Screen().print(table)
 
 
 def _catalogue(arguments: argparse.Namespace) -> tuple[list[str], Callable[[str], dict[str, str]] | None]:

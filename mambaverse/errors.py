@@ -26,3 +26,8 @@ def warn(text: str) -> None:
     """Print `text` on stderr, once where several processes train: something to know that stops nothing."""
     if os.environ.get("RANK", "0") == "0":
         print(f"warning: {text}", file=sys.stderr)
+
+
+def leave_stdout() -> None:
+    """Send what is still to be printed nowhere, since stdout takes no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -242,6 +242,24 @@ def test_interrupted_training_says_how_to_go_on(tmp_path: Path) -> None:
     assert f"mambaverse train --resume {tmp_path / 'stopped'}" in out
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_output_that_nobody_reads_or_that_has_no_room(tmp_path: Path) -> None:
+    def ends(command: str, *arguments: str) -> tuple[int, str]:
+        program = "import sys; from mambaverse.cli import main; sys.exit(main(sys.argv[1:]))"
+        line = [sys.executable, "-c", program, *arguments]
+        shell = ["bash", "-c", f'set -o pipefail; "$@" {command}', "bash", *line]
+        done = subprocess.run(shell, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stderr
+
+    assert ends("| true", "list", "configs") == (0, "")
+    status, error = ends("> /dev/full", "list", "configs")
+    assert (status, error) == (2, "error: [Errno 28] No space left on device\n")
+    folder = (f"trainer.output_dir={tmp_path}", "trainer.run_name=run", "trainer.pictures=false")
+    status, error = ends("| true", "train", "vision/digits", *SHORT, *folder)
+    assert status == 0 and error == "warning: nobody reads the output any more; it goes on without\n"
+    assert (tmp_path / "run/results.json").is_file()
+
+
 def test_mixer_may_be_named_by_its_path(tmp_path: Path) -> None:
     overrides = [
         *SHORT[:1],

@@ -18,7 +18,7 @@ from rich.table import Table
 from mambaverse.config import RunConfig
 from mambaverse.engine.files import output_path, write_atomic
 from mambaverse.engine.folder import make_task
-from mambaverse.engine.progress import format_seconds
+from mambaverse.engine.progress import Screen, format_seconds
 
 COLUMNS = ("set", "finding", "name", "label", "other", "other_label", "similarity")
 
@@ -107,8 +107,8 @@ def audit_config(
     Raises:
         UserError: a task that has no audit; a file that cannot be written.
     """
-    console = console or Console()
-    output_path("--output", output, (".csv",))
+    console = console or Screen()
+    output_path("--output", output, (".csv",), [Path(config.data.root)] if config.data.root else ())
     task = make_task(config)
     task.can_audit()
     task.setup()

@@ -15,7 +15,7 @@ from rich.table import Table
 from mambaverse.config import RunConfig
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.folder import make_task
-from mambaverse.engine.progress import format_seconds
+from mambaverse.engine.progress import Screen, format_seconds
 from mambaverse.engine.task import Task
 from mambaverse.errors import UserError
 
@@ -79,7 +79,7 @@ def print_baselines(task: Task, console: Console, ours: Mapping[str, float] | No
 
 def baseline_config(config: RunConfig, console: Console | None = None) -> Floors:
     """Open the data of `config`, and print what its task's baselines reach on them."""
-    console = console or Console()
+    console = console or Screen()
     task = make_task(config)
     task.setup()
     for name, value in task.describe().items():

@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mambaverse.engine.folder import make_task, open_run, read_config
+from mambaverse.engine.progress import Screen
 from mambaverse.errors import UserError, suggest
 
 SCORES = ("accuracy", "f1", "macro_f1", "mcc")
@@ -153,13 +154,13 @@ def read_predictions(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     file = open_run(path).predictions
     if not file.is_file():
         raise UserError(f"{path}: has no {file.name}: it did not come to its end, or tells no classes apart")
-    with file.open(newline="") as lines:
-        header, *rows = csv.reader(lines)
-    classes = header[len(HEADER) :]
-    numbers = {name: i for i, name in enumerate(classes)}
     try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            header, *rows = csv.reader(lines)
+        classes = header[len(HEADER) :]
+        numbers = {name: i for i, name in enumerate(classes)}
         targets, said = (np.array([numbers[row[i]] for row in rows], np.int64) for i in (1, 2))
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, ValueError, csv.Error):  # ValueError: an empty file, or no UTF-8
         raise UserError(f"{file}: damaged: expected {', '.join(HEADER)} and a probability a class") from None
     return classes, targets, said
 
@@ -184,11 +185,10 @@ def compare_runs(
     Raises:
         UserError: runs that were not reported on the same samples; no baselines.
     """
-    console = console or Console()
+    console = console or Screen()
     classes, truth, first = read_predictions(runs[0])
     if score is None:
-        monitored = json.loads(open_run(runs[0]).results.read_text())["monitor"]
-        score = monitored if monitored in SCORES else "accuracy"
+        score = _chosen_by(runs[0])
     ours = np.stack([first, *(_same(path, runs[0], classes, truth) for path in runs[1:])])
     sides: dict[str, np.ndarray]
     if others:
@@ -202,6 +202,16 @@ def compare_runs(
     console.print(f"{score} of {len(truth):,} samples{seeds}; {resamples:,} paired resamples", highlight=False)
     console.print(_table(found))
     return found
+
+
+def _chosen_by(run: Path) -> str:
+    """Return the score that a run was chosen by, accuracy if that is none of `SCORES`."""
+    file = open_run(run).results
+    try:
+        monitored = json.loads(file.read_text())["monitor"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{file}: half written or missing; --score says what to compare by") from None
+    return monitored if monitored in SCORES else "accuracy"
 
 
 def _same(path: Path, first: Path, classes: list[str], truth: np.ndarray) -> np.ndarray:
@@ -227,6 +237,7 @@ def _floors(run: Path, truth: np.ndarray) -> dict[str, np.ndarray]:
 
 def _table(found: dict[str, Comparison]) -> Table:
     table = Table("compared with", "ours", "theirs", "difference", "standard error", "resamples below")
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
     for name, c in found.items():

@@ -26,7 +26,7 @@ from mambaverse.engine.files import output_path, saving
 from mambaverse.engine.folder import load_run
 from mambaverse.engine.inputs import REMEDY, BadInputError, Skips, load_each
 from mambaverse.engine.process import launch, shard_of
-from mambaverse.engine.progress import Counter
+from mambaverse.engine.progress import Counter, Screen
 from mambaverse.engine.task import Prediction, Sample, Task
 from mambaverse.errors import UserError
 
@@ -117,7 +117,7 @@ def evaluate_run(
     """`evaluate`, and print the table; with `baseline` beside the task's simple baselines on the same data."""
     task, metrics = _evaluate(path, overrides)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        console = console or Console()
+        console = console or Screen()
         which = task.config.trainer.select
         console.print(f"{path}, {which} weights, {reported_name(task)}:", highlight=False, soft_wrap=True)
         console.print(report.metrics_table(metrics))
@@ -204,7 +204,7 @@ def predict_run(
     Raises:
         UserError: not a run folder; a bad input, after the rows of those before it; no sheet in this domain.
     """
-    output_path("--sheet", sheet, SHEET_FORMATS)
+    output_path("--sheet", sheet, SHEET_FORMATS, map(Path, inputs))
     run = load_run(path, data=False)
     config, task = run[:2]
     if sheet is not None and not task.sheet_size:
@@ -215,7 +215,7 @@ def predict_run(
         if sheet is not None and len(kept) < task.sheet_size:
             kept.append((sample, row))
 
-    skips, counter = Skips(on_error, config), Counter(Console(stderr=True), "labelled")
+    skips, counter = Skips(on_error, config), Counter(Screen(stderr=True), "labelled")
     printing = {"csv": _print_csv, "json": _print_json, "table": _print_table}[form]
     try:
         printing(counter.watch(_predict(run, inputs, skips.on_bad, keep)))
@@ -261,11 +261,11 @@ def _print_table(rows: Iterator[Prediction]) -> None:
         for row in rows:
             done.append((row.name, row.label, f"{row.probability:.4f}"))
             if len(done) == TABLE_ROWS:
-                Console().print(report.predictions_table(done))
+                Screen().print(report.predictions_table(done))
                 done = []
     finally:
         if done:
-            Console().print(report.predictions_table(done))
+            Screen().print(report.predictions_table(done))
 
 
 def _scalar(name: str, value: Tensor) -> float:

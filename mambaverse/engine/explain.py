@@ -13,6 +13,7 @@ from mambaverse.engine.files import saving
 from mambaverse.engine.folder import RunFolder, load_run
 from mambaverse.engine.inputs import REMEDY, BadInputError, Skips, load_each
 from mambaverse.engine.process import launch
+from mambaverse.engine.progress import Screen
 from mambaverse.engine.task import Task
 from mambaverse.errors import UserError
 
@@ -38,7 +39,7 @@ def explain_run(
     Raises:
         UserError: not a run folder; an input that cannot be read; a domain that draws no such picture.
     """
-    console = console or Console()
+    console = console or Screen()
     config, task, model = load_run(path, data=False)
     if type(task).explain is Task.explain:
         raise UserError(f"explain: the task {config.task.name!r} draws no picture of what its model looks at")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,8 +36,10 @@ def saving(path: Path) -> Iterator[None]:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def output_path(option: str, path: Path | None, suffixes: Collection[str] = ()) -> None:
-    """Raise UserError for a file that could not be written after minutes of work."""
+def output_path(
+    option: str, path: Path | None, suffixes: Collection[str] = (), inputs: Iterable[Path | None] = ()
+) -> None:
+    """Raise UserError for a file that could not be written after minutes of work, or would replace one of `inputs`."""
     if path is None:
         return
     if not path.parent.is_dir():
@@ -46,6 +48,9 @@ def output_path(option: str, path: Path | None, suffixes: Collection[str] = ()) 
         raise UserError(f"{option} {path}: that is a folder; expected a file's name")
     if suffixes and path.suffix.lower() not in suffixes:
         raise UserError(f"{option} {path}: unknown format {path.suffix!r}; expected {', '.join(sorted(suffixes))}")
+    for given in inputs:
+        if given is not None and path.exists() and given.exists() and path.samefile(given):
+            raise UserError(f"{option} {path}: it would replace the input {given}; name another file")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -10,9 +10,32 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from mambaverse.errors import leave_stdout, warn
+
 Item = TypeVar("Item")
 REDRAW_S = 0.2  # least time between two drawings of the bar
 LINE_S = 30.0  # without a terminal: least time between two lines within an epoch
+
+
+class Screen(Console):
+    """A console that prints names as they are, where rich takes [a] for a style and :x: for a picture.
+
+    Args:
+        stderr: Print there.
+        lasting: Where nobody reads any more (`| head`), say so on stderr and go on; else that is a BrokenPipeError.
+    """
+
+    def __init__(self, *, stderr: bool = False, lasting: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+        self._lasting = lasting
+
+    def on_broken_pipe(self) -> None:
+        """Say what rich makes an exit of."""
+        if not self._lasting:
+            raise BrokenPipeError
+        self.quiet = True
+        leave_stdout()
+        warn("nobody reads the output any more; it goes on without")
 
 
 class Display:

@@ -111,6 +111,7 @@ def per_class(counts: Tensor, classes: Sequence[str]) -> Iterator[tuple[str, int
 def per_class_table(counts: Tensor, classes: Sequence[str]) -> Table:
     """Return `per_class` as a table."""
     table = Table("class", "samples", "precision", "recall", "F1")
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
     for name, count, *scores in per_class(counts, classes):
@@ -132,6 +133,8 @@ def predictions_table(rows: Sequence[Sequence[str]]) -> Table:
     """Return (name, label, probability) rows as a table."""
     table = Table("input", "label", "probability")
     table.columns[2].justify = "right"
+    for column in table.columns[:2]:  # a name is shown whole, in several lines if need be
+        column.overflow = "fold"
     for row in rows:
         table.add_row(*row)
     return table

@@ -152,3 +152,9 @@ def test_wrong_comparisons_are_one_line(
     assert "has no predictions.csv" in error(str(tmp_path))
     (tmp_path / "predictions.csv").write_text("item,target,predicted,a\n0,a,b,1\n")
     assert "damaged: expected item, target, predicted" in error(str(tmp_path))
+    for damaged in (b"", b"\xfe\x00"):
+        (other / "predictions.csv").write_bytes(damaged)
+        assert "damaged: expected item, target, predicted" in error(one, "--to", str(other))
+    other = shutil.copytree(two_runs[1], tmp_path / "unfinished")
+    (other / "results.json").write_text("{")
+    assert "results.json: half written or missing; --score says what to compare by" in error(str(other))

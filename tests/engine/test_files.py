@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from mambaverse.engine import files
 from mambaverse.engine.evaluate import evaluate
-from mambaverse.engine.files import SaveError, new_folder, write_atomic, write_weights
+from mambaverse.engine.files import SaveError, new_folder, output_path, write_atomic, write_weights
 from mambaverse.engine.run import resume, train
 from mambaverse.engine.state import StateFolder
+from mambaverse.errors import UserError
 from tests.engine.toy import numbers, toy_config
 
 
@@ -47,6 +48,14 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         write_atomic(path, "two" * 10000)
     assert path.read_text() == "one"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_an_output_never_replaces_an_input(tmp_path: Path) -> None:
+    (tmp_path / "calls.vcf").write_text("calls")
+    (tmp_path / "link.vcf").symlink_to("calls.vcf")
+    with pytest.raises(UserError, match=r"--out .*link\.vcf: it would replace the input .*calls\.vcf; name another"):
+        output_path("--out", tmp_path / "link.vcf", inputs=(None, tmp_path / "none", tmp_path / "calls.vcf"))
+    output_path("--out", tmp_path / "new.vcf", inputs=(tmp_path / "calls.vcf",))
 
 
 def test_weights_that_share_memory_come_back_apart(tmp_path: Path) -> None:

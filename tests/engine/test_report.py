@@ -16,7 +16,7 @@ from mambaverse.engine import progress
 from mambaverse.engine.logs import MetricsLog, read_metrics
 from mambaverse.engine.plots import count_confusion, draw_confusion, draw_curves
 from mambaverse.engine.process import StopRequest
-from mambaverse.engine.report import format_count, sample_cost
+from mambaverse.engine.report import format_count, predictions_table, sample_cost
 from mambaverse.engine.run import train
 from tests.engine.toy import CLASSES, Net, Toy, toy_config
 
@@ -65,6 +65,15 @@ def test_a_terminal_gets_a_bar_with_loss_metric_speed_and_time_left(
     train(toy_config(tmp_path), console=console)
     bars = [line for line in _text(console).replace("\r", "\n").splitlines() if "left" in line and "samples/s" in line]
     assert any("loss" in bar and "best accuracy" in bar and "━" in bar for bar in bars)
+
+
+def test_names_are_shown_as_they_are_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["seq[/red]", "x[bold]", "chr:x:9", f"{'folder/' * 20}a.fa"]
+    progress.Screen().print(predictions_table([(name, "[b]", "0.5") for name in names]))
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*names[:3], "[b]"))
+    cells = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
+    assert "".join(cells[3:]) == names[3]
 
 
 def test_counts_are_written_short() -> None:

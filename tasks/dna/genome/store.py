@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import Progress
 
 from mambaverse.datasets import data_home
 from mambaverse.engine.files import SaveError, write_atomic
+from mambaverse.engine.progress import Screen
 from mambaverse.errors import UserError, warn
 from mambaverse.tasks.dna.genome.bgzf import GZIP, HEAD, BgzfHandle, block_size
 from mambaverse.tasks.dna.genome.handle import Handle
@@ -165,7 +165,7 @@ def _write(handle: Handle, index: Index, fai: Path) -> None:
 
 @contextmanager
 def _progress(handle: Handle) -> Iterator[Callable[[int], None]]:
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     if handle.file_size < LONG:
         yield lambda at: None
     elif not console.is_terminal:

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from mambaverse.engine.files import output_path, write_atomic
-from mambaverse.engine.progress import Counter
+from mambaverse.engine.progress import Counter, Screen
 from mambaverse.engine.task import Task
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.genome import Genome, Region
@@ -61,7 +61,7 @@ def mutagenesis_run(
         UserError: not a run of a DNA model, a region that is not in the genome or longer than the window.
     """
     check_range("--window", window, 1)
-    console = console or Console()
+    console = console or Screen()
     opening = open_reader(path, strands=strands, batch_size=batch_size, device=device, precision=precision)
     with opening as (_, task, reader), Genome(fasta) as genome:
         place = genome.region(region)
@@ -74,7 +74,7 @@ def mutagenesis_run(
         reader.check_length(end - start, "--window")
         ids = genome.ids(place.name, start, end)
         target, what = _target(reader, task, ids, label)
-        counter = Counter(Console(stderr=True), "mutated", len(place) * (2 if reader.both else 1))
+        counter = Counter(Screen(stderr=True), "mutated", len(place) * (2 if reader.both else 1))
         first, last = place.start - start, place.end - start
         changes = mutagenesis(reader, ids, first, last, target=target, done=counter.add)
         counter.clear()

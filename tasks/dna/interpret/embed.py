@@ -29,7 +29,7 @@ from mambaverse.blocks import Sum
 from mambaverse.config import RunConfig
 from mambaverse.engine.files import output_path
 from mambaverse.engine.inputs import REMEDY, BadInputError, Skips
-from mambaverse.engine.progress import Counter
+from mambaverse.engine.progress import Counter, Screen
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.backbone import DnaModel
 from mambaverse.tasks.dna.files import is_sequence_file, read_records
@@ -177,14 +177,14 @@ def embed_run(
     """
     check_range("--window", window, 1)
     output_path("--out", out, FORMATS)
-    console = console or Console()
+    console = console or Screen()
     opening = open_reader(path, strands=strands, batch_size=batch_size, device=device, precision=precision)
     with opening as (config, _, reader):
         window = window or getattr(config.data, "window", None)
         if window is not None:
             reader.check_length(window, "--window")
         embedder = Embedder(reader, pool, layer, window)
-        skips, counter = Skips(on_error, config), Counter(Console(stderr=True), "embedded")
+        skips, counter = Skips(on_error, config), Counter(Screen(stderr=True), "embedded")
         about = {"run": path.name, "pool": pool, "layer": embedder.layer, "strands": reader.strands, "window": window}
         with open_store(out, embedder.dim, pool == "base", about) as store:
             records = counter.watch(_records(inputs, config, skips.on_bad))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mambaverse.engine.files import output_path
 from mambaverse.engine.folder import RunFolder
-from mambaverse.engine.progress import Counter
+from mambaverse.engine.progress import Counter, Screen
 from mambaverse.engine.task import Task
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.genome import Genome, Region
@@ -193,10 +193,10 @@ def scan_run(
     """
     check_range("--window", window, 1)
     check_range("--stride", stride, 1)
-    output_path("--out", out, (".bedgraph", ".bdg"))
+    output_path("--out", out, (".bedgraph", ".bdg"), (bed,))
     if bed is not None and regions:
         raise UserError("scan: give --regions or --bed, not both")
-    console = console or Console()
+    console = console or Screen()
     opening = open_reader(path, strands=strands, batch_size=batch_size, device=device, precision=precision)
     with opening as (config, task, reader), Genome(fasta) as genome:
         window = window or getattr(config.data, "window", None) or WINDOW
@@ -212,7 +212,7 @@ def scan_run(
             "precision": config.trainer.precision, "where": [str(place) for place in places],
         }  # fmt: skip
         cells = sum(-(-len(place) // stride) for place in places)
-        counter = Counter(Console(stderr=True), "scanned", cells)
+        counter = Counter(Screen(stderr=True), "scanned", cells)
         told = json.dumps(about)
         with BedGraphWriter(out, genome.lengths, resume=not overwrite, overwrite=overwrite, about=told) as track:
             for piece in _pieces(places, stride * PASSES * reader.rows(window)):

@@ -17,7 +17,7 @@ from rich.console import Console
 from mambaverse.engine.files import output_path, saving
 from mambaverse.engine.folder import RunFolder
 from mambaverse.engine.inputs import Skips
-from mambaverse.engine.progress import Counter
+from mambaverse.engine.progress import Counter, Screen
 from mambaverse.errors import UserError, warn
 from mambaverse.tasks.dna.genome import Genome
 from mambaverse.tasks.dna.genome.skipped import RecordError, Skipped
@@ -71,8 +71,8 @@ def score_run(
         RecordError: with "raise", a record that cannot be used; the rows before it are kept for when the job goes on.
     """
     check_range("--window", window, LEAST_WINDOW)
-    output_path("--out", out)
-    console = console or Console()
+    output_path("--out", out, inputs=(vcf, fasta))
+    console = console or Screen()
     opening = open_reader(path, strands=strands, batch_size=batch_size, device=device, precision=precision)
     with opening as (config, _, reader), Genome(fasta) as genome:
         reader.check_length(window, "--window")
@@ -86,7 +86,7 @@ def score_run(
         beside = out.with_name(out.name.removesuffix(".tsv") + ".skipped.tsv")
         with saving(beside):
             beside.unlink(missing_ok=True)
-        counter, rich = Counter(Console(stderr=True), "scored"), 0
+        counter, rich = Counter(Screen(stderr=True), "scored"), 0
         columns = (*FIRST, *scorer.columns, *LAST)
         skip = Skips(on_error, config).policy == "skip"
         table = ResumableTable(out, columns, about, overwrite=overwrite)
