@@ -34,7 +34,9 @@ from mambaverse.engine.files import SaveError, write_atomic
 from mambaverse.engine.folder import RunFolder, make_task, open_run, read_config, resume_command
 from mambaverse.engine.logs import MetricsLog, Row, read_metrics, require_tensorboard
 from mambaverse.engine.process import launch
+from mambaverse.engine.progress import Screen
 from mambaverse.engine.state import seed_generators
+from mambaverse.engine.task import run_schema
 from mambaverse.engine.trainer import Trainer
 from mambaverse.engine.watch import NotFiniteError
 from mambaverse.ensemble import members_of
@@ -88,7 +90,7 @@ def train(
     Raises:
         UserError: whatever the config, the data, a full disk or a diverging loss is to blame for.
     """
-    console = console or Console()
+    console = console or Screen(lasting=True)
     seed = config.trainer.seed
     if config.trainer.tensorboard:
         require_tensorboard()
@@ -101,8 +103,8 @@ def train(
         seed_generators(derive_seed(seed, MODEL))
         model = task.build_model()
         set_checkpointing(model, config)
-        folder = _choose_folder(config, name, accelerator) if resume is None else _reopen(resume, config)
-        state = None if resume is None else folder.state.load()
+        folder = _choose_folder(config, name, accelerator) if resume is None else open_run(resume)
+        state = None if resume is None else _load_state(folder, config)
         if state is None and config.model.checkpoint is not None:
             for member in members_of(model):
                 task.load_checkpoint(member, Path(config.model.checkpoint))
@@ -243,17 +245,21 @@ def _choose_folder(config: RunConfig, name: str, accelerator: Accelerator) -> Ru
     return RunFolder(answer[0])
 
 
-def _reopen(path: Path, config: RunConfig) -> RunFolder:
-    """Return the folder of a run that goes on, if its config is the one it began with."""
-    folder = open_run(path)
-    old, new = (OmegaConf.to_container(OmegaConf.structured(c)) for c in (read_config(path), config))
+def _load_state(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
+    """Return the last saved state of a run that goes on, if its config is the one it began with; None: nothing yet."""
+    state = folder.state.load()
+    begun: Any = OmegaConf.structured(read_config(folder.path))
+    if state is not None and "config" in state:  # what it was trained by, whatever became of the file
+        saved = OmegaConf.create(state["config"])
+        begun = OmegaConf.merge(OmegaConf.structured(run_schema(saved.task.name)), saved)
+    old, new = (OmegaConf.to_container(c) for c in (begun, OmegaConf.structured(config)))
     changed = [key for key in _differences(old, new) if key not in FREE]
     if changed:
         raise UserError(
-            f"{path}: a resumed run keeps its config, but {', '.join(changed)} changed; for a new run that "
-            f"starts from its weights: model.checkpoint={folder.last}"
+            f"{folder.path}: a resumed run keeps its config, but {', '.join(changed)} changed; put it back, or, for a "
+            f"new run that starts from its weights: model.checkpoint={folder.last}"
         )
-    return folder
+    return state
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:

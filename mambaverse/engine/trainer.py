@@ -20,7 +20,7 @@ from rich.console import Console
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from mambaverse.config import RunConfig
+from mambaverse.config import RunConfig, to_yaml
 from mambaverse.engine.data import Job, Loader, TrainPlan
 from mambaverse.engine.evaluate import score
 from mambaverse.engine.files import write_weights
@@ -89,6 +89,7 @@ class Trainer:
         """Return everything that must survive, as tensors and plain values."""
         scaler = self.accelerator.scaler
         return {
+            "config": to_yaml(self.config),
             "position": self.position.to_dict(),
             "model": self.weights.state_dict(),
             "optimizer": self.optimizer.state_dict(),

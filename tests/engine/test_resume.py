@@ -172,6 +172,15 @@ def test_a_resumed_run_keeps_its_config(stopped: Path, quiet: Console) -> None:
         train(config, resume=stopped, console=quiet)
 
 
+def test_a_resumed_run_keeps_its_config_whatever_is_written_into_the_file(stopped: Path, quiet: Console) -> None:
+    text = (stopped / "config.yaml").read_text()
+    (stopped / "config.yaml").write_text(text.replace("lr: ", "lr: 1").replace("num_workers: 0", "num_workers: 1"))
+    with pytest.raises(UserError, match=r"keeps its config, but optim\.lr, optim\.warmup_lr.* changed; put it back"):
+        resume(stopped, quiet)
+    (stopped / "config.yaml").write_text(text)
+    assert resume(stopped, quiet).metrics
+
+
 def test_a_resumed_run_needs_the_data_it_began_with(stopped: Path, quiet: Console) -> None:
     (stopped / "split.csv").write_text("train,99\n")
     with pytest.raises(UserError, match=r"split\.csv: the data, or their split"):
