@@ -14,12 +14,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -50,6 +53,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.explain = path / "explain"
         self.state = StateFolder(path / "state")
+        self.lock = path / ".lock"  # whose holder trains here (see `claimed`)
 
     def weights(self, config: RunConfig) -> Path:
         """Return the weights that the run reports and that are used afterwards, as `trainer.select` says."""
@@ -67,9 +71,11 @@ class RunFolder:
             stem = Path(name).with_suffix("").as_posix().strip("./").replace("/", "-")
             stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
             names = (stem + suffix for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-            return cls(next(parent / n for n in names if not (parent / n).exists()))
+            with saving(parent):
+                parent.mkdir(parents=True, exist_ok=True)
+                return cls(next(parent / n for n in names if _made(parent / n)))
         run = cls(parent / config.trainer.run_name)
-        if not run.path.exists() or (run.path.is_dir() and not any(run.path.iterdir())):
+        if not run.path.exists() or (run.path.is_dir() and run._is_empty()):
             return run
         if not run.config.is_file():
             raise UserError(f"{run.path} exists and is not a run; choose another trainer.run_name")
@@ -79,6 +85,33 @@ class RunFolder:
                 f"trainer.overwrite=true, or go on with it: {resume_command(run.path)}"
             )
         return run
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from training here at the same time; a folder in which nothing was begun goes again.
+
+        The system gives the claim back however this process ends, and a data loader's worker does not inherit it.
+
+        Raises:
+            UserError: another process trains here.
+        """
+        with saving(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self.lock.open("ab")
+        with file:
+            if not _locked(file):
+                raise UserError(
+                    f"{self.path}: another process trains in it; wait for its end, or choose another trainer.run_name"
+                )
+            try:
+                yield
+            finally:
+                self.lock.unlink(missing_ok=True)
+                if self._is_empty():
+                    self.path.rmdir()
+
+    def _is_empty(self) -> bool:
+        return all(path == self.lock for path in self.path.iterdir())
 
     def begin(self, config: RunConfig, task: Task) -> None:
         """Make the folder, clear what a run before it left, and write what this one starts from.
@@ -108,6 +141,28 @@ class RunFolder:
         then = self.path / now.relative_to(scratch)
         if not then.is_file() or then.read_bytes() != now.read_bytes():
             raise UserError(f"{then}: the data, or their split, are not those that this run began with")
+
+
+def _made(path: Path) -> bool:
+    """Make a folder; False if it is there already."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock an open file for this process; False if another one has. True where the system has no such locks."""
+    if os.name != "posix":
+        return True
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def resume_command(path: Path) -> str:

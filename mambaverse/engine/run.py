@@ -10,6 +10,7 @@ import math
 import platform
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def train(
     seed = config.trainer.seed
     if config.trainer.tensorboard:
         require_tensorboard()
-    with launch(config.trainer) as accelerator:
+    with launch(config.trainer) as accelerator, ExitStack() as claims:
         if not accelerator.is_main_process:
             console = Console(quiet=True)
         task = make_task(config)
@@ -103,7 +104,7 @@ def train(
         seed_generators(derive_seed(seed, MODEL))
         model = task.build_model()
         set_checkpointing(model, config)
-        folder = _choose_folder(config, name, accelerator) if resume is None else open_run(resume)
+        folder = _claim_folder(config, name, resume, accelerator, claims)
         state = None if resume is None else _load_state(folder, config)
         if state is None and config.model.checkpoint is not None:
             for member in members_of(model):
@@ -231,12 +232,18 @@ def _draw_curves(trainer: Trainer) -> None:
         )
 
 
-def _choose_folder(config: RunConfig, name: str, accelerator: Accelerator) -> RunFolder:
-    """Name the folder of a new run, the same on every process; nothing is written yet."""
+def _claim_folder(
+    config: RunConfig, name: str, resume: Path | None, accelerator: Accelerator, claims: ExitStack
+) -> RunFolder:
+    """Return the folder to train in, the same on every process, and keep others out until `claims` end."""
     answer: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            answer = [RunFolder.new(config, name).path]
+            folder = RunFolder.new(config, name) if resume is None else open_run(resume)
+            claims.enter_context(folder.claimed())
+            if resume is None and config.trainer.run_name is not None:
+                RunFolder.new(config, name)  # another process may have begun and ended one meanwhile
+            answer = [folder.path]
         except UserError as error:
             answer = [error]
     broadcast_object_list(answer)

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,11 +56,34 @@ def test_a_run_of_its_own_gets_a_name_of_its_own(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     config.trainer.run_name = None
     first = RunFolder.new(config, "vision/digits")
-    first.path.mkdir()
     second = RunFolder.new(config, "vision/digits")
     assert first.path != second.path
     assert first.path.name.startswith("vision-digits-20")
     assert RunFolder.new(config, "/some/where/mine.yaml").path.parent == tmp_path
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks")
+def test_two_processes_never_train_in_one_folder(run: Path, quiet: Console) -> None:
+    script = "import sys; from pathlib import Path; from mambaverse.engine.folder import RunFolder\n"
+    script += "with RunFolder(Path(sys.argv[1])).claimed(): print('mine', flush=True); sys.stdin.read()"
+    for path, begin in (
+        (run, partial(resume, run, quiet)),
+        (run.parent / "new", partial(train, toy_config(run.parent, name="new"), console=quiet)),
+    ):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen([sys.executable, "-c", script, str(path)], **pipes) as other:  # type: ignore[call-overload]
+            assert other.stdout.readline() == b"mine\n"
+            with pytest.raises(UserError, match=f"{path.name}: another process trains in it; wait for its end, or"):
+                begin()
+            other.kill()
+        begin()
+        assert not (path / ".lock").exists()
+
+
+def test_what_is_refused_before_it_begins_leaves_no_folder(tmp_path: Path, quiet: Console) -> None:
+    with pytest.raises(UserError, match="unknown optimizer"):
+        train(toy_config(tmp_path, "optim.name=nope", name="nothing"), console=quiet)
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_a_name_that_is_taken_is_refused_or_replaced_and_only_what_is_ours_is_removed(
