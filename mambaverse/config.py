@@ -8,6 +8,7 @@ the dataclasses below; what a domain adds (`data.img_size`, `task.mixup`) is in 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,7 +165,7 @@ class TrainerConfig:
         if self.checkpoint_chunk is not None and not self.grad_checkpointing:
             raise ConfigError("trainer.checkpoint_chunk: needs trainer.grad_checkpointing=true")
         for key in ("clip_grad", "save_minutes"):
-            if (value := getattr(self, key)) is not None and not value > 0:
+            if (value := getattr(self, key)) is not None and value <= 0:
                 raise ConfigError(f"trainer.{key}: expected a number above 0, or null for none, got {value}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"trainer.device: expected auto, cpu or cuda, got {self.device!r}")
@@ -226,6 +227,8 @@ def compose(
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise ConfigError(f"{name}: {', '.join(missing)} is not set")
+        for key in _find_nan(OmegaConf.to_container(config, resolve=True)):  # which no bound below would refuse
+            raise ConfigError(f"{name}: {key}: expected a number, got nan")
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{name}: {_explain(error)}") from None
@@ -287,6 +290,15 @@ def _yaml_layers(name: str, roots: list[Path], parents: tuple[str, ...] = ()) ->
     yield str(path), body
 
 
+def _find_nan(value: Any, key: str = "") -> Iterator[str]:
+    """Yield the dotted keys of `value` that are not a number."""
+    if isinstance(value, float) and math.isnan(value):
+        yield key
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        yield from _find_nan(part, f"{key}.{name}" if key else str(name))
+
+
 def _find(name: str, roots: list[Path]) -> Path:
     candidates = [Path(name)] if name.endswith((".yaml", ".yml")) else [root / f"{name}.yaml" for root in roots]
     for path in candidates:
@@ -317,7 +329,7 @@ def _explain(error: OmegaConfBaseException) -> str:
 def _at_least(section: str, config: Any, **bounds: float) -> None:
     for key, bound in bounds.items():
         value = getattr(config, key)
-        if value is not None and value != MISSING and not value >= bound:  # nan is not
+        if value is not None and value != MISSING and value < bound:
             raise ConfigError(f"{section}.{key}: expected at least {bound}, got {value}")
 
 
