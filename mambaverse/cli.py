@@ -6,18 +6,21 @@ Each command imports only what it runs. What the user gave wrong is one line on 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mambaverse._version import __version__
-from mambaverse.errors import UserError, leave_stdout
+from mambaverse.errors import NO_TEXT, UserError, leave_stdout
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit status."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=NO_TEXT)
     try:
         status = arguments.run(arguments) or 0
         sys.stdout.flush()  # what cannot be written is told here, not when the interpreter ends

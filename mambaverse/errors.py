@@ -7,9 +7,16 @@ import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+NO_TEXT = "backslashreplace"  # how the bytes of a file name that are no UTF-8 are written, as "\\udcff"
+
 
 class UserError(ValueError):
     """Something the user gave cannot be used; the message says what was given, what was expected and where from."""
+
+
+def as_text(name: str) -> str:
+    """Return a file's name with the bytes that are no UTF-8 written as backslashes."""
+    return name.encode(errors=NO_TEXT).decode()
 
 
 def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:

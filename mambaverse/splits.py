@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from mambaverse.config import SplitConfig
-from mambaverse.errors import UserError, suggest, warn
+from mambaverse.errors import NO_TEXT, UserError, suggest, warn
 
 HASH_LIMIT_BYTES = 2**31  # of all files; beyond it reading them would hold up the start, and sha256 stays empty
 COLUMNS = ("set", "class", "group", "name", "bytes", "sha256")
@@ -93,7 +93,7 @@ def write_split(target: Path, rows: Iterable[SplitRow]) -> Path:
     rows = list(rows)
     sizes = [len(r.content) if isinstance(r.content, bytes) else r.content.stat().st_size for r in rows]
     hashed = sum(sizes) <= HASH_LIMIT_BYTES
-    with ThreadPoolExecutor(8) as pool, target.open("w", newline="") as file:
+    with ThreadPoolExecutor(8) as pool, target.open("w", newline="", encoding="utf-8", errors=NO_TEXT) as file:
         digests = pool.map(_sha256, (row.content for row in rows)) if hashed else iter([""] * len(rows))
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)

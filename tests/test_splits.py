@@ -110,6 +110,12 @@ def test_values_that_mean_nothing_are_refused(fields: dict[str, object], message
         config(**fields)
 
 
+def test_a_file_name_that_is_no_text_is_written_with_backslashes(tmp_path: Path) -> None:
+    target = write_split(tmp_path / "split.csv", [SplitRow("train", "a", "a/\udcff,é.png", b"1")])
+    (row,) = csv.DictReader(target.read_text(encoding="utf-8").splitlines())
+    assert row["name"] == "a/\\udcff,é.png"
+
+
 def test_the_split_is_written_with_hashes_of_files_and_of_records(tmp_path: Path) -> None:
     (tmp_path / "x.wav").write_bytes(b"sound")
     rows = [SplitRow("train", "a", "x.wav", tmp_path / "x.wav", "g1"), SplitRow("eval", "b", "record 2", b"ACGT")]

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from mambaverse.errors import UserError
+from mambaverse.errors import NO_TEXT, UserError
 
 PART = ".part"  # ends the name of what is being written
 
@@ -51,6 +51,8 @@ def output_path(
     for given in inputs:
         if given is not None and path.exists() and given.exists() and path.samefile(given):
             raise UserError(f"{option} {path}: it would replace the input {given}; name another file")
+        if given is not None and path.exists() and given.resolve() in path.resolve().parents:
+            raise UserError(f"{option} {path}: is there already, in the input {given}; name another file")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -63,7 +65,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     with saving(path):
         try:
             with open(part, "wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                file.write(data.encode(errors=NO_TEXT) if isinstance(data, str) else data)
                 sync(file)
             os.replace(part, path)
         except OSError:

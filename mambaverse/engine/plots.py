@@ -15,10 +15,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from mambaverse.engine.files import write_atomic
 from mambaverse.engine.logs import Row
+from mambaverse.errors import as_text
 
 TRAIN, EVAL, RATE = "#4477aa", "#cc6633", "#228833"  # told apart by the colour-blind too
 LOG_RANGE = 50.0  # a loss that spans more than this is drawn on a logarithmic axis
@@ -80,7 +82,7 @@ def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
     axes = figure.subplots()
     # Without numbers in the cells the colours must show a few per cent too: they grow with the root of the share.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(1.0 if written else 0.5, 0, 1), interpolation="nearest")
-    names = [name if len(name) <= 22 else name[:21] + "…" for name in classes]
+    names = [as_text(name) if len(name) <= 22 else as_text(name[:21]) + "…" for name in classes]
     fits = max(map(len, names)) * 0.7 * font < 0.75 * 72 * inches / size
     axes.set_xticks(range(size), names, rotation=0 if fits else 90, fontsize=font, parse_math=False)
     axes.set_yticks(range(size), names, fontsize=font, parse_math=False)
@@ -105,6 +107,8 @@ def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
 
 def write_figure(figure: Figure, path: Path, dpi: int) -> None:
     """Write a figure in the format that the suffix of `path` says, whole or not at all."""
+    for text in figure.findobj(Text):
+        text.set_text(as_text(text.get_text()))
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # a script that the font has not is drawn as boxes
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mambaverse.engine.plots import write_figure
 from mambaverse.engine.task import SampleSet
 from mambaverse.tasks.audio.frontend import FrontEnd
 
@@ -79,11 +80,11 @@ def spectrogram_sheet(
             said, true = (_short(classes[int(label[index])]) for label in (predicted, targets))
             colour = WRONG if wrong[index] else "black"
             text = f"{said} ({true})" if wrong[index] else said
-            cell.set_title(f"{text}  {probability[index]:.0%}", fontsize=7, color=colour, pad=3)
+            cell.set_title(f"{text}  {probability[index]:.0%}", fontsize=7, color=colour, pad=3, parse_math=False)
             for side in cell.spines.values():
                 side.set_color(colour)
                 side.set_linewidth(2.5 if wrong[index] else 0.5)
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path, dpi=120)
     return path
 
 

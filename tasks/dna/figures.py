@@ -63,8 +63,11 @@ def read_sheet(path: Path, samples: DnaSamples, outputs: Tensor, targets: Tensor
             said, true = (classes[int(label[index])] for label in (predicted, targets))
             text = f" {said} {probability[index]:.2f}" + (f" ({true})" if wrong[index] else "")
             colour = WRONG if wrong[index] else "black"
-            axes.text(1.0, row, text, transform=axes.get_yaxis_transform(), fontsize=7, va="center", color=colour)
-    figure.savefig(path, dpi=130)
+            axes.text(
+                1.0, row, text, transform=axes.get_yaxis_transform(), fontsize=7, va="center", color=colour,
+                parse_math=False,
+            )  # fmt: skip
+    write_figure(figure, path, dpi=130)
     return path
 
 
@@ -99,7 +102,7 @@ def saliency_sheet(
         title = (
             f"{samples.sequences.names[index]}: {task.classes[int(predicted[index])]} {probability[index]:.2f} ({true})"
         )
-        axes.set_title(title, fontsize=8, loc="left")
+        axes.set_title(title, fontsize=8, loc="left", parse_math=False)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.set_yticks([])
@@ -107,7 +110,7 @@ def saliency_sheet(
         "what each base adds to the class's score (gradient x input); below the line: against it", fontsize=9
     )
     figure.supxlabel("base", fontsize=8)
-    figure.savefig(path, dpi=130)
+    write_figure(figure, path, dpi=130)
     return path
 
 

@@ -68,7 +68,8 @@ class Augment:
             except (AssertionError, KeyError, ValueError) as error:
                 example = "'rand-m9-mstd0.5-inc1'"
                 raise UserError(
-                    f"data.rand_augment: {self.rand_augment!r} is not a timm RandAugment such as {example} ({error})"
+                    f"data.rand_augment: {self.rand_augment!r} is not a timm RandAugment such as {example}"
+                    + (f" ({error})" if str(error) else "")
                 ) from None
             for op in self._policy.ops:
                 if op.aug_fn is posterize:

@@ -56,7 +56,7 @@ def contact_sheet(path: Path, samples: SampleSet, outputs: Tensor, targets: Tens
         bad = [bool(wrong[index]) for index in chosen]
         texts = [f"{s}\n({t})" if w else s for s, t, w in zip(said, true, bad, strict=True)]
         _draw_cells(panel, title, num_rows, images, texts, bad)
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path, dpi=120)
     return path
 
 

@@ -55,7 +55,9 @@ def test_an_output_never_replaces_an_input(tmp_path: Path) -> None:
     (tmp_path / "link.vcf").symlink_to("calls.vcf")
     with pytest.raises(UserError, match=r"--out .*link\.vcf: it would replace the input .*calls\.vcf; name another"):
         output_path("--out", tmp_path / "link.vcf", inputs=(None, tmp_path / "none", tmp_path / "calls.vcf"))
-    output_path("--out", tmp_path / "new.vcf", inputs=(tmp_path / "calls.vcf",))
+    with pytest.raises(UserError, match=r"--out .*calls\.vcf: is there already, in the input .*; name another"):
+        output_path("--out", tmp_path / "calls.vcf", inputs=(tmp_path,))
+    output_path("--out", tmp_path / "new.vcf", inputs=(tmp_path / "calls.vcf", tmp_path))
 
 
 def test_weights_that_share_memory_come_back_apart(tmp_path: Path) -> None:

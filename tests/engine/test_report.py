@@ -136,7 +136,7 @@ def test_curves_are_drawn_from_any_number_of_epochs(tmp_path: Path, epochs: int,
     "classes", [2, 10, 21, 100]
 )  # numbers in the cells, the last size with, the first without, most
 def test_confusion_is_readable_up_to_a_hundred_classes(tmp_path: Path, classes: int) -> None:
-    names = ["$\\frac", "普通话", "a name that is too long for an axis"] + [f"class_{i}" for i in range(classes)]
+    names = ["$\\frac\udcff", "普通话", "a name that is too long for an axis"] + [f"class_{i}" for i in range(classes)]
     draw_confusion(tmp_path / "c.png", torch.eye(classes, dtype=torch.long) * 7, names[:classes])
     width, height = _picture(tmp_path / "c.png")
     assert min(width, height) >= max(300, 11 * classes)  # pixels a class: a name of 5 points still reads

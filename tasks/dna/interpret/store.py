@@ -83,9 +83,12 @@ class _Npz:
                     self._finish()
                     os.replace(self._part, self._path)
         finally:
-            self._file.close()
-            self._raw.unlink(missing_ok=True)
-            self._part.unlink(missing_ok=True)
+            try:
+                with saving(self._path):
+                    self._file.close()  # writes what is left, for which a full disk has no room
+            finally:
+                self._raw.unlink(missing_ok=True)
+                self._part.unlink(missing_ok=True)
 
     def _finish(self) -> None:
         lengths = np.array(self._lengths, np.int64)
