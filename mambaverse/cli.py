@@ -320,18 +320,9 @@ def _list(arguments: argparse.Namespace) -> None:
     if not arguments.verbose or describe is None:
         print("\n".join(names))
         return
-    from rich.table import Table
+    from mambaverse.engine.catalogue import print_described
 
-    from mambaverse.engine.progress import Screen
-    from mambaverse.engine.report import format_count
-
-    counts = {"parameters": "parameters", "multiply_adds": "multiply-adds"} if arguments.kind == "models" else {}
-    table = Table("name", "summary", *counts.values(), "source", "arguments")
-    for name in names:
-        about = describe(name)
-        numbers = [format_count(int(about[key])) if about[key] else "" for key in counts]
-        table.add_row(name, about["summary"], *numbers, about["source"], about["signature"])
-    Screen().print(table)
+    print_described([describe(name) for name in names], counted=arguments.kind == "models")
 
 
 def _catalogue(arguments: argparse.Namespace) -> tuple[list[str], Callable[[str], dict[str, str]] | None]:

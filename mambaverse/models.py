@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from mambaverse.errors import UserError, suggest
-from mambaverse.registry import Registry
+from mambaverse.registry import Registry, signatures
 
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 MODELS: Registry[Callable[..., nn.Module]] = Registry(
@@ -83,5 +83,5 @@ def describe_model(name: str) -> dict[str, str]:
     else:
         description |= {"parameters": str(parameters), "multiply_adds": "" if cost is None else str(cost.multiply_adds)}
     if "model" in MODELS.entry(name).tags:
-        description["signature"] = str(inspect.signature(MODELS.entry(name).tags["model"]))
+        description |= signatures(MODELS.entry(name).tags["model"])
     return description

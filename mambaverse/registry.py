@@ -129,14 +129,17 @@ class Registry(Generic[T]):
         return sorted(n for n in names if fnmatch.fnmatchcase(n, pattern))
 
     def describe(self, name: str) -> dict[str, str]:
-        """Return what is known of `name`: name, source, summary (first line of its docstring) and signature."""
+        """Return what is known of `name`: name, source, summary (first line of its docstring), signature and arguments.
+
+        The arguments are the signature without its types.
+        """
         try:
             obj = self.get(name)
         except RegistryError as error:
-            return {"name": name, "source": "", "summary": f"broken: {error}", "signature": ""}
+            return {"name": name, "source": "", "summary": f"broken: {error}", "signature": "", "arguments": ""}
         source = self._entries[name].source if name in self._entries else name
         summary = (inspect.getdoc(obj) or "").partition("\n")[0]
-        return {"name": name, "source": source, "summary": summary, "signature": str(inspect.signature(obj))}  # type: ignore[arg-type]
+        return {"name": name, "source": source, "summary": summary, **signatures(obj)}  # type: ignore[arg-type]
 
     def __contains__(self, name: object) -> bool:
         return name in self.list()
@@ -192,6 +195,14 @@ class Registry(Generic[T]):
         except Exception as error:  # whatever a plug-in's import raises is reported as that plug-in's failure
             raise RegistryError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
         return obj
+
+
+def signatures(target: Callable[..., Any]) -> dict[str, str]:
+    """Return what `target` takes: "signature" with types, "arguments" such as "(dim, d_state=16)" without."""
+    signature = inspect.signature(target)
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    arguments = signature.replace(parameters=bare, return_annotation=signature.empty)
+    return {"signature": str(signature), "arguments": str(arguments)}
 
 
 def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:

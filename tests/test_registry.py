@@ -111,6 +111,7 @@ def test_entry_points_load_on_use_and_broken_ones_stay_apart(plugins: Registry[t
         "source": "entry point of package lab-a",
         "summary": "A thing.",
         "signature": "(dim: int, size: int = 1) -> None",
+        "arguments": "(dim, size=1)",
     }
 
 
