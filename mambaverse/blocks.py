@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.norm import layer_norm, rms_norm
-from mambaverse.mixers import MIXERS, Mixer, create_mixer
+from mambaverse.mixers import MIXERS, Mixer, create_mixer, mixer_class
 from mambaverse.mixers._portable import exporting
 
 
@@ -234,7 +234,7 @@ def build_mixer(
     for key in arguments:
         if key != name and ":" not in key and key not in MIXERS:
             raise UserError(f"mixer_args: no mixer is called {key!r}{suggest(key, MIXERS.list())}")
-    cls = MIXERS.get(name)
+    cls = mixer_class(name)
     own = arguments.get(name, {})
     dd: dict[str, Any] = {"device": device, "dtype": dtype}
     if "causal" in inspect.signature(cls).parameters:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 from mambaverse.errors import UserError
-from mambaverse.registry import Registry, check_arguments
+from mambaverse.registry import Registry, check_arguments, short_signature
 
 if TYPE_CHECKING:
     from mambaverse.mixers.base import Mixer
@@ -47,10 +48,26 @@ def create_mixer(name: str, dim: int, **arguments: Any) -> Mixer:
         RegistryError: unknown mixer, or one whose import fails.
         UserError: an argument that this mixer does not have, or whose type is not the annotated one.
     """
-    cls = MIXERS.get(name)
+    cls = mixer_class(name)
+    _check_contract(cls, arguments, f"mixer {name!r}")
     check_arguments(cls, arguments, f"mixer {name!r}")
     _check_types(cls, arguments, f"mixer {name!r}")
     return cls(dim, **arguments)
+
+
+def mixer_class(name: str) -> type[Mixer]:
+    """Return the class of the mixer `name`.
+
+    Raises:
+        RegistryError: unknown mixer, or one whose import fails.
+        UserError: what is called so is not a mixer.
+    """
+    from mambaverse.mixers.base import Mixer
+
+    cls: Any = MIXERS.get(name)
+    if not (isinstance(cls, type) and issubclass(cls, Mixer)):
+        raise UserError(f"mixer {name!r}: expected a class derived from mambaverse.Mixer, got {cls!r}")
+    return cls
 
 
 def list_mixers(pattern: str = "*") -> list[str]:
@@ -61,6 +78,23 @@ def list_mixers(pattern: str = "*") -> list[str]:
 def describe_mixer(name: str) -> dict[str, str]:
     """Return a mixer's name, source, summary and signature."""
     return MIXERS.describe(name)
+
+
+def _check_contract(cls: type[Mixer], arguments: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for a class that cannot be built as every mixer is: cls(dim, device=..., dtype=...)."""
+    from mambaverse.mixers.base import Mixer
+
+    places = {key: arguments[key] for key in ("device", "dtype") if key in arguments}
+    try:
+        inspect.signature(cls).bind_partial(0, **places)
+        complete = cls.__init__ is not Mixer.__init__  # that one takes anything, and refuses it later
+    except TypeError:
+        complete = False
+    if not complete:
+        raise UserError(
+            f"{where}: expected {cls.__name__}.__init__(self, dim, ..., device=None, dtype=None), "
+            f"got {short_signature(cls)}"
+        )
 
 
 def _check_types(cls: type[Mixer], arguments: Mapping[str, Any], where: str) -> None:

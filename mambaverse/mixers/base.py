@@ -72,7 +72,7 @@ class Mixer(nn.Module):
 
     def mix(self, x: Tensor) -> Tensor:
         """Mix x (B, L, D), each row one whole sequence. The only method that TorchScript compiles."""
-        raise NotImplementedError
+        raise NotImplementedError("this mixer defines no mix(self, x)")
 
     def mix_grid(self, x: Tensor, spatial_shape: tuple[int, int]) -> Tensor:
         """Mix x (B, H · W, D), each row one grid (H, W): what TorchScript compiles of a mixer that needs the grid."""

@@ -5,9 +5,41 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+import mambaverse
 from mambaverse.errors import UserError
 from mambaverse.mixers import create_mixer
+
+
+class WithoutInit(mambaverse.Mixer):
+    pass
+
+
+class WithoutDevice(mambaverse.Mixer):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+
+class NoMixer(torch.nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "WithoutInit",
+            "expected WithoutInit.__init__(self, dim, ..., device=None, dtype=None), got (*args, **kwargs)",
+        ),
+        ("WithoutDevice", "expected WithoutDevice.__init__(self, dim, ..., device=None, dtype=None), got (dim)"),
+        ("NoMixer", "expected a class derived from mambaverse.Mixer"),
+    ],
+)
+def test_a_class_that_keeps_not_to_the_contract_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        mambaverse.create_model("vim_nano_patch4_32", mixer=f"{__name__}:{name}")
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
