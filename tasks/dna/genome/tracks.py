@@ -67,7 +67,7 @@ class BedGraphWriter(ResumableFile):
         about: str = "",
     ) -> None:
         if path.exists() and not overwrite:
-            raise UserError(f"{path}: is there already, finished; name another file, or ask to overwrite it")
+            raise UserError(f"{path}: is there already, finished; name another file with --out, or give --overwrite")
         super().__init__(path)
         self.lengths: dict[str, int] = dict(lengths)
         self.done: Region | None = None

@@ -60,9 +60,11 @@ class ResumableTable(ResumableFile):
         try:
             if (state := self._read_mark()) is None:
                 return None
-            about, size, _ = state["about"], int(state["bytes"]), int(state["rows"])
+            about, size, rows = state["about"], int(state["bytes"]), int(state["rows"])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{self._mark}: damaged; delete it and {self._part}, or give --overwrite") from None
+        if about != self._about and rows == 0:  # it holds nothing: a job that was stopped by a wrong file, say
+            return None
         if about != self._about:
             other = [key for key in {**about, **self._about} if about.get(key) != self._about.get(key)]
             raise UserError(

@@ -156,6 +156,16 @@ def test_models_with_places_refuse_longer_windows(vcf: Path, genome: Genome, tmp
         score_run(run, vcf, genome.path, out=tmp_path / "s.tsv", window=5000)
 
 
+def test_a_job_that_a_wrong_file_stopped_leaves_nothing_in_the_way(
+    run: Path, vcf: Path, genome: Genome, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.vcf"
+    wrong.write_text(">not a VCF\nACGT\n")
+    with pytest.raises(UserError, match="no header"):
+        score_run(run, wrong, genome.path, out=tmp_path / "s.tsv", window=64)
+    assert score_run(run, vcf, genome.path, out=tmp_path / "s.tsv", window=64) == 60
+
+
 def test_a_damaged_checkpoint_of_a_table_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), ResumableTable(tmp_path / "t.tsv", ["a"], {}) as table:
         table.write([["1"]])
