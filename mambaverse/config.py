@@ -11,6 +11,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -321,9 +322,21 @@ def _argument_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig
 def _explain(error: OmegaConfBaseException) -> str:
     """Say what OmegaConf found wrong; for an unknown key, also what would have been right."""
     if isinstance(error, ConfigKeyError) and error.parent_node is not None:
-        return f"unknown key {error.full_key!r}{suggest(str(error.key), map(str, error.parent_node))}"
+        return f"unknown key {error.full_key!r}{_nearest_key(str(error.key), error.parent_node)}"
     text = str(error).splitlines()[0].partition(". Did you mean")[0]
     return f"{error.full_key}: {text}" if error.full_key else text
+
+
+def _nearest_key(key: str, parent: Any) -> str:
+    """Say which key of `parent` was meant; of the whole config also one of a section: lr is optim.lr."""
+    inside: dict[str, list[str]] = {}
+    if parent._get_parent() is None:
+        for section in (name for name in parent if OmegaConf.is_dict(parent[name])):
+            for name in parent[section]:
+                inside.setdefault(str(name), []).append(f"{section}.{name}")
+    if close := get_close_matches(key, inside, n=1, cutoff=0.8):
+        return f", did you mean {' or '.join(map(repr, inside[close[0]]))}?"
+    return suggest(key, map(str, parent))
 
 
 def _at_least(section: str, config: Any, **bounds: float) -> None:

@@ -131,6 +131,8 @@ def test_explain_draws_what_a_run_looks_at(
         (["train", "vision/digits", "model.args.dept=2"], "did you mean 'depth'"),
         (["train", "vision/digits", "data.name=digitz"], "did you mean 'vision/digits'"),
         (["train", "vision/digits", "data.sise=8"], "unknown key 'data.sise'"),
+        (["train", "vision/digits", "data.root=photos"], "the config vision/folder trains on a folder of images"),
+        (["train", "vision/digits", "model.mixer=torch.nn:Linear"], "expected a class derived from mambaverse.Mixer"),
         (["train", "vision/digits", "task.name=visoin"], "did you mean 'vision'"),
         (["train", "vision/digits", "trainer.epochs=ten"], "could not be converted to Integer"),
         (["train", "vision/digits", "model.args.patch_size=3"], "no multiple of patch_size 3"),
@@ -200,6 +202,19 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
         assert names <= set(capsys.readouterr().out.split())
     assert main(["list", "mixers", "s*", "-v"]) == 0
     assert "selective" in capsys.readouterr().out.lower()
+
+
+def test_the_lists_can_be_read_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list", "mixers", "-v"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out and "d_state=16" in out and len(out.splitlines()) < 100
+    assert main(["list", "models", "test_*", "-v"]) == 0
+    out = capsys.readouterr().out
+    assert "mambaverse.tasks.vision.models.vmamba" in out and out.count("(img_size=") < 4
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_data_says_where_and_how(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

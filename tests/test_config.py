@@ -74,6 +74,14 @@ def test_unknown_key_in_an_argument(root: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"), [("lr=1", "'optim.lr'"), ("epoch=5", "'trainer.epochs'"), ("optm.lr=1", "'optim'")]
+)
+def test_a_key_without_its_section_is_found(root: Path, given: str, meant: str) -> None:
+    key = given.partition(".")[0].partition("=")[0]
+    assert fails(root, given) == f"argument {given!r}: unknown key {key!r}, did you mean {meant}?"
+
+
 def test_unknown_key_in_a_file(root: Path) -> None:
     (root / "toy/run.yaml").write_text("defaults: [toy/_base]\nmodel: {nmae: x}\n")
     assert fails(root) == f"{root / 'toy/run.yaml'}: unknown key 'model.nmae', did you mean 'name'?"

@@ -35,7 +35,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: no such file, damaged, holds code, or holds no weights.
     """
     if not path.is_file():
-        raise CheckpointError(f"no weights file {str(path)!r}")
+        inside = sorted(map(str, path.glob("*.safetensors")))  # of a run folder: best, last
+        raise CheckpointError(f"no weights file {str(path)!r}" + (f", did you mean {inside[0]!r}?" if inside else ""))
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -56,7 +57,9 @@ def read_torch(path: Path) -> Any:
             f"{path}: refused, since reading it would run code from the file. Where you trust its source, keep only "
             "its weights: torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except KeyError:  # the pickle reader's word for a byte that is no instruction: it says the byte alone
+        raise CheckpointError(f"{path}: damaged, or not written by torch.save: not a pickle") from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged, or not written by torch.save: {_line(error)}") from None
 
 

@@ -32,7 +32,7 @@ from mambaverse.engine.checkpoint import load_weights
 from mambaverse.engine.files import saving, write_atomic
 from mambaverse.engine.state import StateFolder
 from mambaverse.engine.task import TASKS, Task
-from mambaverse.errors import UserError
+from mambaverse.errors import UserError, suggest
 
 
 class RunFolder:
@@ -178,7 +178,8 @@ def open_run(path: Path) -> RunFolder:
     """
     run = RunFolder(path)
     if not path.is_dir():
-        raise UserError(f"no run folder {str(path)!r}")
+        runs = {str(file.parent) for place in (path.parent, Path("runs")) for file in place.glob("*/config.yaml")}
+        raise UserError(f"no run folder {str(path)!r}" + (suggest(str(path), runs) if runs else ""))
     if not run.config.is_file():
         raise UserError(f"{path} is not a run folder, or its run never began: it has no config.yaml")
     return run

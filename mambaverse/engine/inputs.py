@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from mambaverse.config import RunConfig
-from mambaverse.engine.task import Sample, Task
+from mambaverse.engine.task import NoLabelsError, Sample, Task
 from mambaverse.errors import UserError
 
 REMEDY = "--on-error skip leaves such inputs out and goes on"
@@ -34,6 +34,8 @@ def load_each(
                 if (item := next(left, None)) is None:
                     break
                 loaded = item[0], item[1]()
+            except NoLabelsError:  # no input is to blame, and leaving one out helps nothing
+                raise
             except UserError as error:
                 if on_bad is None:
                     raise BadInputError(str(error)) from None

@@ -55,8 +55,8 @@ def head(config: RunConfig, task: Task, trainer: Trainer) -> dict[str, str]:
         **task.describe(),
         "batch": batch,
         "optimizer": f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, weight decay {optim.weight_decay:g}",
-        "length": f"{config.trainer.epochs} epochs of {trainer.epoch_updates} steps",
-        "device": f"{device_name(device)}, {config.trainer.precision}, {torch.get_num_threads()} threads"
+        "length": f"{_plural(config.trainer.epochs, 'epoch')} of {_plural(trainer.epoch_updates, 'step')}",
+        "device": f"{device_name(device)}, {config.trainer.precision}, {_plural(torch.get_num_threads(), 'thread')}"
         + (f", compiled ({config.trainer.compile})" if config.trainer.compile else ""),
         "backend": _backend(device),
     }
@@ -151,6 +151,10 @@ def format_count(count: float) -> str:
 def device_name(device: torch.device) -> str:
     """Return "cpu", or the GPU's product name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _cost(cost: Cost) -> str:

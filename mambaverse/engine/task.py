@@ -28,6 +28,10 @@ Batch = Mapping[str, Any]  # named tensors (batch first) and lists
 Sample = Mapping[str, Any]
 
 
+class NoLabelsError(UserError):
+    """The models of a task say no labels, whatever the input."""
+
+
 class SampleSet(Protocol):
     """A map-style data set whose random choices come from the generator it is handed, and from nothing else.
 

@@ -49,6 +49,12 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
 def test_a_missing_file_and_one_without_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no weights file"):
         read_weights(tmp_path / "none.pth")
+    write_weights(tmp_path / "best.safetensors", Net(0.0).state_dict(), {})
+    with pytest.raises(CheckpointError, match=r"did you mean '.*best\.safetensors'"):
+        read_weights(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"notes\.txt: damaged, or not written by torch\.save: not a pickle"):
+        read_weights(tmp_path / "notes.txt")
     torch.save({"epoch": 1}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="holds no weights; expected a state dict"):
         read_weights(tmp_path / "w.pth")

@@ -115,6 +115,15 @@ def test_what_is_not_a_run_folder_is_said_to_be_none(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
+def test_a_run_that_is_not_there_names_the_nearest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=rf"did you mean '{run}'\?"):
+        open_run(run.with_name(run.name + "s"))
+    run.parent.rename(run.parent.with_name("runs"))
+    monkeypatch.chdir(run.parent.parent)
+    with pytest.raises(UserError, match=rf"no run folder '{run.name}', did you mean 'runs/{run.name}'\?"):
+        open_run(Path(run.name))
+
+
 def test_a_run_without_weights_yet_says_how_to_get_them(run: Path) -> None:
     (run / "best.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no best\.safetensors.*mambaverse train --resume"):

@@ -34,7 +34,7 @@ def test_a_run_says_what_it_trains_and_where_it_ended(tmp_path: Path) -> None:
     assert "192 a sample, forward (96 multiply-adds)" in lines["FLOPs"]
     assert "sectors" in lines["data"]
     assert "32 (16 x 1 processes x 2 accumulated)" in lines["batch"]
-    assert "cpu, fp32, 1 threads" in lines["device"]
+    assert "cpu, fp32, 1 thread" in lines["device"]
     assert "auto (cpu)" in lines["backend"]
     assert "4 epochs of 3 steps" in lines["length"]
     assert str(result.folder) in _text(console)

@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 
 from mambaverse.config import ConfigError, RunConfig
 from mambaverse.engine.build import DECIDED, build_model
-from mambaverse.engine.task import Batch, Sample, SampleSet, Task, register_task
+from mambaverse.engine.task import Batch, NoLabelsError, Sample, SampleSet, Task, register_task
 from mambaverse.errors import UserError
 from mambaverse.tasks.dna.checkpoints import start_from
 from mambaverse.tasks.dna.genome import Region
@@ -190,8 +190,8 @@ class DnaLmTask(Task):
         return f"overlaps: {' and '.join(found)} overlap training intervals" if found else ""
 
     def load_inputs(self, paths: Sequence[str]) -> Iterable[tuple[str, Callable[[], Sample]]]:
-        """Raise UserError: there are no labels to predict."""
-        raise UserError(f"predict: {NO_LABELS}")
+        """Raise NoLabelsError: there are none to predict."""
+        raise NoLabelsError(f"predict: {NO_LABELS}")
 
     @property
     def _other_strand(self) -> float:

@@ -12,6 +12,7 @@ import torch
 
 from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, register_dataset
+from mambaverse.errors import UserError
 from mambaverse.tasks.vision.images import ArrayImages, ImageSplits
 
 LEVELS = 16  # the value of a full pixel
@@ -34,7 +35,16 @@ class Digits(Dataset):
         return "found: inside scikit-learn"
 
     def open(self, config: DataConfig) -> ImageSplits:
-        """Return the splits; pixels 0..16 are spread over 0..255."""
+        """Return the splits; pixels 0..16 are spread over 0..255.
+
+        Raises:
+            UserError: a `root` was given, whose images would not be read.
+        """
+        if config.root is not None:
+            raise UserError(
+                f"data.root={config.root}: {self.name} reads nothing from there, its images are inside scikit-learn; "
+                "the config vision/folder trains on a folder of images"
+            )
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 

@@ -240,8 +240,10 @@ def test_a_folder_names_its_genome(opened: Open, genome: Path) -> None:
 
 def test_a_language_model_predicts_no_labels(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(config("data.epoch_windows=8", "data.eval_windows=4", "trainer.epochs=1"), console=QUIET)
-    assert main(["predict", str(run.folder), "x.fa"]) == 2
-    assert "a language model says no labels" in capsys.readouterr().err
+    for how in ("raise", "skip"):  # which inputs are left out changes nothing
+        assert main(["predict", str(run.folder), "x.fa", "--on-error", how]) == 2
+        said = capsys.readouterr().err
+        assert "error: predict: a language model says no labels" in said and "--on-error" not in said
 
 
 # Fine-tuning
