@@ -193,6 +193,22 @@ def reset_parameters(module: nn.Module) -> None:
         reset_parameters(child)
 
 
+def check_rates(**rates: float) -> None:
+    """Raise UserError unless every rate is a probability."""
+    for name, rate in rates.items():
+        if not 0 <= rate <= 1:
+            raise UserError(f"{name}: expected a probability, from 0 to 1, got {rate}")
+
+
+def check_stack(depths: Sequence[int], mlp_ratio: float, drop_path_rate: float) -> None:
+    """Raise UserError for a negative number of blocks or width of their MLPs, or a rate that is no probability."""
+    if min(depths) < 0:
+        raise UserError(f"depth: expected a number of blocks, 0 or more, got {min(depths)}")
+    if not mlp_ratio >= 0:
+        raise UserError(f"mlp_ratio: expected 0 for no MLP, or more, got {mlp_ratio}")
+    check_rates(drop_path_rate=drop_path_rate)
+
+
 def layer_pattern(mixer: str | Sequence[str], depth: int) -> list[str]:
     """Return one mixer's name a layer: a name is repeated, a pattern such as ["s6", "s6", "attention"] is cycled."""
     names = [mixer] if isinstance(mixer, str) else list(mixer)
@@ -234,6 +250,8 @@ def build_mixer(
     for key in arguments:
         if key != name and ":" not in key and key not in MIXERS:
             raise UserError(f"mixer_args: no mixer is called {key!r}{suggest(key, MIXERS.list())}")
+    if directions not in (None, 1, 2):
+        raise UserError(f"directions: expected 1, 2, or None for as many as the mixer needs, got {directions!r}")
     cls = mixer_class(name)
     own = arguments.get(name, {})
     dd: dict[str, Any] = {"device": device, "dtype": dtype}

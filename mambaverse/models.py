@@ -5,14 +5,12 @@ Factories live with their domain, in tasks/<domain>/models/<family>.py; the regi
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 
-from mambaverse.errors import UserError, suggest
-from mambaverse.registry import Registry, signatures
+from mambaverse.registry import Registry, check_arguments, signatures
 
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 MODELS: Registry[Callable[..., nn.Module]] = Registry(
@@ -50,15 +48,13 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Mo
 
     Raises:
         RegistryError: unknown model.
-        UserError: an argument that the family or its mixer does not have.
+        UserError: an argument that the family or its mixer does not have, or of another type than is annotated.
     """
     factory = MODELS.get(name)
     if name in MODELS:
         tags = MODELS.entry(name).tags
-        known = {*inspect.signature(tags["model"]).parameters, *tags["also"]} if "model" in tags else set(overrides)
-        for key in overrides:
-            if key not in known:
-                raise UserError(f"model {name!r}: unknown argument {key!r}{suggest(key, known)}")
+        if "model" in tags:
+            check_arguments(tags["model"], overrides, f"model {name!r}", tags["also"])
     return factory(pretrained=pretrained, **overrides)
 
 

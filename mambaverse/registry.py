@@ -17,10 +17,12 @@ import inspect
 import os
 import pkgutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mambaverse.errors import UserError, suggest
 
@@ -77,8 +79,10 @@ class Registry(Generic[T]):
         """Register `target` (an object, or "package.module:Attribute" to import on first use), or decorate one.
 
         Raises:
-            RegistryError: if the name is taken and `overwrite` is False.
+            RegistryError: if the name is taken and `overwrite` is False, or no name was given.
         """
+        if not isinstance(name, str):
+            raise RegistryError(f"{self.kind}: expected a name to register under, got {name!r}")
 
         def add(obj: T) -> T:
             source = obj if isinstance(obj, str) else getattr(obj, "__module__", "?")
@@ -101,7 +105,7 @@ class Registry(Generic[T]):
         Raises:
             RegistryError: unknown name (with the nearest known one), or the import failed (with its reason).
         """
-        if ":" in name and name not in self._entries:
+        if isinstance(name, str) and ":" in name and name not in self._entries:
             return self._import(name, f"{self.kind} {name!r}")
         entry = self.entry(name)
         if isinstance(entry.target, str):
@@ -110,6 +114,8 @@ class Registry(Generic[T]):
 
     def entry(self, name: str) -> Entry[T]:
         """Return the entry called `name`, without importing what it points to."""
+        if not isinstance(name, str):
+            raise RegistryError(f"{self.kind}: expected a name, got {name!r}")
         self._discover()
         if name not in self._entries:
             self._load_builtins(name)
@@ -205,21 +211,51 @@ def signatures(target: Callable[..., Any]) -> dict[str, str]:
     return {"signature": str(signature), "arguments": str(arguments)}
 
 
-def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:
-    """Raise UserError unless every name in `arguments` is a parameter of `target`.
+def check_arguments(
+    target: Callable[..., Any], arguments: Mapping[str, Any], where: str, also: Iterable[str] = ()
+) -> None:
+    """Raise UserError unless every name in `arguments` is a parameter of `target`, its value of the annotated type.
 
     Args:
         target: A class or function; one that takes `**kwargs` accepts any name.
         arguments: What it is about to be called with.
         where: Where the arguments came from, for the message: "model.mixer_args.ssd".
+        also: Further names that are known.
     """
     parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in arguments:
+            if name not in parameters and name not in also:
+                public = [*(p for p in parameters if p not in ("self", "dim", "device", "dtype")), *also]
+                raise UserError(f"{where}: unknown argument {name!r}{suggest(name, public)}")
+    try:
+        hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
+    except (NameError, TypeError):  # a plug-in's annotations that mean nothing at run time
         return
-    for name in arguments:
-        if name not in parameters:
-            public = [p for p in parameters if p not in ("self", "dim", "device", "dtype")]
-            raise UserError(f"{where}: unknown argument {name!r}{suggest(name, public)}")
+    for name, value in arguments.items():
+        if name in hints and not is_a(value, hints[name]):
+            hint = hints[name]
+            expected = hint.__name__ if hint in (bool, int, float, str) else str(hint).replace(" | None", "")
+            expected = expected.replace("collections.abc.", "").replace("typing.", "")
+            raise UserError(f"{where}: {name} must be {expected}, got {value!r}")
+
+
+def is_a(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type that `hint` annotates; of types that are not plain ones every value is."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        return any(is_a(value, option) for option in get_args(hint))
+    if hint in (int, float):  # numpy's numbers are numbers too
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    if origin in (tuple, list, Sequence):  # YAML knows lists alone
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(_each(value, get_args(hint)[0]))
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(_each(value.values(), get_args(hint)[1]))
+    return isinstance(value, hint) if hint in (bool, str, type(None)) else True
+
+
+def _each(values: Iterable[Any], hint: Any) -> Iterator[bool]:
+    return (is_a(value, hint) for value in values)
 
 
 def _same(old: Any, new: Any) -> bool:

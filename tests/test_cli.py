@@ -132,7 +132,7 @@ def test_explain_draws_what_a_run_looks_at(
         (["train", "vision/digits", "data.name=digitz"], "did you mean 'vision/digits'"),
         (["train", "vision/digits", "data.sise=8"], "unknown key 'data.sise'"),
         (["train", "vision/digits", "data.root=photos"], "the config vision/folder trains on a folder of images"),
-        (["train", "vision/digits", "model.mixer=torch.nn:Linear"], "expected a class derived from mambaverse.Mixer"),
+        (["train", "vision/digits", "model.mixer=torch.nn:Linear"], "expected a subclass of mambaverse.Mixer"),
         (["train", "vision/digits", "task.name=visoin"], "did you mean 'vision'"),
         (["train", "vision/digits", "trainer.epochs=ten"], "could not be converted to Integer"),
         (["train", "vision/digits", "model.args.patch_size=3"], "no multiple of patch_size 3"),

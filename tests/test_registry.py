@@ -1,10 +1,14 @@
 """The registry: names to objects by folder, decorator, entry point and path; errors that teach."""
 
 import importlib.metadata
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from mambaverse import registry as registry_module
@@ -137,6 +141,41 @@ def test_arguments_are_checked_against_the_signature() -> None:
     check_arguments(Thing, {"size": 2}, "here")
     with pytest.raises(UserError, match="here: unknown argument 'sise', did you mean 'size'"):
         check_arguments(Thing, {"sise": 2}, "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("size", "2", "size must be int, got '2'"),
+        ("size", True, "size must be int, got True"),
+        ("sides", 3.5, "sides must be int | tuple[int, int], got 3.5"),
+        ("names", ["a", 3], "names must be str | Sequence[str], got ['a', 3]"),
+        ("args", [1], "args must be Mapping[str, Mapping[str, Any]], got [1]"),
+        ("args", {"a": 1}, "args must be Mapping[str, Mapping[str, Any]], got {'a': 1}"),
+    ],
+)
+def test_arguments_are_checked_against_the_annotations(name: str, value: Any, expected: str) -> None:
+    def target(
+        size: int = 1,
+        sides: int | tuple[int, int] = 1,
+        names: str | Sequence[str] = "",
+        args: Mapping[str, Mapping[str, Any]] | None = None,
+        rate: float = 0.0,
+    ) -> None: ...
+
+    fine = {"size": np.int64(2), "sides": [1, 2], "names": ("a", "b"), "args": {"a": {"b": 1}}, "rate": 1}
+    check_arguments(target, fine, "here")
+    with pytest.raises(UserError, match=re.escape(f"here: {expected}")):
+        check_arguments(target, {name: value}, "here")
+
+
+@pytest.mark.parametrize("name", [None, 3, OtherThing])
+def test_a_name_is_a_string(things: Registry[type], name: Any) -> None:
+    with pytest.raises(RegistryError, match="thing: expected a name to register under, got "):
+        things.register(name)
+    with pytest.raises(RegistryError, match="thing: expected a name, got "):
+        things.get(name)
+    assert things.list() == []
 
 
 def test_installed_metadata_is_what_is_read() -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mambaverse.blocks import Block, build_mixer, layer_pattern, reset_parameters
+from mambaverse.blocks import Block, build_mixer, check_stack, layer_pattern, reset_parameters
 from mambaverse.errors import UserError
 
 DOWNSAMPLES = ("conv", "merge")
@@ -153,6 +153,7 @@ class Hierarchical(nn.Module):
             raise UserError(
                 f"dims and depths: expected as many of both, at least 1 each, got {list(dims)} and {list(depths)}"
             )
+        check_stack(depths, mlp_ratio, drop_path_rate)
         if norm not in ("rms", "layer"):
             raise UserError(f"norm: expected 'rms' or 'layer', got {norm!r}")
         if downsample not in DOWNSAMPLES:

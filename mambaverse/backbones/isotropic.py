@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mambaverse.blocks import Block, Norm, Sum, build_mixer, layer_pattern, reset_parameters
+from mambaverse.blocks import Block, Norm, Sum, build_mixer, check_stack, layer_pattern, reset_parameters
 
 
 class Isotropic(nn.Module):
@@ -38,7 +38,7 @@ class Isotropic(nn.Module):
         dtype: Of the parameters.
 
     Raises:
-        UserError: unknown mixer or argument; a mixer that does not fit (see `build_mixer`).
+        UserError: unknown mixer or argument; a mixer that does not fit (see `build_mixer`); sizes below 0.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Isotropic(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        check_stack([depth], mlp_ratio, drop_path_rate)
         self.dim, self.depth, self.causal = dim, depth, causal
         self.grad_checkpointing = False
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
@@ -84,7 +85,7 @@ class Isotropic(nn.Module):
 
     @torch.jit.ignore
     def reset_parameters(self) -> None:
-        """Draw the weights of all blocks anew: what a model built on the meta device needs after `to_empty`."""
+        """Draw all weights anew, as a model built on the meta device needs after `to_empty`."""
         for module in (*self.layers, self.norm_f):
             reset_parameters(module)
         self.rescale_residual_branches()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from mambaverse.errors import UserError
-from mambaverse.registry import Registry, check_arguments, short_signature
+from mambaverse.registry import Registry, RegistryError, check_arguments, is_a, signatures
 
 if TYPE_CHECKING:
     from mambaverse.mixers.base import Mixer
@@ -46,27 +45,27 @@ def create_mixer(name: str, dim: int, **arguments: Any) -> Mixer:
 
     Raises:
         RegistryError: unknown mixer, or one whose import fails.
-        UserError: an argument that this mixer does not have, or whose type is not the annotated one.
+        UserError: an argument that this mixer does not have, or whose type is not the annotated one; `dim` below 1.
     """
     cls = mixer_class(name)
+    if not is_a(dim, int) or dim < 1:
+        raise UserError(f"mixer {name!r}: dim must be an int of at least 1, got {dim!r}")
     _check_contract(cls, arguments, f"mixer {name!r}")
     check_arguments(cls, arguments, f"mixer {name!r}")
-    _check_types(cls, arguments, f"mixer {name!r}")
     return cls(dim, **arguments)
 
 
 def mixer_class(name: str) -> type[Mixer]:
-    """Return the class of the mixer `name`.
+    """Return the class called `name`, or "package.module:Class".
 
     Raises:
-        RegistryError: unknown mixer, or one whose import fails.
-        UserError: what is called so is not a mixer.
+        RegistryError: unknown mixer, one whose import fails, or what is no subclass of `Mixer`.
     """
     from mambaverse.mixers.base import Mixer
 
-    cls: Any = MIXERS.get(name)
+    cls = MIXERS.get(name)
     if not (isinstance(cls, type) and issubclass(cls, Mixer)):
-        raise UserError(f"mixer {name!r}: expected a class derived from mambaverse.Mixer, got {cls!r}")
+        raise RegistryError(f"mixer {name!r}: expected a subclass of mambaverse.Mixer, got {cls!r}")
     return cls
 
 
@@ -93,30 +92,5 @@ def _check_contract(cls: type[Mixer], arguments: Mapping[str, Any], where: str) 
     if not complete:
         raise UserError(
             f"{where}: expected {cls.__name__}.__init__(self, dim, ..., device=None, dtype=None), "
-            f"got {short_signature(cls)}"
+            f"got {signatures(cls)['arguments']}"
         )
-
-
-def _check_types(cls: type[Mixer], arguments: Mapping[str, Any], where: str) -> None:
-    """Raise UserError for a value that is not of its annotated type; only plain types are looked at."""
-    try:
-        hints = get_type_hints(cls.__init__)
-    except (NameError, TypeError):  # a plug-in's annotations that mean nothing at run time
-        return
-    for name, value in arguments.items():
-        if name in hints and not _is_a(value, hints[name]):
-            hint = hints[name]
-            expected = hint.__name__ if hint in (bool, int, float, str) else str(hint).replace(" | None", "")
-            raise UserError(f"{where}: {name} must be {expected}, got {value!r}")
-
-
-def _is_a(value: Any, hint: Any) -> bool:
-    if get_origin(hint) in (Union, UnionType):
-        return any(_is_a(value, option) for option in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if get_origin(hint) in (tuple, list, Sequence):  # YAML knows lists alone
-        return isinstance(value, list | tuple) and all(_is_a(v, get_args(hint)[0]) for v in value)
-    return isinstance(value, hint) if hint in (bool, str, type(None)) else True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ class NoMixer(torch.nn.Linear):
             "expected WithoutInit.__init__(self, dim, ..., device=None, dtype=None), got (*args, **kwargs)",
         ),
         ("WithoutDevice", "expected WithoutDevice.__init__(self, dim, ..., device=None, dtype=None), got (dim)"),
-        ("NoMixer", "expected a class derived from mambaverse.Mixer"),
+        ("NoMixer", "expected a subclass of mambaverse.Mixer"),
     ],
 )
 def test_a_class_that_keeps_not_to_the_contract_is_refused(name: str, message: str) -> None:
@@ -75,6 +76,7 @@ def test_a_class_that_keeps_not_to_the_contract_is_refused(name: str, message: s
         ("bidirectional", {"merge": "men"}, "did you mean 'mean'"),
         ("bidirectional", {"mixer": "s7"}, "unknown mixer 's7'"),
         ("bidirectional", {"mixer_args": {"d_stat": 4}}, "did you mean 'd_state'"),
+        ("bidirectional", {"mixer_args": [4]}, "mixer_args must be Mapping[str, Any], got [4]"),
         ("attention", {"num_heads": 3}, "num_heads · headdim must be dim = 16, got 3 · 5"),
         ("attention", {"headdim": 1, "rotary": True}, "headdim must be even, got 1"),
     ],
@@ -83,3 +85,17 @@ def test_an_argument_that_cannot_be_used_is_named(name: str, arguments: dict[str
     with pytest.raises(UserError) as error:
         create_mixer(name, 16, **arguments)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", mambaverse.list_mixers())
+@pytest.mark.parametrize("dim", [0, -4, True, "16", 16.0, None])
+def test_a_number_of_channels_that_is_none_is_named(name: str, dim: Any) -> None:
+    with pytest.raises(UserError, match=re.escape(f"mixer {name!r}: dim must be an int of at least 1, got {dim!r}")):
+        create_mixer(name, dim)
+
+
+def test_what_is_no_mixer_is_named() -> None:
+    with pytest.raises(UserError, match=r"expected a subclass of mambaverse.Mixer, got <class 'torch"):
+        create_mixer("torch.nn:Linear", 16)
+    with pytest.raises(UserError, match=r"'torch.nn:Linear': expected a subclass of mambaverse.Mixer"):
+        mambaverse.create_model("test_vim", mixer="torch.nn:Linear")
