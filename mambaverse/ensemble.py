@@ -75,9 +75,15 @@ class LinearScores(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(*shape, num_classes, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(num_classes, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(*shape, num_classes, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_classes, device=device, dtype=dtype))
         self.decay = decay
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to 0."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def penalised(self) -> Tensor:
         """Return the weight (*shape, num_classes), in training with the penalty's gradient."""

@@ -19,6 +19,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mambaverse.backbones.isotropic import Isotropic
+from mambaverse.blocks import check_rates, reset_parameters
 from mambaverse.ensemble import joined
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.audio.wide import TimeScores
@@ -138,6 +139,7 @@ class AuM(Isotropic):
             layer_scale=layer_scale,
             **dd,
         )
+        check_rates(drop_rate=drop_rate, pos_drop_rate=pos_drop_rate)
         self.bins, self.num_classes = bins, num_classes
         self.patch_size = _check_patch(patch_size, bins, frames)
         self.cls_position = self._check_cls_position(cls_position)
@@ -213,6 +215,13 @@ class AuM(Isotropic):
         """Return the patterns by which timm groups parameters into layers (layer-wise learning rates)."""
         blocks = [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))]
         return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}
+
+    def reset_parameters(self) -> None:
+        """See `Isotropic.reset_parameters`."""
+        super().reset_parameters()
+        if self.wide is not None:
+            reset_parameters(self.wide)
+        self._init_stem_and_head()
 
     def _run_layers(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = self.pos_drop(tokens)

@@ -16,6 +16,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mambaverse.backbones.isotropic import Isotropic
+from mambaverse.blocks import check_rates, reset_parameters
 from mambaverse.errors import UserError
 
 STEM = ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2))  # (width, stride): 160 samples a token, 10 ms at 16 kHz
@@ -111,6 +112,7 @@ class AudioRaw(Isotropic):
         )
         if self.needs_spatial_shape:
             raise UserError("a mixer here needs a grid of tokens; a waveform has none")
+        check_rates(drop_rate=drop_rate)
         layers = [tuple(layer) for layer in stem]
         if not layers or any(len(layer) != 2 or layer[0] < layer[1] or layer[1] < 1 for layer in layers):
             raise UserError(f"stem: expected [width, stride] pairs, width >= stride >= 1, got {list(stem)}")
@@ -118,9 +120,7 @@ class AudioRaw(Isotropic):
         self.stem = Stem(embed_dim, [(layer[0], layer[1]) for layer in layers], **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        if isinstance(self.head, nn.Linear):
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
+        self._init_head()
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Classify waveforms: logits (B, num_classes).
@@ -142,6 +142,17 @@ class AudioRaw(Isotropic):
         tokens = Isotropic.forward(self, tokens, counts)  # zeros behind each clip
         return self.head(self.head_drop(tokens.sum(1) / counts[:, None]))
 
+    def reset_parameters(self) -> None:
+        """See `Isotropic.reset_parameters`."""
+        super().reset_parameters()
+        reset_parameters(self.stem)
+        self._init_head()
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns by which timm groups parameters into layers (layer-wise learning rates)."""
         return {"stem": r"^stem", "blocks": [(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))]}
+
+    def _init_head(self) -> None:
+        if isinstance(self.head, nn.Linear):
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)

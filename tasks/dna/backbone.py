@@ -32,13 +32,13 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mambaverse.backbones.isotropic import Isotropic
-from mambaverse.blocks import Block
+from mambaverse.blocks import Block, check_rates, reset_parameters
 from mambaverse.ensemble import joined
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna import streaming
 from mambaverse.tasks.dna.heads import LANGUAGE, POOLED, AttentionPool, check_class_complement, check_head, token_mask
 from mambaverse.tasks.dna.stems import ConvStem, Embedding, KmerStem
-from mambaverse.tasks.dna.strands import SwappedBlock, reverse
+from mambaverse.tasks.dna.strands import SwappedBlock, complement, reverse
 from mambaverse.tasks.dna.tokens import COMPLEMENT, VOCAB_SIZE, A, is_base
 from mambaverse.tasks.dna.wide import PlaceScores
 
@@ -142,6 +142,7 @@ class DnaModel(Isotropic):
             block=SwappedBlock if rcps_swap_halves else Block,
             **dd,
         )
+        check_rates(drop_rate=drop_rate, mutate_rate=mutate_rate, embed_drop_rate=embed_drop_rate)
         check_head(head, pool, stem, stem_stride, causal, both_strands, wide)
         _check(stem, stem_kernel, stem_stride, position or wide > 0 or pool == "place", max_length)
         if rcps_swap_halves and (not both_strands or causal or pool == "cls"):
@@ -171,35 +172,28 @@ class DnaModel(Isotropic):
         places = self.places or 0
         self.pos_embed: nn.Parameter | None = None
         if position:
-            self.pos_embed = nn.Parameter(torch.zeros(1, places, dim, **dd))
-            trunc_normal_(self.pos_embed, std=0.02)
+            self.pos_embed = nn.Parameter(torch.empty(1, places, dim, **dd))
         self.cls_token: nn.Parameter | None = None
         if pool == "cls":
-            self.cls_token = nn.Parameter(torch.zeros(1, 1, dim, **dd))
-            trunc_normal_(self.cls_token, std=0.02)
+            self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **dd))
         self.place_weight: nn.Parameter | None = None
         if pool == "place":
-            self.place_weight = nn.Parameter(torch.full((places, dim), 1 / places, **dd))  # begins as the mean
+            self.place_weight = nn.Parameter(torch.empty(places, dim, **dd))
+        self._init_places()
         self.embed_drop, self.head_drop = nn.Dropout(embed_drop_rate), nn.Dropout(drop_rate)
         self.attention_pool = AttentionPool(dim, **dd) if pool == "attention" else None
         self.score: nn.Module = nn.Identity()
         self.lm_head: nn.Linear | None = None
         if head in LANGUAGE and not tie_embeddings:
             self.lm_head = nn.Linear(dim, VOCAB_SIZE, bias=False, **dd)
-            trunc_normal_(self.lm_head.weight, std=0.02)
         elif head not in LANGUAGE and num_classes:
             self.score = nn.Linear(dim, num_classes, bias=head == "regression", **dd)
-            trunc_normal_(self.score.weight, std=0.02)
-            if self.score.bias is not None:
-                nn.init.zeros_(self.score.bias)
+        self._init_head()
         self.wide: PlaceScores | None = None
         if wide and num_classes:
             self.wide = PlaceScores(max_length or 0, wide, num_classes, wide_decay, **dd)
-        self.complement: Tensor
-        self.register_buffer("complement", _table(COMPLEMENT.tolist(), device), persistent=False)
         other = COMPLEMENT.tolist() if head in LANGUAGE else class_complement
-        self.class_complement: Tensor | None
-        self.register_buffer("class_complement", None if other is None else _table(other, device), persistent=False)
+        self.class_complement = None if other is None else tuple(other)  # no buffer: `to_empty` would empty it
         mark = torch.ones((), dtype=torch.bool, device=device) if rcps_swap_halves else None
         self.rcps_swap_halves: Tensor | None
         self.register_buffer("rcps_swap_halves", mark)  # a mark in the state dict; nothing reads its value
@@ -291,16 +285,42 @@ class DnaModel(Isotropic):
         self.chunk_size = chunk_size if enable else None
         super().set_grad_checkpointing(enable and chunk_size is None)
 
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """See `Isotropic.reset_parameters`."""
+        super().reset_parameters()
+        for module in (self.embeddings, self.attention_pool, self.wide):
+            if module is not None:
+                reset_parameters(module)
+        self._init_places()
+        self._init_head()
+
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that weight decay would harm."""
         own = {"pos_embed", "cls_token", *([] if self.wide is None else ["wide.weight"])}
         return own | super().no_weight_decay()
 
+    @torch.jit.ignore
+    def _init_places(self) -> None:
+        for parameter in (self.pos_embed, self.cls_token):
+            if parameter is not None:
+                trunc_normal_(parameter, std=0.02)
+        if self.place_weight is not None:
+            nn.init.constant_(self.place_weight, 1 / len(self.place_weight))  # begins as the mean
+
+    @torch.jit.ignore
+    def _init_head(self) -> None:
+        for head in (self.lm_head, self.score):
+            if isinstance(head, nn.Linear):
+                trunc_normal_(head.weight, std=0.02)
+                if head.bias is not None:
+                    nn.init.zeros_(head.bias)
+
     def _strands(self, ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         ids = ids.long()
         if not self.both_strands:
             return ids, lengths
-        other = reverse(self.complement[ids], lengths)
+        other = reverse(complement(ids), lengths)
         return torch.cat([ids, other]), None if lengths is None else torch.cat([lengths, lengths])
 
     def _tokens(self, ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -335,7 +355,8 @@ class DnaModel(Isotropic):
         if not self.pools:
             there = reverse(there, None if lengths is None else lengths[: len(there)])
         if self.class_complement is not None:
-            there = there[..., self.class_complement]
+            classes = there.unbind(-1)
+            there = torch.stack([classes[c] for c in self.class_complement], dim=-1)
         return here + there if self.head in LANGUAGE else (here + there) / 2
 
     def _pooled(self, hidden: Tensor, lengths: Tensor | None) -> Tensor:
@@ -355,11 +376,6 @@ def mutated(ids: Tensor, rate: float) -> Tensor:
     """Return ids with a share `rate` of the bases (N and special tokens are none) drawn anew."""
     chosen = (torch.rand(ids.shape, device=ids.device) < rate) & is_base(ids)
     return torch.where(chosen, torch.randint_like(ids, A, A + 4), ids)
-
-
-def _table(numbers: Sequence[int], device: torch.device | str | None) -> Tensor:
-    """Return int64 (N,); on the meta device too it keeps its values, which no checkpoint holds."""
-    return torch.tensor(list(numbers), device=None if torch.device(device or "cpu").type == "meta" else device)
 
 
 def _check(stem: str, kernel: int | Sequence[int], stride: int, places: bool, max_length: int | None) -> None:

@@ -39,7 +39,12 @@ class AttentionPool(nn.Module):
 
     def __init__(self, dim: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Begin as the plain mean."""
+        nn.init.zeros_(self.weight)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return (B, D) of tokens (B, M, D), those before `lengths` (B,)."""

@@ -27,6 +27,10 @@ class Embedding(nn.Module):
     def __init__(self, dim: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(VOCAB_SIZE, dim, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
         nn.init.normal_(self.word_embeddings.weight, std=STD)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -37,15 +41,9 @@ class Embedding(nn.Module):
 class OneHot(nn.Module):
     """A, C, G, T as unit vectors; all other ids, N and padding among them, as zeros."""
 
-    def __init__(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        table = F.one_hot(torch.arange(VOCAB_SIZE), VOCAB_SIZE)[:, A : T + 1]
-        self.table: Tensor
-        self.register_buffer("table", table.to(device, dtype or torch.get_default_dtype()), persistent=False)
-
     def forward(self, ids: Tensor) -> Tensor:
-        """Return (B, L, 4) of ids (B, L)."""
-        return F.embedding(ids, self.table)
+        """Return (B, L, 4), fp32, of ids (B, L)."""
+        return (ids[..., None] == torch.arange(A, T + 1, device=ids.device)).float()
 
 
 class ConvStem(nn.Module):
@@ -74,13 +72,14 @@ class ConvStem(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.stride, width = stride, width or dim
-        self.word_embeddings = OneHot(**dd)
+        self.word_embeddings = OneHot()
         self.conv = nn.Conv1d(4, width, kernel, padding=kernel // 2, **dd)
         self.merge = nn.Linear(width * stride, dim, **dd)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return tokens (B, ceil(L / stride), D) of ids (B, L)."""
-        x = F.gelu(self.conv(self.word_embeddings(ids).transpose(1, 2))).transpose(1, 2)  # (B, L, width)
+        bases = self.word_embeddings(ids).to(self.conv.weight.dtype)
+        x = F.gelu(self.conv(bases.transpose(1, 2))).transpose(1, 2)  # (B, L, width)
         return self.merge(_grouped(x * (ids != PAD)[:, :, None], self.stride).flatten(2))
 
 
@@ -115,16 +114,25 @@ class KmerStem(nn.Module):
         self.stride = stride
         unknown = sum(4**k for k in self.spans)
         self.word_embeddings = nn.Embedding(unknown + 1, width or dim, padding_idx=unknown, **dd)
-        nn.init.normal_(self.word_embeddings.weight, std=STD)
-        with torch.no_grad():
-            self.word_embeddings.weight[unknown].zero_()
+        self._init_vectors()
         self.merge = None if width is None else nn.Linear(width * stride, dim, **dd)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        self._init_vectors()
+        if self.merge is not None:
+            self.merge.reset_parameters()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return tokens (B, ceil(L / stride), D) of ids (B, L)."""
         vectors = self.word_embeddings(self.numbers(ids)).sum(2)
         grouped = _grouped(vectors, self.stride)  # (B, M, stride, width)
         return grouped.mean(2) if self.merge is None else self.merge(grouped.flatten(2))
+
+    @torch.no_grad()
+    def _init_vectors(self) -> None:
+        nn.init.normal_(self.word_embeddings.weight, std=STD)
+        self.word_embeddings.weight[-1].zero_()
 
     def numbers(self, ids: Tensor) -> Tensor:
         """Return the rows of the k-mers that begin at each base, (B, L, number of k); where there is none the last."""

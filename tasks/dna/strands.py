@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mambaverse.blocks import Block
 from mambaverse.ensemble import members_of
 from mambaverse.mixers.bidirectional import reversed_order
+from mambaverse.tasks.dna.tokens import A, T, is_base
 
 
 class SwappedBlock(Block):
@@ -52,6 +53,11 @@ class SwappedBlock(Block):
         order = None if cu_seqlens is None else _swapped_order(cu_seqlens, x.shape[1])
         x, residual = _swapped(x, order), None if residual is None else _swapped(residual, order)
         return super().forward_sequence(x, residual, state, cu_seqlens, spatial_shape, return_state)
+
+
+def complement(ids: Tensor) -> Tensor:
+    """Return ids of any shape with A and T, C and G exchanged; all others stay."""
+    return torch.where(is_base(ids), A + T - ids, ids)
 
 
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:

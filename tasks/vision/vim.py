@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambaverse.backbones.isotropic import Isotropic
-from mambaverse.blocks import Block, Norm, Sum
+from mambaverse.blocks import Block, Norm, Sum, check_rates
 from mambaverse.errors import UserError
 from mambaverse.tasks.vision.patches import PatchEmbed, check_images
 from mambaverse.tasks.vision.vim_checkpoints import load_vim
@@ -96,6 +96,7 @@ class Vim(Isotropic):
             layer_scale=layer_scale,
             **dd,
         )
+        check_rates(drop_rate=drop_rate, pos_drop_rate=pos_drop_rate)
         self.cls_position = self._check_cls_position(cls_position)
         has_cls = self.cls_position != "none"
         self.num_prefix_tokens = int(has_cls)
@@ -267,8 +268,13 @@ class Vim(Isotropic):
             needs_reset: Also those of the blocks; False: only those of the stem and the head.
         """
         if needs_reset:
-            self.reset_parameters()
+            super().reset_parameters()
         self._init_stem_and_head()
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """See `Isotropic.reset_parameters`."""
+        self.init_weights()
 
     @torch.jit.ignore
     def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:

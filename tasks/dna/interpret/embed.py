@@ -35,7 +35,7 @@ from mambaverse.tasks.dna.backbone import DnaModel
 from mambaverse.tasks.dna.files import is_sequence_file, read_records
 from mambaverse.tasks.dna.interpret.store import FORMATS, open_store
 from mambaverse.tasks.dna.reader import Reader, check_range, open_reader
-from mambaverse.tasks.dna.strands import reverse
+from mambaverse.tasks.dna.strands import complement, reverse
 from mambaverse.tasks.dna.tokens import PAD
 
 POOLS = ("mean", "last", "cls", "base")
@@ -98,7 +98,7 @@ class Embedder:
         padded = nn.utils.rnn.pad_sequence([torch.from_numpy(part.copy()) for part in parts], True, PAD)
         ids = padded.to(device).long()
         lengths = None if bool((sizes == ids.shape[1]).all()) else sizes
-        strands = [ids, reverse(model.complement[ids], lengths)] if self._twice else [ids]
+        strands = [ids, reverse(complement(ids), lengths)] if self._twice else [ids]
         several = None if lengths is None else lengths.repeat(len(strands))
         with self.reader.autocast():
             hidden, counts = model._tokens(torch.cat(strands), several)

@@ -1,0 +1,96 @@
+"""What holds of the models of every family: what they cannot be built with, and how they leave the meta device."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mambaverse
+from mambaverse.errors import UserError
+
+SMALL: dict[str, dict[str, Any]] = {
+    "test_vim": {},
+    "test_vmamba": {},
+    "test_strata": {},
+    "caduceus_ps_d32_n2": {"dim": 16},
+    "dna_mamba_d64_n2": {"dim": 16},
+    "audio_raw_nano": {"embed_dim": 16, "depth": 2},
+    "aum_nano_patch16_128x128": {"embed_dim": 16, "depth": 2},
+}
+VARIANTS: list[tuple[str, dict[str, Any]]] = [  # with every kind of parameter and constant that a family may have
+    *((name, {}) for name in SMALL),
+    ("caduceus_ps_d32_n2", {"pool": "cls", "position": True, "max_length": 20}),
+    ("caduceus_ps_d32_n2", {"pool": "place", "stem": "conv", "wide": 2, "max_length": 20}),
+    ("caduceus_ps_d32_n2", {"pool": "attention", "stem": "kmer", "stem_kernel": [1, 2], "stem_dim": 4}),
+    ("caduceus_ps_d32_n2", {"head": "mlm", "tie_embeddings": False}),
+    ("caduceus_ps_d32_n2", {"head": "tokens", "num_classes": 3, "class_complement": [1, 0, 2]}),
+    ("caduceus_ps_d32_n2", {"head": "regression"}),
+    ("aum_nano_patch16_128x128", {"wide": 3}),
+]
+
+
+def build(name: str, **overrides: Any) -> nn.Module:
+    return mambaverse.create_model(name, **SMALL[name], **overrides).eval()
+
+
+def inputs(name: str) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        if name.startswith("aum"):
+            return torch.randn(2, 128, 128)
+        if name.startswith("audio"):
+            return torch.randn(2, 2000)
+        return torch.randn(2, 3, 64, 64) if name.startswith("test") else torch.randint(7, 12, (2, 18))
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        ("num_classes", "10", "num_classes must be int, got '10'"),
+        ("mixer", 3, "mixer must be str | Sequence["),
+        ("mixer_args", [4], "mixer_args must be Mapping[str, Mapping[str, Any]], got [4]"),
+        ("mixer_args", {"vim": 4}, "mixer_args must be Mapping[str, Mapping[str, Any]], got {'vim': 4}"),
+        ("directions", 3, "directions: expected 1, 2, or None for as many as the mixer needs, got 3"),
+        ("mlp_ratio", -1, "mlp_ratio: expected 0 for no MLP, or more, got -1"),
+        ("drop_rate", 1.5, "drop_rate: expected a probability, from 0 to 1, got 1.5"),
+        ("drop_path_rate", -0.1, "drop_path_rate: expected a probability, from 0 to 1, got -0.1"),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_named(name: str, argument: str, value: Any, expected: str) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)):
+        build(name, **{argument: value})
+
+
+@pytest.mark.parametrize(("name", "overrides"), VARIANTS)
+def test_weights_drawn_after_the_meta_device_are_all_drawn(name: str, overrides: dict[str, Any]) -> None:
+    model = build(name, **overrides, device="meta")
+    assert model(inputs(name).to("meta")).is_meta
+    model.to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.fill_(float("nan") if tensor.is_floating_point() else 0)
+    reset: Any = getattr(model, "init_weights", None) or model.reset_parameters
+    reset()
+    left = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    assert not left
+    assert torch.isfinite(model(inputs(name))).all()
+
+
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize(("name", "overrides"), VARIANTS)
+def test_weights_loaded_after_the_meta_device_are_all_it_needs(
+    name: str, overrides: dict[str, Any], assign: bool
+) -> None:
+    model = build(name, **overrides)
+    with torch.device("meta"):
+        loaded = build(name, **overrides)
+    if not assign:
+        loaded.to_empty(device="cpu")
+        for tensor in (*loaded.parameters(), *loaded.buffers()):
+            tensor.data.fill_(0)
+    loaded.load_state_dict(model.state_dict(), assign=assign)
+    assert torch.equal(loaded(inputs(name)), model(inputs(name)))
