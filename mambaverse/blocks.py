@@ -193,6 +193,13 @@ def reset_parameters(module: nn.Module) -> None:
         reset_parameters(child)
 
 
+def check_counts(least: int, **counts: int) -> None:
+    """Raise UserError unless every count is at least `least`."""
+    for name, count in counts.items():
+        if count < least:
+            raise UserError(f"{name}: expected at least {least}, got {count}")
+
+
 def check_rates(**rates: float) -> None:
     """Raise UserError unless every rate is a probability."""
     for name, rate in rates.items():
@@ -202,8 +209,7 @@ def check_rates(**rates: float) -> None:
 
 def check_stack(depths: Sequence[int], mlp_ratio: float, drop_path_rate: float) -> None:
     """Raise UserError for a negative number of blocks or width of their MLPs, or a rate that is no probability."""
-    if min(depths) < 0:
-        raise UserError(f"depth: expected a number of blocks, 0 or more, got {min(depths)}")
+    check_counts(0, depth=min(depths))
     if not mlp_ratio >= 0:
         raise UserError(f"mlp_ratio: expected 0 for no MLP, or more, got {mlp_ratio}")
     check_rates(drop_path_rate=drop_path_rate)

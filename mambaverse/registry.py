@@ -247,15 +247,13 @@ def is_a(value: Any, hint: Any) -> bool:
         return any(is_a(value, option) for option in get_args(hint))
     if hint in (int, float):  # numpy's numbers are numbers too
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
-    if origin in (tuple, list, Sequence):  # YAML knows lists alone
-        return isinstance(value, Sequence) and not isinstance(value, str) and all(_each(value, get_args(hint)[0]))
+    if origin in (tuple, list, Sequence):  # YAML knows lists alone; what lists in lists mean, who takes them says
+        part = get_args(hint)[0]
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and (part not in (int, float, bool, str) or all(is_a(v, part) for v in value))
     if origin in (dict, Mapping):
-        return isinstance(value, Mapping) and all(_each(value.values(), get_args(hint)[1]))
+        return isinstance(value, Mapping) and all(is_a(v, get_args(hint)[1]) for v in value.values())
     return isinstance(value, hint) if hint in (bool, str, type(None)) else True
-
-
-def _each(values: Iterable[Any], hint: Any) -> Iterator[bool]:
-    return (is_a(value, hint) for value in values)
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -52,6 +52,7 @@ def inputs(name: str) -> Tensor:
     ("argument", "value", "expected"),
     [
         ("num_classes", "10", "num_classes must be int, got '10'"),
+        ("num_classes", -1, "num_classes: expected at least 0, got -1"),
         ("mixer", 3, "mixer must be str | Sequence["),
         ("mixer_args", [4], "mixer_args must be Mapping[str, Mapping[str, Any]], got [4]"),
         ("mixer_args", {"vim": 4}, "mixer_args must be Mapping[str, Mapping[str, Any]], got {'vim': 4}"),

@@ -95,6 +95,7 @@ class BiSSD(Mixer):
     ) -> None:
         super().__init__()
         check_sizes("bissd", d_state=d_state, d_conv=d_conv, expand=expand, headdim=headdim, ngroups=ngroups)
+        check_sizes("bissd", chunk_size=chunk_size)
         check_range("bissd", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
         if merge not in MERGES:
             raise UserError(f"bissd: unknown merge {merge!r}{suggest(merge, MERGES)}")

@@ -94,6 +94,7 @@ class Mamba3(Mixer):
     ) -> None:
         super().__init__()
         check_sizes("mamba3", d_state=d_state, expand=expand, headdim=headdim, ngroups=ngroups, mimo_rank=mimo_rank)
+        check_sizes("mamba3", chunk_size=chunk_size)
         check_range("mamba3", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
         if rope_pairing is None:
             rope_pairing = "half_split" if is_mimo else "interleaved"

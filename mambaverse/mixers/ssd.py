@@ -91,6 +91,7 @@ class SSD(Mixer):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         check_sizes("ssd", d_state=d_state, d_conv=d_conv, expand=expand, headdim=headdim, ngroups=ngroups)
+        check_sizes("ssd", chunk_size=chunk_size)
         check_range("ssd", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
         inner = expand * dim
         heads, headdim = resolve_inner_heads("ssd", inner, headdim, ngroups)

@@ -19,7 +19,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mambaverse.backbones.isotropic import Isotropic
-from mambaverse.blocks import check_rates, reset_parameters
+from mambaverse.blocks import check_counts, check_rates, reset_parameters
 from mambaverse.ensemble import joined
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.audio.wide import TimeScores
@@ -139,6 +139,8 @@ class AuM(Isotropic):
             layer_scale=layer_scale,
             **dd,
         )
+        check_counts(0, num_classes=num_classes, wide=wide)
+        check_counts(1, bins=bins)
         check_rates(drop_rate=drop_rate, pos_drop_rate=pos_drop_rate)
         self.bins, self.num_classes = bins, num_classes
         self.patch_size = _check_patch(patch_size, bins, frames)

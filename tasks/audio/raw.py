@@ -16,7 +16,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mambaverse.backbones.isotropic import Isotropic
-from mambaverse.blocks import check_rates, reset_parameters
+from mambaverse.blocks import check_counts, check_rates, reset_parameters
 from mambaverse.errors import UserError
 
 STEM = ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2))  # (width, stride): 160 samples a token, 10 ms at 16 kHz
@@ -112,6 +112,7 @@ class AudioRaw(Isotropic):
         )
         if self.needs_spatial_shape:
             raise UserError("a mixer here needs a grid of tokens; a waveform has none")
+        check_counts(0, num_classes=num_classes)
         check_rates(drop_rate=drop_rate)
         layers = [tuple(layer) for layer in stem]
         if not layers or any(len(layer) != 2 or layer[0] < layer[1] or layer[1] < 1 for layer in layers):

@@ -32,7 +32,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mambaverse.backbones.isotropic import Isotropic
-from mambaverse.blocks import Block, check_rates, reset_parameters
+from mambaverse.blocks import Block, check_counts, check_rates, reset_parameters
 from mambaverse.ensemble import joined
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna import streaming
@@ -142,6 +142,7 @@ class DnaModel(Isotropic):
             block=SwappedBlock if rcps_swap_halves else Block,
             **dd,
         )
+        check_counts(0, num_classes=num_classes)
         check_rates(drop_rate=drop_rate, mutate_rate=mutate_rate, embed_drop_rate=embed_drop_rate)
         check_head(head, pool, stem, stem_stride, causal, both_strands, wide)
         _check(stem, stem_kernel, stem_stride, position or wide > 0 or pool == "place", max_length)

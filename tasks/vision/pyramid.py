@@ -15,7 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from mambaverse.backbones.hierarchical import Hierarchical, StageMixers, init_linear_
-from mambaverse.blocks import Block, check_rates
+from mambaverse.blocks import Block, check_counts, check_rates
 from mambaverse.engine.checkpoint import load_state, read_weights
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS, check_published, record_arguments
@@ -100,6 +100,8 @@ class Pyramid(Hierarchical):
             local=local,
             **dd,
         )
+        check_counts(0, num_classes=num_classes)
+        check_counts(1, in_chans=in_chans)
         check_rates(drop_rate=drop_rate)
         self.global_pool = _check_pool(global_pool)
         self.num_classes, self.in_chans, self.output_fmt = num_classes, in_chans, "NHWC"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambaverse.backbones.isotropic import Isotropic
-from mambaverse.blocks import Block, Norm, Sum, check_rates
+from mambaverse.blocks import Block, Norm, Sum, check_counts, check_rates
 from mambaverse.errors import UserError
 from mambaverse.tasks.vision.patches import PatchEmbed, check_images
 from mambaverse.tasks.vision.vim_checkpoints import load_vim
@@ -96,6 +96,8 @@ class Vim(Isotropic):
             layer_scale=layer_scale,
             **dd,
         )
+        check_counts(0, num_classes=num_classes)
+        check_counts(1, in_chans=in_chans)
         check_rates(drop_rate=drop_rate, pos_drop_rate=pos_drop_rate)
         self.cls_position = self._check_cls_position(cls_position)
         has_cls = self.cls_position != "none"

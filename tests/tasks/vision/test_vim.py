@@ -165,6 +165,8 @@ def test_weight_decay_and_layer_groups() -> None:
         ({"cls_position": "centre"}, "expected 'middle'"),
         ({"global_pool": "max"}, "expected 'token', 'avg' or ''"),
         ({"global_pool": "token", "cls_position": "none"}, "needs a cls token"),
+        ({"in_chans": 0}, "in_chans: expected at least 1, got 0"),
+        ({"depth": -1}, "depth: expected at least 0, got -1"),
         ({"depht": 3}, "unknown argument 'depht', did you mean 'depth'"),
         ({"mixer": "s7"}, "did you mean 's6'"),
         ({"mixer_args": {"vim": {"headdim": 8}}}, "unknown argument 'headdim'"),

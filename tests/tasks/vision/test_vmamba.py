@@ -346,6 +346,7 @@ def test_weight_decay_and_layer_groups() -> None:
         ({"global_pool": "max"}, "expected 'avg' or '', got 'max'"),
         ({"mixer": ["ss2d", "s6"]}, "for each of the 4 stages, got 2 entries"),
         ({"mixer": ["ss2d", "ss2d", ["ss2d", ["s6"]], "s6"]}, "as there are no stages here"),
+        ({"in_chans": 0}, "in_chans: expected at least 1, got 0"),
         ({"depht": 3}, "unknown argument 'depht', did you mean 'depths'"),
         ({"mixer_args": {"ss2d": {"headdim": 8}}}, "unknown argument 'headdim'"),
         ({"pretrained": True}, "no published weights"),
