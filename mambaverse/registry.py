@@ -229,7 +229,8 @@ def check_arguments(
                 public = [*(p for p in parameters if p not in ("self", "dim", "device", "dtype")), *also]
                 raise UserError(f"{where}: unknown argument {name!r}{suggest(name, public)}")
     try:
-        hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
+        made: Any = target  # of a class its `__init__` says what it takes
+        hints = get_type_hints(made.__init__ if inspect.isclass(target) else target)
     except (NameError, TypeError):  # a plug-in's annotations that mean nothing at run time
         return
     for name, value in arguments.items():

@@ -95,3 +95,27 @@ def test_weights_loaded_after_the_meta_device_are_all_it_needs(
             tensor.data.fill_(0)
     loaded.load_state_dict(model.state_dict(), assign=assign)
     assert torch.equal(loaded(inputs(name)), model(inputs(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "sizes"),
+    [
+        ("aum_nano_patch16_128x128", {"wide": 3, "mixer": "attention"}, (5, 128, 128)),
+        ("caduceus_ps_d32_n2", {"mixer": "vim"}, (5, 75)),  # traced shorter than a chunk of the scan, run longer
+        ("dna_mamba_d64_n2", {"mixer": "s6"}, (5, 75)),
+    ],
+)
+def test_an_exported_program_takes_other_batches_and_lengths(
+    name: str, overrides: dict[str, Any], sizes: tuple[int, ...]
+) -> None:
+    model, x = mambaverse.create_model(name, **{**SMALL[name], **overrides, "depth": 1}).eval(), inputs(name)
+    free = {axis: torch.export.Dim.DYNAMIC for axis in range(2) if x.shape[axis] != sizes[axis]}
+    program: Any = torch.export.export(model, (x,), dynamic_shapes=(free,)).module()
+    other = torch.randn(sizes) if x.is_floating_point() else torch.randint(7, 12, sizes)
+    expected = model(other)
+    torch.testing.assert_close(program(other), expected)
+    gradients = torch.autograd.grad(expected.square().sum(), list(model.parameters()))
+    program(other).square().sum().backward()
+    parameters = dict(program.named_parameters())
+    for (key, _), gradient in zip(model.named_parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameters[key].grad, gradient)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
@@ -16,6 +15,7 @@ from mambaverse.kernels.checks import check_offsets, check_tensor, num_sequences
 from mambaverse.kernels.directions import Directions, check_merge, ndim_of_one, split_directions
 from mambaverse.kernels.selective_scan.checks import check_inputs, check_real
 from mambaverse.kernels.selective_scan.op_both import both_forward
+from mambaverse.kernels.selective_scan.shapes import wants_states
 
 _OP = "bidirectional_selective_scan"
 
@@ -114,7 +114,7 @@ def bidirectional_selective_scan(
     first, second = ([pair[direction] for pair in pairs] for direction in range(2))
     _check(cu_seqlens, *first)
     _check(cu_seqlens, *(a if b is None else b for a, b in zip(first, second, strict=True)))
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*first, *second))
+    save = wants_states((*first, *second))
     y, final_state, _, _ = both_forward(
         *first, *second, cu_seqlens, delta_softplus, merge == "mean", current_backend(), save
     )

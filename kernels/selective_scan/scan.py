@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
 from mambaverse.kernels.checks import check_offsets, check_tensor, num_sequences
 from mambaverse.kernels.selective_scan.checks import check_inputs, check_real
 from mambaverse.kernels.selective_scan.op import selective_scan_forward
+from mambaverse.kernels.selective_scan.shapes import wants_states
 
 
 @overload
@@ -105,6 +105,6 @@ def selective_scan(
         check_tensor("selective_scan", "initial_state", initial_state, shape, "(S, D, N)", u)
         check_real("selective_scan", "initial_state", initial_state, A)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    save = wants_states(tensors)
     y, final_state, _ = selective_scan_forward(*tensors, cu_seqlens, delta_softplus, reverse, current_backend(), save)
     return (y, final_state) if return_final_state else y

@@ -168,7 +168,7 @@ class AuM(Isotropic):
         """
         tokens, counts = self.forward_features(x, lengths)
         if self.global_pool == "token":
-            pooled = tokens[torch.arange(len(tokens), device=x.device), self._cls_index(counts)]
+            pooled = tokens[torch.arange(tokens.shape[0], device=x.device), self._cls_index(counts)]
         else:
             inside = torch.arange(tokens.shape[1], device=x.device) < (counts + self.pos_embed.prefix)[:, None]
             if self.pos_embed.prefix:
@@ -195,7 +195,7 @@ class AuM(Isotropic):
         _, rows, columns, _ = patches.shape
         if lengths is None:
             tokens = rearrange(patches + self.pos_embed.places(columns), "b r c d -> b (r c) d")
-            counts = torch.full((len(x),), rows * columns, device=x.device)
+            counts = torch.full((x.shape[0],), rows * columns, device=x.device)
             return self._run_layers(self._insert_cls(tokens), (rows, columns)), counts
         if self.needs_spatial_shape:
             raise UserError("a mixer here needs the tokens to be one grid: give clips of one length (data.frames)")
@@ -204,7 +204,7 @@ class AuM(Isotropic):
         index, counts = self._order(widths, rows, columns)
         everything = patches.flatten(1, 2)
         if self.cls_token is not None:
-            everything = torch.cat([everything, self._cls().expand(len(x), -1, -1)], 1)
+            everything = torch.cat([everything, self._cls().expand(x.shape[0], -1, -1)], 1)
         tokens = everything.gather(1, index[..., None].expand(-1, -1, everything.shape[2]))
         return Isotropic.forward(self, self.pos_drop(tokens), counts + self.pos_embed.prefix), counts
 
@@ -233,7 +233,7 @@ class AuM(Isotropic):
         if self.cls_token is None:
             return tokens
         at = self._cls_index(tokens.shape[1])
-        return torch.cat([tokens[:, :at], self._cls().expand(len(tokens), -1, -1), tokens[:, at:]], dim=1)
+        return torch.cat([tokens[:, :at], self._cls().expand(tokens.shape[0], -1, -1), tokens[:, at:]], dim=1)
 
     def _cls(self) -> Tensor:
         assert self.cls_token is not None

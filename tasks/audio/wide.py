@@ -41,7 +41,7 @@ class TimeScores(LinearScores):
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return (B, num_classes) of x (B, T, F), of which each clip has `lengths` (B,) frames; None: T."""
         if lengths is None:
-            lengths = torch.full((len(x),), x.shape[1])
+            lengths = torch.full((x.shape[0],), x.shape[1])
         last = (lengths - 1).to(x.device, torch.float32)
         at = torch.linspace(0, 1, self.weight.shape[0], device=x.device) * last[:, None]
         return torch.einsum("bpf,pfc->bc", interpolate(x, at, 1), self.penalised()) + self.bias
