@@ -71,6 +71,10 @@ class BedGraphWriter(ResumableFile):
         super().__init__(path)
         self.lengths: dict[str, int] = dict(lengths)
         self.done: Region | None = None
+        for beside, text in self._beside().items():
+            if not overwrite and beside.exists() and beside.read_text(errors="replace") != text:
+                told = f"{beside}: is there already, of other chromosomes"
+                raise UserError(f"{told}; name another file with --out, or give --overwrite")
         self._settings = {"about": about, "digits": DIGITS, "lengths": self.lengths}
         self._pending: tuple[str, int, int, str] | None = None  # a line that may still grow
         state = self._read_state() if resume else None

@@ -180,3 +180,13 @@ def test_nothing_is_overwritten_or_mixed_in_silence(tmp_path: Path) -> None:
     assert path.read_text() == ""
     with pytest.raises(SaveError, match="cannot write"):
         BedGraphWriter(tmp_path / "no/x.bedgraph", LENGTHS)
+
+
+def test_chromosome_sizes_of_another_genome_are_not_replaced(tmp_path: Path) -> None:
+    sizes = tmp_path / "x.chrom.sizes"
+    sizes.write_text("chr1\t5\n")
+    told = fails(BedGraphWriter, tmp_path / "x.bedgraph", LENGTHS)
+    assert told.startswith(f"{sizes}: is there already, of other chromosomes; name another file")
+    assert sizes.read_text() == "chr1\t5\n"
+    BedGraphWriter(tmp_path / "x.bedgraph", LENGTHS, overwrite=True).finish()
+    assert sizes.read_text().startswith("chr1\t120\n")
