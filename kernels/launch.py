@@ -61,8 +61,7 @@ class _Call:
     """A call of an operator, while it looks for its kernels."""
 
     def __init__(self) -> None:
-        self.compiling = ExitStack()  # leaving it waits for the threads
-        self.started = False
+        self.compiling: ExitStack | None = None  # leaving it waits for the threads
         self.unfinished = False  # a kernel was not there, so nothing is launched any more
 
 
@@ -87,7 +86,8 @@ def compiled_together(run: Callable[..., Any], *arguments: Any, ahead: Callable[
             ahead(outputs)
     finally:
         _call.reset(token)
-        call.compiling.close()
+        if call.compiling is not None:
+            call.compiling.close()
     if call.unfinished:
         outputs = None  # or its memory would be needed twice
         outputs = run(*arguments)
@@ -133,8 +133,8 @@ def _compiled(
 
     if not isinstance(function, JITFunction):
         return function[grid](*arguments, **values)
-    if call is not None and not call.started:
-        call.started = True
+    if call is not None and call.compiling is None:
+        call.compiling = ExitStack()
         pool = call.compiling.enter_context(ThreadPoolExecutor(thread_name_prefix="mambaverse-compile"))
         # What is raised in a thread is raised again by `result`. (Triton 3.6's mode stays on if it raises itself.)
         call.compiling.enter_context(AsyncCompileMode(pool, ignore_errors=True))
