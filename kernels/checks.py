@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,6 +60,16 @@ def num_sequences(op: str, cu_seqlens: Tensor | None, batch: int) -> int:
             f"{op}: the batch is {batch}; expected 1, with the sequences one after the other, beside cu_seqlens"
         )
     return cu_seqlens.shape[0] - 1
+
+
+def wants_states(tensors: Iterable[Tensor | None]) -> bool:
+    """Return whether a call on `tensors` may be differentiated, so that states for backward are worth their memory.
+
+    An exported program works them out again if it ever is: their number would pin its lengths.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False
+    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def check_offsets(op: str, cu_seqlens: Tensor | None, name: str, x: Tensor) -> None:

@@ -11,11 +11,10 @@ from typing import Literal, overload
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_offsets, check_tensor, num_sequences
+from mambaverse.kernels.checks import check_offsets, check_tensor, num_sequences, wants_states
 from mambaverse.kernels.directions import Directions, check_merge, ndim_of_one, split_directions
 from mambaverse.kernels.selective_scan.checks import check_inputs, check_real
 from mambaverse.kernels.selective_scan.op_both import both_forward
-from mambaverse.kernels.selective_scan.shapes import wants_states
 
 _OP = "bidirectional_selective_scan"
 

@@ -7,10 +7,9 @@ from typing import Literal, overload
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_offsets, check_tensor, num_sequences
+from mambaverse.kernels.checks import check_offsets, check_tensor, num_sequences, wants_states
 from mambaverse.kernels.selective_scan.checks import check_inputs, check_real
 from mambaverse.kernels.selective_scan.op import selective_scan_forward
-from mambaverse.kernels.selective_scan.shapes import wants_states
 
 
 @overload

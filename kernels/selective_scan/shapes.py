@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -33,16 +33,6 @@ def chunk_state_dtype(u: Tensor, A: Tensor, backend: str) -> torch.dtype:
     They enter only gradients, which are rounded to bfloat16 themselves.
     """
     return torch.bfloat16 if on_gpu(u, backend) and u.dtype == torch.bfloat16 else state_dtype(u, A)
-
-
-def wants_states(tensors: Iterable[Tensor | None]) -> bool:
-    """Return whether a call on `tensors` may be differentiated, so that states for backward are worth their memory.
-
-    An exported program works them out again if it ever is: their number would pin its lengths.
-    """
-    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
-        return False
-    return any(t is not None and t.requires_grad for t in tensors)
 
 
 def keeps_states(u: Tensor, A: Tensor, backend: str, save: bool) -> bool:

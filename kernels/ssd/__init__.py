@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_offsets, check_real_tensor, num_sequences
+from mambaverse.kernels.checks import check_offsets, check_real_tensor, num_sequences, wants_states
 from mambaverse.kernels.ssd.checks import check_inputs, check_weights
 from mambaverse.kernels.ssd.op import ssd_forward
 from mambaverse.kernels.ssd.update import ssd_update
@@ -110,21 +109,12 @@ def ssd(
         raise ValueError(f"ssd: chunk_size is {chunk_size}; expected at least 1, or None")
     check_weights("ssd", x, weight, own_weight, "(B, L, H)")
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    # An exported program works out the states again if it is ever differentiated: their number would pin its lengths.
-    save = (
-        torch.is_grad_enabled()
-        and not torch.compiler.is_exporting()
-        and any(map(_needs_gradient, (*tensors, weight, own_weight)))
-    )
+    save = wants_states((*tensors, weight, own_weight))
     y, final_state, _ = ssd_forward(
         *tensors, cu_seqlens, dt_softplus, low, high, reverse, chunk_size or 0, current_backend(), save,
         weight, own_weight,
     )  # fmt: skip
     return (y, final_state) if return_final_state else y
-
-
-def _needs_gradient(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.requires_grad
 
 
 from mambaverse.kernels.ssd.bidirectional import bidirectional_ssd  # noqa: E402  it calls `ssd`
