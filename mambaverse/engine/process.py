@@ -37,13 +37,16 @@ def launch(config: TrainerConfig) -> Iterator[Accelerator]:
     if config.precision == "fp16" and cpu:
         raise UserError("trainer.precision: fp16 needs a GPU; on a CPU use bf16 or fp32")
     ours = not AcceleratorState._shared_state  # Accelerate keeps one state a process: end only what was begun here
-    threads = torch.get_num_threads()
+    threads, precision = torch.get_num_threads(), torch.backends.cuda.matmul.fp32_precision
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=PRECISIONS[config.precision],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # else an environment variable divides
         dynamo_plugin=TorchDynamoPlugin(backend="inductor" if config.compile else "no", mode=config.compile),
     )
+    # For a compiled model in float32, Accelerate turns TF32 on, and leaves it on for all that this process does later.
+    if torch.backends.cuda.matmul.fp32_precision != precision:
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     try:
         if accelerator.distributed_type not in SUPPORTED:
             raise UserError(

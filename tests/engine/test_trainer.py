@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from safetensors.torch import load_file
 
 from mambaverse.config import ConfigError, OptimConfig
+from mambaverse.engine import process
 from mambaverse.engine import trainer as trainer_module
 from mambaverse.engine.data import MODEL, TrainPlan, derive_seed
 from mambaverse.engine.optim import create_optimizer
@@ -233,6 +235,22 @@ def test_threads_are_what_the_config_says_and_then_what_they_were(tmp_path: Path
         TASKS.register("toy", Toy, overwrite=True)
     assert seen == {2}
     assert torch.get_num_threads() == 1
+
+
+def test_products_in_float32_stay_so_where_accelerate_would_have_tf32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_on_a_gpu(**options: Any) -> Accelerator:  # with a compiled model; Accelerate does so in AcceleratorState
+        torch.backends.cuda.matmul.allow_tf32 = True
+        return Accelerator(**options)
+
+    monkeypatch.setattr(process, "Accelerator", as_on_a_gpu)
+    for allowed in (False, True):
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        with process.launch(toy_config(tmp_path).trainer):
+            assert torch.backends.cuda.matmul.allow_tf32 == allowed
+        assert torch.backends.cuda.matmul.allow_tf32 == allowed
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @pytest.mark.parametrize(
