@@ -47,7 +47,8 @@ class Set:
         """Return the override that says where the data lie, if anything must."""
         if self.file is None:
             return []
-        return [f"data.root={data / self.file if self.config.startswith('dna/gue') else data}"]
+        is_file = self.config.startswith(("dna/gue", "vision/"))
+        return [f"data.root={data / self.file if is_file else data}"]
 
     def fold(self, number: int) -> list[str]:
         """Return the override that holds out fold `number`, if there are folds."""
@@ -80,7 +81,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sets and mixers."""
+    """Sets and mixers; a mixer "" is the model's own."""
 
     sets: Sequence[Set]
     mixers: Sequence[str]
@@ -104,7 +105,8 @@ class Plan:
                 for mixer in self.mixers:
                     for seed in range(seeds):
                         names = [part.stem, f"fold{fold}" * (part.folds > 1), mixer, f"seed{seed}"]
-                        own = [*part.fold(fold), f"model.mixer={mixer}", f"trainer.seed={seed}"]
+                        swap = [f"model.mixer={mixer}"] if mixer else []
+                        own = [*part.fold(fold), *swap, f"trainer.seed={seed}"]
                         yield Run(
                             name="-".join(filter(None, names)),
                             config=part.config,
@@ -171,8 +173,23 @@ LARGER = (
         "trainer.epochs=15",
     ),
 )  # fmt: skip
+
+
+def _images(name: str, *settings: str, config: str = "vision/cifar10") -> Set:
+    every = ("trainer.compile=reduce-overhead", "trainer.select=last")  # no epoch is chosen by what is reported
+    return Set(name, config, 50000, "cifar10_jpeg75.npz", (*settings, *every))
+
+
+PEER = "model.name=benchmarks.cifar10_peers"
+CIFAR10 = (
+    _images("strata_nano_patch4_32"),
+    _images("resnet18", f"{PEER}:resnet18", "model.args.drop_path_rate=null"),  # as in timm, which has no such rate
+    _images("vit", f"{PEER}:vit"),
+    _images("vim", config="vision/cifar10_vim"),
+)
 PLANS = {
     "grid": Plan(SETS, MIXERS),
     "gue": Plan(GUE, ("vim",)),  # runs of the grid, by the same names
     "larger": Plan(LARGER, ("vim",)),
+    "cifar10": Plan(CIFAR10, ("",)),
 }

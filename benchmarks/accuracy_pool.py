@@ -202,6 +202,8 @@ def _train(run: Run, out: Path) -> bool:
     stopped = train(config, name=run.config, resume=begun, console=Console(quiet=True)).signal is not None
     if not stopped:
         (folder / "settings.json").write_text(json.dumps(run.settings))
+    if config.trainer.compile:
+        torch.compiler.reset()  # or the next model counts as this one, compiled anew, and that may be done 8 times
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # the card is shared

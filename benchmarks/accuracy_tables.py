@@ -81,7 +81,7 @@ def write_tables(name: str, plan: Plan, runs: Sequence[Run], out: Path) -> None:
     """Print a plan's table as markdown, and write it and its numbers to OUT/NAME.md and .csv."""
     ended = [run for run in runs if finished(out, run)]
     results = {run.name: json.loads((out / run.name / "results.json").read_text()) for run in ended}
-    lines = list((_gue if name == "gue" else _grid)(plan, runs, results, out))
+    lines = list({"gue": _gue, "cifar10": _images}.get(name, _grid)(plan, runs, results, out))
     failures = json.loads((out / FAILURES).read_text()) if (out / FAILURES).is_file() else {}
     failed = [f"- {run.name}: {failures[run.name]}" for run in runs if run.name in failures]
     text = "\n".join([_title(name, runs, results, out), "", *lines, *([""] if failed else []), *failed]) + "\n"
@@ -154,6 +154,18 @@ def _gue(plan: Plan, runs: Sequence[Run], results: dict[str, Any], out: Path) ->
             "DNABERT-2 (117 M parameters, fine-tuned): Zhou et al. 2024, arXiv 2306.15006, as later papers' tables "
             "print it; of the tasks of mouse as recalled."
         )
+
+
+def _images(plan: Plan, runs: Sequence[Run], results: dict[str, Any], out: Path) -> Iterator[str]:
+    """Yield the lines of a table with a row a model."""
+    yield from _head("model", "parameters", "epochs", "accuracy by seed", "mean", "minutes a run")
+    for part in plan.sets:
+        if (cell := _cell(part, "", runs, results)) is None:
+            continue
+        own = [results[run.name] for run in runs if run.set == part.name and run.name in results]
+        each = ", ".join(f"{100 * one['metrics'][part.score]:.2f}" for one in own)
+        size, minutes = f"{cell.parameters / 1e6:.2f} M", f"{cell.seconds / 60:.1f}"
+        yield _row(f"`{part.name}`", size, own[0]["epochs"], each, cell, minutes)
 
 
 def _compare(runs: Sequence[Run], part: Set, floor: str, out: Path) -> tuple[float, float]:
