@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from mambaverse.errors import UserError, suggest
 from mambaverse.registry import Registry, check_arguments, signatures
 
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
@@ -59,8 +60,16 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Mo
 
 
 def list_models(pattern: str = "*", domain: str | None = None) -> list[str]:
-    """Return the sorted names of the models that match `pattern` (of one `domain`)."""
-    return MODELS.list(pattern) if domain is None else MODELS.list(pattern, domain=domain)
+    """Return the sorted names of the models that match `pattern` (of one `domain`).
+
+    Raises:
+        UserError: no model is of that `domain`.
+    """
+    if domain is None:
+        return MODELS.list(pattern)
+    if domain not in (domains := MODELS.tag_values("domain")):
+        raise UserError(f"unknown domain {domain!r}{suggest(str(domain), domains)}")
+    return MODELS.list(pattern, domain=domain)
 
 
 def describe_model(name: str) -> dict[str, str]:

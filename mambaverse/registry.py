@@ -134,6 +134,12 @@ class Registry(Generic[T]):
             names = {n for n, e in self._entries.items() if all(e.tags.get(k) == v for k, v in tags.items())}
         return sorted(n for n in names if fnmatch.fnmatchcase(n, pattern))
 
+    def tag_values(self, tag: str) -> set[Any]:
+        """Return what the entries that carry `tag` have there."""
+        self._discover()
+        self._load_builtins(None)
+        return {entry.tags[tag] for entry in self._entries.values() if tag in entry.tags}
+
     def describe(self, name: str) -> dict[str, str]:
         """Return what is known of `name`: name, source, summary (first line of its docstring), signature and arguments.
 

@@ -67,6 +67,15 @@ def test_an_argument_that_cannot_be_used_is_named(name: str, argument: str, valu
         build(name, **{argument: value})
 
 
+@pytest.mark.parametrize(
+    ("domain", "expected"),
+    [("vison", "unknown domain 'vison', did you mean 'vision'?"), ("", "unknown domain ''; known: ")],
+)
+def test_a_domain_that_no_model_is_of_is_named(domain: str, expected: str) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)):
+        mambaverse.list_models(domain=domain)
+
+
 @pytest.mark.parametrize(("name", "overrides"), VARIANTS)
 def test_weights_drawn_after_the_meta_device_are_all_drawn(name: str, overrides: dict[str, Any]) -> None:
     model = build(name, **overrides, device="meta")
