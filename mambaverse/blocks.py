@@ -17,7 +17,7 @@ import torch
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
-from mambaverse.errors import UserError, suggest
+from mambaverse.errors import UserError
 from mambaverse.kernels.norm import layer_norm, rms_norm
 from mambaverse.mixers import MIXERS, Mixer, create_mixer, mixer_class
 from mambaverse.mixers._portable import exporting
@@ -255,7 +255,7 @@ def build_mixer(
     arguments = {key: dict(value) for key, value in (mixer_args or {}).items()}
     for key in arguments:
         if key != name and ":" not in key and key not in MIXERS:
-            raise UserError(f"mixer_args: no mixer is called {key!r}{suggest(key, MIXERS.list())}")
+            raise UserError(f"mixer_args: no mixer is called {key!r}{MIXERS.suggest(key)}")
     if directions not in (None, 1, 2):
         raise UserError(f"directions: expected 1, 2, or None for as many as the mixer needs, got {directions!r}")
     cls = mixer_class(name)

@@ -55,6 +55,7 @@ class Registry(Generic[T]):
         module_is_name: A module of `builtins` holds one object, registered under the module's name, so that the names
             are known without importing anything. Otherwise modules are imported to learn what they register.
         qualified: The name is "folder/module", with the folder that "*" stood for.
+        meant: What errors suggest for a name that others use, in lower case without "-" and "_": {"mamba2": "ssd"}.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Registry(Generic[T]):
         group: str = "",
         module_is_name: bool = True,
         qualified: bool = False,
+        meant: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self._builtins, self._group = [builtins] if isinstance(builtins, str) else list(builtins), group
         self._module_is_name, self._qualified = module_is_name, qualified
+        self._meant = dict(meant or {})
         self._entries: dict[str, Entry[T]] = {}
         self._modules: dict[str, str] | None = None  # built-in modules: name -> module path
         self._discovered = False
@@ -120,8 +123,13 @@ class Registry(Generic[T]):
         if name not in self._entries:
             self._load_builtins(name)
         if name not in self._entries:
-            raise RegistryError(f"unknown {self.kind} {name!r}{suggest(name, self.list())}")
+            raise RegistryError(f"unknown {self.kind} {name!r}{self.suggest(name)}")
         return self._entries[name]
+
+    def suggest(self, name: str) -> str:
+        """Return what `errors.suggest` says of an unknown `name`; what others call so comes before what looks alike."""
+        plain = name.lower().replace("-", "").replace("_", "")
+        return suggest(self._meant.get(plain, name), self.list())
 
     def list(self, pattern: str = "*", **tags: Any) -> list[str]:
         """Return the sorted names that match `pattern` (`*`, `?`, `[...]`) and carry all `tags`."""

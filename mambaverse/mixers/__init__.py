@@ -12,7 +12,20 @@ from mambaverse.registry import Registry, RegistryError, check_arguments, is_a, 
 if TYPE_CHECKING:
     from mambaverse.mixers.base import Mixer
 
-MIXERS: Registry[type[Mixer]] = Registry("mixer", builtins="mambaverse.mixers", group="mambaverse.mixers")
+MEANT = {  # what the field calls some of them: suggested, not taken
+    "mamba": "s6",
+    "mamba1": "s6",
+    "mamba2": "ssd",
+    "s4": "s4d",
+    "bimamba": "vim",
+    "hydra": "bissd",  # the nearest: both directions of SSD, though not one quasi-separable matrix
+    "vss": "ss2d",
+    "vmamba": "ss2d",
+    "mha": "attention",
+    "transformer": "attention",
+    "retention": "retnet",
+}
+MIXERS: Registry[type[Mixer]] = Registry("mixer", builtins="mambaverse.mixers", group="mambaverse.mixers", meant=MEANT)
 
 __all__ = ["MIXERS", "Mixer", "create_mixer", "describe_mixer", "list_mixers", "register_mixer"]
 

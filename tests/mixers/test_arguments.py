@@ -10,7 +10,7 @@ import torch
 
 import mambaverse
 from mambaverse.errors import UserError
-from mambaverse.mixers import create_mixer
+from mambaverse.mixers import MEANT, create_mixer
 
 
 class WithoutInit(mambaverse.Mixer):
@@ -102,3 +102,17 @@ def test_what_is_no_mixer_is_named() -> None:
         create_mixer("torch.nn:Linear", 16)
     with pytest.raises(UserError, match=r"'torch.nn:Linear': expected a subclass of mambaverse.Mixer"):
         mambaverse.create_model("test_vim", mixer="torch.nn:Linear")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("mamba", "s6"), ("Mamba1", "s6"), ("mamba-2", "ssd"), ("s4", "s4d"), ("Hydra", "bissd")]
+)
+def test_what_the_field_calls_a_mixer_is_suggested_and_not_taken(name: str, meant: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"unknown mixer {name!r}, did you mean {meant!r}?")):
+        create_mixer(name, 16)
+    with pytest.raises(UserError, match=re.escape(f"no mixer is called {name!r}, did you mean {meant!r}?")):
+        mambaverse.create_model("vim_nano_patch4_32", mixer_args={name: {}})
+
+
+def test_what_may_be_meant_is_a_mixer() -> None:
+    assert {*MEANT.values()} <= {*mambaverse.list_mixers()}
