@@ -10,6 +10,7 @@ which is the pre-norm block x <- x + mixer(norm(x)), with the addition moved int
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -207,12 +208,17 @@ def check_rates(**rates: float) -> None:
             raise UserError(f"{name}: expected a probability, from 0 to 1, got {rate}")
 
 
-def check_stack(depths: Sequence[int], mlp_ratio: float, drop_path_rate: float) -> None:
-    """Raise UserError for a negative number of blocks or width of their MLPs, or a rate that is no probability."""
+def check_stack(depths: Sequence[int], mlp_ratio: float, drop_path_rate: float, eps: float) -> None:
+    """Raise UserError for a negative number of blocks or width of their MLPs, or a rate that is no probability.
+
+    Likewise for an `eps` of the norms that is negative or not finite.
+    """
     check_counts(0, depth=min(depths))
     if not mlp_ratio >= 0:
         raise UserError(f"mlp_ratio: expected 0 for no MLP, or more, got {mlp_ratio}")
     check_rates(drop_path_rate=drop_path_rate)
+    if not 0 <= eps < math.inf:
+        raise UserError(f"eps: expected a finite number of at least 0, got {eps}")
 
 
 def layer_pattern(mixer: str | Sequence[str], depth: int) -> list[str]:

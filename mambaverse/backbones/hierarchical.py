@@ -153,7 +153,7 @@ class Hierarchical(nn.Module):
             raise UserError(
                 f"dims and depths: expected as many of both, at least 1 each, got {list(dims)} and {list(depths)}"
             )
-        check_stack(depths, mlp_ratio, drop_path_rate)
+        check_stack(depths, mlp_ratio, drop_path_rate, eps)
         if norm not in ("rms", "layer"):
             raise UserError(f"norm: expected 'rms' or 'layer', got {norm!r}")
         if downsample not in DOWNSAMPLES:

@@ -62,7 +62,7 @@ class Isotropic(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        check_stack([depth], mlp_ratio, drop_path_rate)
+        check_stack([depth], mlp_ratio, drop_path_rate, eps)
         self.dim, self.depth, self.causal = dim, depth, causal
         self.grad_checkpointing = False
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]

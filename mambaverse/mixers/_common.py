@@ -64,10 +64,25 @@ def resolve_inner_heads(mixer: str, inner: int, headdim: int | None, ngroups: in
     return heads, headdim
 
 
-def check_range(mixer: str, name: str, bounds: Sequence[float], above: float) -> tuple[float, float]:
-    """Return the bounds (low, high), or raise UserError unless they are two numbers with above < low <= high."""
-    if len(bounds) != 2 or not above < bounds[0] <= bounds[1]:
-        raise UserError(f"{mixer}: {name} must be two numbers, {above:g} < low <= high, got {list(bounds)}")
+def check_numbers(mixer: str, *, positive: bool = False, **numbers: float) -> None:
+    """Raise UserError unless every number is finite and at least 0, or above 0 if `positive`."""
+    for name, number in numbers.items():
+        if not math.isfinite(number) or number < 0 or (positive and number == 0):
+            least = "above 0" if positive else "of at least 0"
+            raise UserError(f"{mixer}: {name} must be a finite number {least}, got {number:g}")
+
+
+def check_range(
+    mixer: str, name: str, bounds: Sequence[float], above: float, *, finite: bool = True
+) -> tuple[float, float]:
+    """Return the bounds (low, high), or raise UserError unless they are two numbers with above < low <= high.
+
+    Unless `finite` is False, infinity is no number.
+    """
+    in_order = len(bounds) == 2 and above < bounds[0] <= bounds[1] and bounds[0] < math.inf
+    if not in_order or (finite and math.isinf(bounds[1])):
+        kind = "two finite numbers" if finite else "two numbers"
+        raise UserError(f"{mixer}: {name} must be {kind}, {above:g} < low <= high, got {list(bounds)}")
     return float(bounds[0]), float(bounds[1])
 
 

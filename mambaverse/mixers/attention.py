@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import resolve_heads, rotate
+from mambaverse.mixers._common import check_numbers, resolve_heads, rotate
 from mambaverse.mixers.base import Mixer
 
 
@@ -58,6 +58,7 @@ class Attention(Mixer):
         super().__init__()
         self.causal = self.supports_state = causal
         self.num_heads, self.headdim = resolve_heads("attention", dim, num_heads, headdim, even=rotary)
+        check_numbers("attention", positive=True, rotary_base=rotary_base)
         self.rotary, self.rotary_base = rotary, rotary_base
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(dim, dim, bias=bias, device=device, dtype=dtype)

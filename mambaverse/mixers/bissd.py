@@ -20,6 +20,7 @@ from mambaverse.errors import UserError, suggest
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import (
     at_least_fp32,
+    check_numbers,
     check_range,
     check_sizes,
     init_dt_bias_,
@@ -97,6 +98,7 @@ class BiSSD(Mixer):
         check_sizes("bissd", d_state=d_state, d_conv=d_conv, expand=expand, headdim=headdim, ngroups=ngroups)
         check_sizes("bissd", chunk_size=chunk_size)
         check_range("bissd", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
+        check_numbers("bissd", dt_init_floor=dt_init_floor, norm_eps=norm_eps)
         if merge not in MERGES:
             raise UserError(f"bissd: unknown merge {merge!r}{suggest(merge, MERGES)}")
         inner = expand * dim
@@ -104,7 +106,7 @@ class BiSSD(Mixer):
         self.d_inner, self.d_state, self.headdim, self.ngroups = inner, d_state, headdim, ngroups
         self.merge, self.dt_range, self.chunk_size = merge, (dt_min, dt_max, dt_init_floor), chunk_size
         self.A_init_range = check_range("bissd", "A_init_range", A_init_range, above=0)
-        self.dt_limit = check_range("bissd", "dt_limit", dt_limit, above=-1)
+        self.dt_limit = check_range("bissd", "dt_limit", dt_limit, above=-1, finite=False)
         self.sizes = [inner, inner + 2 * ngroups * d_state, heads]  # of z, [x, B, C] and δ
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, resolve_heads
+from mambaverse.mixers._common import at_least_fp32, check_numbers, resolve_heads
 from mambaverse.mixers._ops import linear_recurrence, linear_recurrence_step
 from mambaverse.mixers.base import Mixer
 
@@ -57,6 +57,7 @@ class LinearAttention(Mixer):
     ) -> None:
         super().__init__()
         self.num_heads, self.headdim = resolve_heads("linear_attention", dim, num_heads, headdim)
+        check_numbers("linear_attention", eps=eps)
         self.eps = eps
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(dim, dim, bias=bias, device=device, dtype=dtype)

@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.checks import num_sequences, sequence_bounds
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_dt_bias_, resolve_inner_heads
+from mambaverse.mixers._common import (
+    at_least_fp32,
+    check_numbers,
+    check_range,
+    check_sizes,
+    init_dt_bias_,
+    resolve_inner_heads,
+)
 from mambaverse.mixers._trapezoid import keys_and_queries, last, summed_angles, trapezoid_scan, trapezoid_step
 from mambaverse.mixers.base import Mixer
 from mambaverse.mixers.ssd import GatedRMSNorm
@@ -101,8 +108,8 @@ class Mamba3(Mixer):
         for name, value, known in (("rope_pairing", rope_pairing, PAIRINGS), ("A_form", A_form, RATES)):
             if value not in known:
                 raise UserError(f"mamba3: unknown {name} {value!r}{suggest(value, known)}")
-        if A_floor <= 0:
-            raise UserError(f"mamba3: A_floor must be above 0, got {A_floor:g}")
+        check_numbers("mamba3", dt_init_floor=dt_init_floor, rope_fraction=rope_fraction)
+        check_numbers("mamba3", positive=True, A_floor=A_floor)
         inner = expand * dim
         heads, headdim = resolve_inner_heads("mamba3", inner, headdim, ngroups)
         rank = mimo_rank if is_mimo else 1

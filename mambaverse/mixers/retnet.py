@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import check_sizes, resolve_heads, rotate
+from mambaverse.mixers._common import check_numbers, check_sizes, resolve_heads, rotate
 from mambaverse.mixers._ops import linear_recurrence, linear_recurrence_step
 from mambaverse.mixers.base import Mixer
 
@@ -60,6 +60,8 @@ class RetNet(Mixer):
     ) -> None:
         super().__init__()
         check_sizes("retnet", expand=expand)
+        check_numbers("retnet", norm_eps=norm_eps)
+        check_numbers("retnet", positive=True, rotary_base=rotary_base)
         num_heads, headdim = resolve_heads("retnet", dim, num_heads, headdim, even=True)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_heads, self.headdim, self.expand = num_heads, headdim, expand

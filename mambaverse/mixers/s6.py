@@ -22,6 +22,7 @@ from mambaverse.kernels.selective_scan import selective_scan_update
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import (
     at_least_fp32,
+    check_numbers,
     check_range,
     check_sizes,
     init_dt_bias_,
@@ -93,6 +94,7 @@ class S6(Mixer):
         super().__init__()
         check_sizes("s6", d_state=d_state, d_conv=d_conv, expand=expand)
         check_range("s6", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
+        check_numbers("s6", dt_scale=dt_scale, dt_init_floor=dt_init_floor)
         if A_init not in A_INITS:
             raise UserError(f"s6: unknown A_init {A_init!r}{suggest(A_init, A_INITS)}")
         if dt_init not in ("random", "constant"):

@@ -24,6 +24,7 @@ from mambaverse.errors import UserError, suggest
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import (
     at_least_fp32,
+    check_numbers,
     check_range,
     check_sizes,
     init_dt_bias_,
@@ -97,9 +98,11 @@ class SS2D(Mixer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_numbers("ss2d", expand=expand)
         inner = int(expand * dim)
         check_sizes("ss2d", d_state=d_state, d_conv=d_conv)
         check_range("ss2d", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
+        check_numbers("ss2d", dt_scale=dt_scale, dt_init_floor=dt_init_floor)
         if inner < 1:
             raise UserError(f"ss2d: expand · dim must be at least 1, got {expand} · {dim}")
         if d_conv % 2 == 0:

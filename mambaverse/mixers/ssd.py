@@ -19,6 +19,7 @@ from mambaverse.kernels.ssd import ssd_update
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import (
     at_least_fp32,
+    check_numbers,
     check_range,
     check_sizes,
     init_dt_bias_,
@@ -93,12 +94,13 @@ class SSD(Mixer):
         check_sizes("ssd", d_state=d_state, d_conv=d_conv, expand=expand, headdim=headdim, ngroups=ngroups)
         check_sizes("ssd", chunk_size=chunk_size)
         check_range("ssd", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
+        check_numbers("ssd", dt_init_floor=dt_init_floor, norm_eps=norm_eps)
         inner = expand * dim
         heads, headdim = resolve_inner_heads("ssd", inner, headdim, ngroups)
         self.d_inner, self.d_state, self.headdim, self.ngroups = inner, d_state, headdim, ngroups
         self.dt_range, self.chunk_size = (dt_min, dt_max, dt_init_floor), chunk_size
         self.A_init_range = check_range("ssd", "A_init_range", A_init_range, above=0)
-        self.dt_limit = check_range("ssd", "dt_limit", dt_limit, above=-1)
+        self.dt_limit = check_range("ssd", "dt_limit", dt_limit, above=-1, finite=False)
         self.sizes = [inner, inner + 2 * ngroups * d_state, heads]  # of z, [x, B, C] and δ
 
         self.in_proj = nn.Linear(dim, sum(self.sizes), bias=bias, **factory)

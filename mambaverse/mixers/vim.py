@@ -20,6 +20,7 @@ from mambaverse.errors import UserError
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import (
     at_least_fp32,
+    check_numbers,
     check_range,
     check_sizes,
     init_dt_bias_,
@@ -91,6 +92,7 @@ class Vim(Mixer):
         super().__init__()
         check_sizes("vim", d_state=d_state, d_conv=d_conv, expand=expand)
         check_range("vim", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
+        check_numbers("vim", dt_scale=dt_scale, dt_init_floor=dt_init_floor)
         for name, value, known in (
             ("merge", merge, ("mean", "add")),
             ("init", init, ("default", "official")),

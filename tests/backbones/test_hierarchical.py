@@ -97,6 +97,7 @@ def test_scripted_hybrid_agrees() -> None:
         ({"depths": [1, 0, 1]}, "at least 1 each"),
         ({"downsample": "pool"}, "downsample: expected 'conv' or 'merge', got 'pool'"),
         ({"norm": "batch"}, "norm: expected 'rms' or 'layer', got 'batch'"),
+        ({"eps": -1.0}, "eps: expected a finite number of at least 0, got -1.0"),
         ({"mixer": ["ss2d", "s6"]}, "for each of the 3 stages, got 2 entries"),
         ({"mixer": ["ss2d", [], "s6"]}, "got an empty list"),
         ({"mixer": "ss2"}, "did you mean 'ss2d'"),

@@ -139,6 +139,7 @@ def test_scripted_norm_equals_the_kernel(kind: str) -> None:
         ({"mixer": "s6", "mixer_args": {"s6": {"dstate": 4}}, "causal": True}, "did you mean 'd_state'"),
         ({"mixer": "s6", "mixer_args": {"sdd": {"d_state": 4}}, "causal": True}, "no mixer is called 'sdd'"),
         ({"mixer": "s6", "norm": "batch", "causal": True}, "expected 'rms' or 'layer', got 'batch'"),
+        ({"mixer": "s6", "eps": float("nan"), "causal": True}, "eps: expected a finite number of at least 0, got nan"),
     ],
 )
 def test_wrong_arguments(arguments: dict, message: str) -> None:

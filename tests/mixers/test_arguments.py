@@ -12,6 +12,8 @@ import mambaverse
 from mambaverse.errors import UserError
 from mambaverse.mixers import MEANT, create_mixer
 
+INF, NAN = float("inf"), float("nan")
+
 
 class WithoutInit(mambaverse.Mixer):
     pass
@@ -56,8 +58,10 @@ def test_a_class_that_keeps_not_to_the_contract_is_refused(name: str, message: s
         ("s6", {"d_state": True}, "d_state must be int, got True"),
         ("s6", {"dt_max": "0.1"}, "dt_max must be float, got '0.1'"),
         ("s6", {"dt_rank": "half"}, "dt_rank must be 'auto' or at least 1, got 'half'"),
-        ("s6", {"dt_min": 0.2}, "[dt_min, dt_max] must be two numbers, 0 < low <= high, got [0.2, 0.1]"),
-        ("ssd", {"A_init_range": [1]}, "A_init_range must be two numbers, 0 < low <= high, got [1]"),
+        ("s6", {"dt_min": 0.2}, "[dt_min, dt_max] must be two finite numbers, 0 < low <= high, got [0.2, 0.1]"),
+        ("s4d", {"dt_max": INF}, "[dt_min, dt_max] must be two finite numbers, 0 < low <= high, got [0.001, inf]"),
+        ("ssd", {"A_init_range": [1]}, "A_init_range must be two finite numbers, 0 < low <= high, got [1]"),
+        ("bissd", {"dt_limit": [INF, INF]}, "dt_limit must be two numbers, -1 < low <= high, got [inf, inf]"),
         ("ssd", {"A_init_range": ["a", "b"]}, "A_init_range must be tuple[float, float], got ['a', 'b']"),
         ("ssd", {"dt_limit": 3}, "dt_limit must be tuple[float, float], got 3"),
         ("ssd", {"rmsnorm": "yes"}, "rmsnorm must be bool, got 'yes'"),
@@ -95,6 +99,27 @@ def test_an_argument_that_cannot_be_used_is_named(name: str, arguments: dict[str
 def test_a_number_of_channels_that_is_none_is_named(name: str, dim: Any) -> None:
     with pytest.raises(UserError, match=re.escape(f"mixer {name!r}: dim must be an int of at least 1, got {dim!r}")):
         create_mixer(name, dim)
+
+
+@pytest.mark.parametrize(
+    ("names", "argument", "least"),
+    [
+        (["s6", "vim", "ss2d"], "dt_scale", "of at least 0"),
+        (["s6", "vim", "ss2d", "ssd", "bissd", "mamba3"], "dt_init_floor", "of at least 0"),
+        (["ssd", "bissd", "retnet"], "norm_eps", "of at least 0"),
+        (["linear_attention"], "eps", "of at least 0"),
+        (["ss2d"], "expand", "of at least 0"),
+        (["mamba3"], "rope_fraction", "of at least 0"),
+        (["mamba3"], "A_floor", "above 0"),
+        (["attention", "retnet"], "rotary_base", "above 0"),
+    ],
+)
+@pytest.mark.parametrize("value", [-1.0, NAN, INF])
+def test_a_number_that_means_nothing_is_named(names: list[str], argument: str, least: str, value: float) -> None:
+    for name in names:
+        expected = f"{name}: {argument} must be a finite number {least}, got {value:g}"
+        with pytest.raises(UserError, match=re.escape(expected)):
+            create_mixer(name, 16, **{argument: value})
 
 
 def test_what_is_no_mixer_is_named() -> None:

@@ -196,7 +196,7 @@ def test_siso_is_mimo_of_rank_one() -> None:
         ({"headdim": 7}, "headdim must divide expand · dim = 32, got 7"),
         ({"headdim": 16, "ngroups": 3}, "ngroups must divide the number of heads 2"),
         ({"mimo_rank": 0}, "mimo_rank must be at least 1, got 0"),
-        ({"A_floor": 0.0}, "A_floor must be above 0, got 0"),
+        ({"A_floor": 0.0}, "A_floor must be a finite number above 0, got 0"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_named(arguments: dict[str, Any], message: str) -> None:
