@@ -216,7 +216,7 @@ def compose(
         from mambaverse.engine.task import run_schema
 
         schema = run_schema
-    layers = [*_yaml_layers(name, list(roots)), *_argument_layers(overrides)]
+    layers = [*_yaml_layers(name, list(roots)), *argument_layers(overrides)]
     for source, layer in layers:
         import_plugins(layer.get("plugins"), source)
     config: Any = OmegaConf.structured(schema(_task_name(name, layers)))
@@ -308,7 +308,8 @@ def _find(name: str, roots: list[Path]) -> Path:
     raise ConfigError(f"no config {name!r}{suggest(name, list_configs(roots), limit=30)}")
 
 
-def _argument_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
+def argument_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
+    """Yield (source, layer) for each `key=value`."""
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals or not key:

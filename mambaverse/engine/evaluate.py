@@ -8,17 +8,19 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
-from mambaverse.config import RunConfig
+from mambaverse.config import ConfigError, OptimConfig, RunConfig, TrainerConfig, argument_layers
 from mambaverse.engine import report
 from mambaverse.engine.baseline import print_baselines
 from mambaverse.engine.data import Loader, eval_jobs, to_device
@@ -30,6 +32,7 @@ from mambaverse.engine.progress import Counter, Screen
 from mambaverse.engine.task import Prediction, Sample, Task
 from mambaverse.errors import UserError
 
+TAKEN = {"trainer": {"device", "num_threads", "precision", "select"}, "optim": set[str]()}  # which an evaluation reads
 SHEET_FORMATS = (".jpg", ".pdf", ".png", ".svg")
 TABLE_ROWS = 1000  # of predictions; more inputs make more tables, so that none waits for the last
 
@@ -106,6 +109,7 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
         overrides: `key=value` changes to its config, such as data.root=...
 
     Raises:
+        ConfigError: a key that cannot be changed, or that only training reads.
         UserError: not a run folder, half written, or of other classes than the data.
     """
     return _evaluate(path, overrides)[1]
@@ -136,9 +140,25 @@ def reported_name(task: Task) -> str:
 
 
 def _evaluate(path: Path, overrides: Sequence[str]) -> tuple[Task, dict[str, float]]:
+    _check_taken(overrides)
     config, task, model = load_run(path, overrides)
     with launch(config.trainer) as accelerator:
         return task, score_set(task, model.to(accelerator.device), accelerator).metrics
+
+
+def _check_taken(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for a key of `trainer` or `optim` that only training reads; unknown ones `compose` refuses."""
+    for source, layer in argument_layers(overrides):
+        given: Any = OmegaConf.to_container(layer)  # not resolved: what an interpolation stands for is no key
+        for section, config in (("trainer", TrainerConfig), ("optim", OptimConfig)):
+            unread = {one.name for one in fields(config)} - TAKEN[section]
+            keys = given[section] if isinstance(given.get(section), dict) else {}
+            if wrong := [key for key in keys if key in unread]:
+                taken = (f"{name}.{key}" for name, own in TAKEN.items() for key in sorted(own))
+                raise ConfigError(
+                    f"{source}: {section}.{wrong[0]} changes no evaluation, only training reads it; "
+                    f"an evaluation takes data.*, model.*, task.*, {', '.join(taken)}"
+                )
 
 
 def predict(

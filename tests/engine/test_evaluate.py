@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from mambaverse.config import ConfigError
 from mambaverse.engine.evaluate import evaluate, evaluate_run, predict, predict_run
 from mambaverse.engine.task import Prediction, Sample
 from mambaverse.errors import UserError
@@ -24,6 +25,33 @@ def test_a_run_evaluates_to_what_its_training_ended_with(finished: Path) -> None
 @pytest.mark.parametrize("override", ["data.eval_batch_size=1", "data.eval_batch_size=7", "data.num_workers=1"])
 def test_batches_and_workers_do_not_change_a_score(finished: Path, override: str) -> None:
     assert evaluate(finished, [override]) == pytest.approx(evaluate(finished), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("trainer.epochs=3", "trainer.epochs"),
+        ("trainer={device: cpu, compile: default}", "trainer.compile"),
+        ("optim.lr=0.5", "optim.lr"),
+    ],
+)
+def test_what_only_training_reads_changes_no_evaluation_and_is_refused(finished: Path, override: str, key: str) -> None:
+    expected = f"{key} changes no evaluation, .* takes data.*, trainer.device, trainer.num_threads, trainer.precision"
+    with pytest.raises(ConfigError, match=expected):
+        evaluate(finished, [override])
+
+
+def test_what_an_evaluation_reads_can_be_changed(finished: Path) -> None:
+    own = ["trainer={device: cpu, num_threads: 1}", "trainer.precision=fp32", "trainer.select=best", "task.mix=false"]
+    assert evaluate(finished, own) == evaluate(finished)
+    with pytest.raises(ConfigError, match=r"unknown key 'trainer.epoch', did you mean 'epochs'"):
+        evaluate(finished, ["trainer.epoch=3"])
+    with pytest.raises(ConfigError, match="expected key=value"):
+        evaluate(finished, ["trainer"])
+    with pytest.raises(ConfigError, match="argument 'trainer=5'"):
+        evaluate(finished, ["trainer=5"])
+    with pytest.raises(ConfigError, match="Interpolation key 'nope' not found"):
+        evaluate(finished, ["trainer=${nope}"])
 
 
 def test_an_evaluation_is_shown_as_a_table(finished: Path) -> None:
