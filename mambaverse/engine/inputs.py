@@ -16,6 +16,12 @@ class BadInputError(UserError):
     """One of several inputs cannot be read; the message names it."""
 
 
+def check_inputs(inputs: Sequence[str]) -> None:
+    """Raise UserError for an empty path, such as a shell's variable that is not set: it would be the current folder."""
+    if "" in inputs:
+        raise UserError("inputs: expected files or folders, got an empty path ''")
+
+
 def load_each(
     task: Task, inputs: Sequence[str], on_bad: Callable[[UserError], None] | None
 ) -> Iterator[tuple[str, Sample]]:
@@ -25,7 +31,11 @@ def load_each(
         task: Its `load_inputs` reads them.
         inputs: Files, or what else the task knows.
         on_bad: Called with what is wrong with an input, which is then left out; None: BadInputError is raised.
+
+    Raises:
+        UserError: an empty path.
     """
+    check_inputs(inputs)
     for one in inputs:  # by itself: what is wrong with it, such as an empty folder, must not lose those behind it
         left: Iterator[tuple[str, Callable[[], Sample]]] | None = None
         while True:

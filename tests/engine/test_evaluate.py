@@ -98,6 +98,15 @@ def test_bad_inputs_can_be_left_out(finished: Path) -> None:
     assert [str(error)[:3] for error in bad] == ["'a'", "'b'"]
 
 
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_an_empty_path_is_refused_before_anything_is_labelled(
+    finished: Path, capsys: pytest.CaptureFixture[str], on_error: str
+) -> None:
+    with pytest.raises(UserError, match="expected files or folders, got an empty path ''"):
+        predict_run(finished, [POINTS[0], ""], on_error=on_error)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("form", ["table", "csv", "json"])
 def test_predictions_are_printed_as(finished: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
     predict_run(finished, [*POINTS, "worse"], form=form, on_error="skip")

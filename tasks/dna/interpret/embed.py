@@ -28,7 +28,7 @@ from torch import nn
 from mambaverse.blocks import Sum
 from mambaverse.config import RunConfig
 from mambaverse.engine.files import output_path
-from mambaverse.engine.inputs import REMEDY, BadInputError, Skips
+from mambaverse.engine.inputs import REMEDY, BadInputError, Skips, check_inputs
 from mambaverse.engine.progress import Counter, Screen
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.backbone import DnaModel
@@ -175,6 +175,7 @@ def embed_run(
     Raises:
         UserError: not a run of a DNA model, an option that it has not, a bad record.
     """
+    check_inputs(inputs)
     check_range("--window", window, 1)
     output_path("--out", out, FORMATS)
     console = console or Screen()

@@ -151,6 +151,8 @@ def test_bad_records_stop_the_job_or_are_left_out(
     assert "3 of 5 inputs skipped" in capsys.readouterr().err
     with pytest.raises(UserError, match="no record is left"):
         embed_run(run, inputs[:1], out=tmp_path / "y.npz", on_error="skip")
+    with pytest.raises(UserError, match="expected files or folders, got an empty path"):
+        embed_run(run, ["", *inputs], out=tmp_path / "z.npz", on_error="skip")
 
 
 @pytest.mark.parametrize("pool", ["mean", "base"])
