@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -314,6 +315,8 @@ def argument_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]
         key, equals, _ = item.partition("=")
         if not equals or not key:
             raise ConfigError(f"argument {item!r}: expected key=value, such as trainer.epochs=5")
+        if re.search(r"^\.|\.\.|\.\[|\.$|\[\]", re.sub(r"\[[^]]+\]", "[name]", key)):
+            raise ConfigError(f"argument {item!r}: the key has an empty part, expected names such as trainer.epochs")
         try:
             yield f"argument {item!r}", OmegaConf.from_dotlist([item])
         except (yaml.YAMLError, OmegaConfBaseException) as error:

@@ -58,6 +58,8 @@ def test_scientific_notation_is_a_number(root: Path) -> None:
 def test_arguments_are_keyed_by_mixer_also_by_path(root: Path) -> None:
     config = run(root, "model.mixer_args.ssd.d_state=64", "model.mixer_args[pkg.module:Class].d_state=32")
     assert config.model.mixer_args == {"ssd": {"d_state": 64}, "pkg.module:Class": {"d_state": 32}}
+    config = run(root, "[model][mixer_args][.module:Class][d_state]=4")
+    assert config.model.mixer_args == {".module:Class": {"d_state": 4}}
 
 
 def test_parts_are_not_listed(root: Path) -> None:
@@ -105,6 +107,11 @@ def test_unknown_key_in_a_file(root: Path) -> None:
         ("model.directions=3", "model.directions: expected 1 or 2, got 3"),
         ("trainer.epochs", "expected key=value"),
         ("=3", "expected key=value"),
+        ("trainer..epochs=1", "argument 'trainer..epochs=1': the key has an empty part, expected names such as"),
+        (".trainer.epochs=1", "the key has an empty part"),
+        ("trainer.epochs.=1", "the key has an empty part"),
+        ("model.mixer_args[].d_state=1", "the key has an empty part"),
+        ("model.mixer_args.[ssd].d_state=1", "the key has an empty part"),
         ("data.batch_size=-1", "data.batch_size: expected at least 1, got -1"),
         ("data={a: [1", "argument 'data={a: [1'"),
     ],
