@@ -92,6 +92,8 @@ def test_bad_images_stop_or_are_skipped(
     assert main(["predict", str(run), str(text), str(images[0]), "--format", "json", "--on-error", "skip"]) == 0
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 1 and str(text) in captured.err
+    assert main(["predict", str(run), str(text), str(cut), "--on-error", "skip"]) == 2
+    assert capsys.readouterr().err.endswith("\nerror: 2 of 2 inputs skipped: none is left\n")
 
 
 def test_predictions_as_a_sheet(

@@ -222,7 +222,8 @@ def predict_run(
         sheet: A picture of the inputs with what is said of them, of as many as fit; its suffix says the format.
 
     Raises:
-        UserError: not a run folder; a bad input, after the rows of those before it; no sheet in this domain.
+        UserError: not a run folder; a bad input, after the rows of those before it; inputs that are all skipped; no
+            sheet in this domain.
     """
     output_path("--sheet", sheet, SHEET_FORMATS, map(Path, inputs))
     run = load_run(path, data=False)

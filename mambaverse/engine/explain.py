@@ -37,7 +37,8 @@ def explain_run(
         console: Where to print; None: stdout.
 
     Raises:
-        UserError: not a run folder; an input that cannot be read; a domain that draws no such picture.
+        UserError: not a run folder; an input that cannot be read; inputs that are all skipped; a domain that draws
+            no such picture.
     """
     console = console or Screen()
     config, task, model = load_run(path, data=False)

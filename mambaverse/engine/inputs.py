@@ -74,9 +74,16 @@ class Skips:
         return self._skip if self.policy == "skip" else None
 
     def report(self, done: int) -> None:
-        """Say on stderr how many inputs were skipped, if any were, beside `done` that were not."""
+        """Say on stderr how many inputs were skipped, if any were, beside `done` that were not.
+
+        Raises:
+            UserError: all of them were.
+        """
+        text = f"{self.count:,} of {self.count + done:,} inputs skipped"
+        if self.count and not done:
+            raise UserError(f"{text}: none is left")
         if self.count:
-            print(f"{self.count:,} of {self.count + done:,} inputs skipped", file=sys.stderr)
+            print(text, file=sys.stderr)
 
     def _skip(self, error: UserError) -> None:
         self.count += 1

@@ -98,6 +98,13 @@ def test_bad_inputs_can_be_left_out(finished: Path) -> None:
     assert [str(error)[:3] for error in bad] == ["'a'", "'b'"]
 
 
+def test_inputs_that_are_all_left_out_are_an_error(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="2 of 2 inputs skipped: none is left"):
+        predict_run(finished, ["worse", "bad"], on_error="skip")
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("skipped: ") == 2
+
+
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_an_empty_path_is_refused_before_anything_is_labelled(
     finished: Path, capsys: pytest.CaptureFixture[str], on_error: str
