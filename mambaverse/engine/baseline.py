@@ -57,10 +57,14 @@ def scores_of(truth: np.ndarray, predicted: np.ndarray, classes: int) -> dict[st
 
 
 def baselines_table(floors: Floors, ours: Mapping[str, float] | None = None) -> Table:
-    """Return a row for each baseline, and with `ours` one for the run's own metrics."""
+    """Return a row for each baseline, and with `ours` one for the run's own metrics.
+
+    Then only what the run's task reports has a column: a task chooses its `scores`, baselines have all that there are.
+    """
     rows = {**floors, **({} if ours is None else {"this run": ours})}
     columns = {"accuracy": "accuracy", "macro_f1": "macro F1", "f1": "F1", "mcc": "MCC"}
-    shown = {key: name for key, name in columns.items() if key != "f1" or any("f1" in one for one in rows.values())}
+    reported = {key for one in floors.values() for key in one} if ours is None else ours
+    shown = {key: name for key, name in columns.items() if key in reported}
     table = Table("model", *shown.values())
     for column in table.columns[1:]:
         column.justify = "right"

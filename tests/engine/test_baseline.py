@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from mambaverse.engine import run
-from mambaverse.engine.baseline import baseline_config
+from mambaverse.engine.baseline import baseline_config, baselines_table
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.evaluate import evaluate, evaluate_run
 from mambaverse.engine.task import register_task
@@ -85,6 +85,20 @@ def test_the_floor_stands_beside_the_number(tmp_path: Path) -> None:
     evaluate_run(folder, console=console, baseline=True)
     assert "majority" in text_of(console)
     assert baseline_config(config, wide())["oracle"]["mcc"] == 1
+
+
+def test_only_what_the_run_reports_has_a_column() -> None:
+    floors = {"majority": {"accuracy": 0.5, "macro_f1": 0.3, "mcc": 0.0, "f1": 0.6, "seconds": 1.0}}
+
+    def columns(ours: dict[str, float] | None) -> list[object]:
+        return [column.header for column in baselines_table(floors, ours).columns]
+
+    assert columns(None) == ["model", "accuracy", "macro F1", "F1", "MCC"]
+    table = baselines_table(floors, {"loss": 0.2, "accuracy": 0.9, "macro_f1": 0.8})
+    assert [(column.header, *column.cells) for column in table.columns] == [
+        ("model", "majority", "this run"), ("accuracy", "0.5000", "0.9000"), ("macro F1", "0.3000", "0.8000"),
+    ]  # fmt: skip
+    assert columns({"accuracy": 0.9, "f1": 0.9}) == ["model", "accuracy", "F1"]
 
 
 def test_a_task_without_baselines_says_so(tmp_path: Path) -> None:
