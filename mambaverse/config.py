@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from mambaverse.errors import UserError, suggest
@@ -219,7 +219,8 @@ def compose(
         schema = run_schema
     layers = [*_yaml_layers(name, list(roots)), *argument_layers(overrides)]
     for source, layer in layers:
-        import_plugins(layer.get("plugins"), source)
+        plain: Any = OmegaConf.to_container(layer)  # not resolved: what these two keys name is looked up before
+        import_plugins(plain.get("plugins"), source)
     config: Any = OmegaConf.structured(schema(_task_name(name, layers)))
     for source, layer in layers:
         try:
@@ -246,7 +247,7 @@ def import_plugins(names: Any, source: str = "plugins") -> None:
     """
     if names is None:
         return
-    if not isinstance(names, list | ListConfig) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{source}: plugins: expected a list of modules, got {names!r}")
     for name in names:
         try:
@@ -270,8 +271,13 @@ def list_configs(roots: Iterable[Path] = (CONFIGS,)) -> list[str]:
 
 
 def _task_name(name: str, layers: Sequence[tuple[str, DictConfig]]) -> str:
-    for _, layer in reversed(layers):
-        if isinstance(found := OmegaConf.select(layer, "task.name"), str):
+    for source, layer in reversed(layers):
+        plain: Any = OmegaConf.to_container(layer)
+        section = plain.get("task")
+        found = section.get("name") if isinstance(section, dict) else None
+        if isinstance(found, str):
+            if "${" in found:
+                raise ConfigError(f"{source}: task.name is read before {found!r} could be; write the task's own name")
             return found
     raise ConfigError(f"{name}: task.name is not set; it names the task, such as 'vision'")
 

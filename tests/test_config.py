@@ -100,6 +100,8 @@ def test_unknown_key_in_a_file(root: Path) -> None:
         ("trainer.num_threads=1000000000000", "trainer.num_threads: expected at most 8192, got"),
         ("trainer.epochs=${optim.lr}", "trainer.epochs: While dereferencing interpolation"),
         ("trainer.epochs=${nope}", "trainer.epochs: Interpolation key 'nope' not found"),
+        ("plugins=${nope}", "plugins: expected a list of modules, got '${nope}'"),
+        ("task.name=${nope}", "task.name is read before '${nope}' could be"),
         ("trainer.precision=fp8", "trainer.precision: expected fp32, bf16 or fp16, got 'fp8'"),
         ("model.mixer=3", "model.mixer: expected a name or a list of names, got 3"),
         ("model.mixer=[]", "model.mixer: expected a list of names, got []"),
