@@ -51,7 +51,8 @@ class Display:
 
     def __init__(self, console: Console, *, epochs: int, total: int, done: int, metric: str) -> None:
         self._console, self._epochs, self._total, self._done, self._metric = console, epochs, total, done, metric
-        self._began = self._drawn = monotonic()
+        self._drawn = monotonic()
+        self._old = self._new = (0, self._drawn)  # steps taken, and when: of the first quarter or more, and half
         self._best = ""
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -74,39 +75,47 @@ class Display:
     def step(self, updates: int, epoch: int, loss: float | None, samples_per_s: float | None) -> None:
         """Show that `updates` steps have been taken, in epoch number `epoch` (from 1); None: not known yet."""
         now = monotonic()
+        self._mark(updates, now)
         if now - self._drawn < (LINE_S if self._bar is None else REDRAW_S):
             return
         self._drawn = now
         parts = [] if loss is None else [f"loss {loss:.4f}"]
         parts += [self._best] if self._best else []
         parts += [] if samples_per_s is None else [f"{samples_per_s:,.0f} samples/s"]
-        parts.append(f"{format_seconds(self._left(updates))} left")
-        text = "  ".join(parts)
+        parts += self._left(updates)
         if self._bar is None:
-            self._print(f"epoch {epoch}/{self._epochs}  step {updates}/{self._total}  {text}")
+            self._print("  ".join([f"epoch {epoch}/{self._epochs}", f"step {updates}/{self._total}", *parts]))
         else:
-            self._bar.update(self._task, completed=updates, description=f"epoch {epoch}/{self._epochs}", text=text)
+            now_in = f"epoch {epoch}/{self._epochs}"
+            self._bar.update(self._task, completed=updates, description=now_in, text="  ".join(parts))
             self._bar.refresh()
 
     def epoch(self, row: dict[str, Any], updates: int, *, best: bool) -> None:
         """Print the line of a finished epoch, from its row of metrics.jsonl."""
         self._drawn = monotonic()
+        self._mark(updates, self._drawn)
         if best:
             self._best = f"best {self._metric} {row[self._metric]:.4f}"
         named = {"eval loss" if k == "loss" else k.replace("_", " "): v for k, v in row.items() if isinstance(v, float)}
-        numbers = (f"{name} {value:.4f}" for name, value in named.items())
-        left = f"{format_seconds(self._left(updates))} left"
-        mark = "  best" if best else ""
-        self._print(
-            f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  {'  '.join(numbers)}  {left}{mark}"
-        )
+        parts = [f"{name} {value:.4f}" for name, value in named.items()] + self._left(updates) + ["best"] * best
+        self._print(f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  {'  '.join(parts)}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    def _left(self, updates: int) -> float:
-        taken = max(updates - self._done, 1)
-        return (monotonic() - self._began) / taken * (self._total - updates)
+    def _mark(self, updates: int, now: float) -> None:
+        taken = updates - self._done
+        if taken > 0 and taken >= 2 * self._new[0]:
+            self._old, self._new = self._new, (taken, now)
+
+    def _left(self, updates: int) -> list[str]:
+        """Return "1:15 left", by the pace of the later half of the steps, or more: the first one may compile."""
+        taken, to_go = updates - self._done, self._total - updates
+        since, then = self._old
+        if to_go and not since:
+            return []  # one step tells nothing
+        seconds = (monotonic() - then) / max(taken - since, 1) * to_go
+        return [f"{format_seconds(seconds)} left"]
 
 
 class Counter:

@@ -67,6 +67,21 @@ def test_a_terminal_gets_a_bar_with_loss_metric_speed_and_time_left(
     assert any("loss" in bar and "best accuracy" in bar and "━" in bar for bar in bars)
 
 
+def test_the_time_left_does_not_count_what_the_first_step_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "LINE_S", 0.0)
+    console = Console(file=io.StringIO(), width=120)
+    display = progress.Display(console, epochs=1, total=120, done=20, metric="accuracy")  # of a run that goes on
+    for taken in range(1, 101):
+        now[0] += 60.0 if taken == 1 else 1.0
+        display.step(20 + taken, 1, None, None)
+    lines = _text(console).splitlines()
+    assert lines[0] == "epoch 1/1  step 21/120"
+    assert lines[1] == "epoch 1/1  step 22/120  1:38 left"
+    assert [lines[i].split("  ")[-1] for i in (2, 39, 98, 99)] == ["1:37 left", "1:00 left", "0:01 left", "0:00 left"]
+
+
 def test_names_are_shown_as_they_are_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["seq[/red]", "x[bold]", "chr:x:9", f"{'folder/' * 20}a.fa"]
     progress.Screen().print(predictions_table([(name, "[b]", "0.5") for name in names]))
