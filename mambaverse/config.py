@@ -218,10 +218,10 @@ def compose(
 
         schema = run_schema
     layers = [*_yaml_layers(name, list(roots)), *argument_layers(overrides)]
-    for source, layer in layers:
-        plain: Any = OmegaConf.to_container(layer)  # not resolved: what these two keys name is looked up before
-        import_plugins(plain.get("plugins"), source)
-    config: Any = OmegaConf.structured(schema(_task_name(name, layers)))
+    plain: list[tuple[str, Any]] = [(source, OmegaConf.to_container(layer)) for source, layer in layers]
+    for source, keys in plain:  # not resolved: plugins and the task are looked up before
+        import_plugins(keys.get("plugins"), source)
+    config: Any = OmegaConf.structured(schema(_task_name(name, plain)))
     for source, layer in layers:
         try:
             config = OmegaConf.merge(config, layer)
@@ -270,10 +270,9 @@ def list_configs(roots: Iterable[Path] = (CONFIGS,)) -> list[str]:
     return sorted({p.with_suffix("").as_posix() for p in found if not p.name.startswith("_")})
 
 
-def _task_name(name: str, layers: Sequence[tuple[str, DictConfig]]) -> str:
-    for source, layer in reversed(layers):
-        plain: Any = OmegaConf.to_container(layer)
-        section = plain.get("task")
+def _task_name(name: str, layers: Sequence[tuple[str, Any]]) -> str:
+    for source, keys in reversed(layers):
+        section = keys.get("task")
         found = section.get("name") if isinstance(section, dict) else None
         if isinstance(found, str):
             if "${" in found:

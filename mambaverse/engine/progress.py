@@ -52,7 +52,7 @@ class Display:
     def __init__(self, console: Console, *, epochs: int, total: int, done: int, metric: str) -> None:
         self._console, self._epochs, self._total, self._done, self._metric = console, epochs, total, done, metric
         self._drawn = monotonic()
-        self._old = self._new = (0, self._drawn)  # steps taken, and when: of the first quarter or more, and half
+        self._old = self._new = (0, self._drawn)  # steps taken, and when; of all so far a quarter to half, and twice it
         self._best = ""
         self._bar: Progress | None = None
         if console.is_terminal:

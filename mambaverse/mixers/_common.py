@@ -79,8 +79,7 @@ def check_range(
 
     Unless `finite` is False, infinity is no number.
     """
-    in_order = len(bounds) == 2 and above < bounds[0] <= bounds[1] and bounds[0] < math.inf
-    if not in_order or (finite and math.isinf(bounds[1])):
+    if len(bounds) != 2 or not (above < bounds[0] <= bounds[1] and (bounds[1] if finite else bounds[0]) < math.inf):
         kind = "two finite numbers" if finite else "two numbers"
         raise UserError(f"{mixer}: {name} must be {kind}, {above:g} < low <= high, got {list(bounds)}")
     return float(bounds[0]), float(bounds[1])

@@ -245,12 +245,15 @@ def test_products_in_float32_stay_so_where_accelerate_would_have_tf32(
         return Accelerator(**options)
 
     monkeypatch.setattr(process, "Accelerator", as_on_a_gpu)
-    for allowed in (False, True):
-        torch.backends.cuda.matmul.allow_tf32 = allowed
-        with process.launch(toy_config(tmp_path).trainer):
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            with process.launch(toy_config(tmp_path).trainer):
+                assert torch.backends.cuda.matmul.allow_tf32 == allowed
             assert torch.backends.cuda.matmul.allow_tf32 == allowed
-        assert torch.backends.cuda.matmul.allow_tf32 == allowed
-    torch.backends.cuda.matmul.allow_tf32 = False
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize(
