@@ -31,6 +31,7 @@ class Set:
         score: What its table shows.
         goal: The score that is wanted, if one is.
         prefix: Of the names of its runs and floors, where its settings are not those of the grid.
+        root_is_file: data.root names `file` itself, not the folder of data.
     """
 
     name: str
@@ -42,13 +43,13 @@ class Set:
     score: str = "accuracy"
     goal: float | None = None
     prefix: str = ""
+    root_is_file: bool = False
 
     def where(self, data: Path) -> list[str]:
         """Return the override that says where the data lie, if anything must."""
         if self.file is None:
             return []
-        is_file = self.config.startswith(("dna/gue", "vision/"))
-        return [f"data.root={data / self.file if is_file else data}"]
+        return [f"data.root={data / self.file if self.root_is_file else data}"]
 
     def fold(self, number: int) -> list[str]:
         """Return the override that holds out fold `number`, if there are folds."""
@@ -121,7 +122,8 @@ class Plan:
 
 
 def _gue(task: str, samples: int, *settings: str, config: str = "dna/gue_gpu") -> Set:
-    return Set(f"gue/{task}", config, samples, "gue8.zip", (f"data.subset={task}", *settings), score="mcc")
+    subset = (f"data.subset={task}", *settings)
+    return Set(f"gue/{task}", config, samples, "gue8.zip", subset, score="mcc", root_is_file=True)
 
 
 GUE = (
@@ -177,7 +179,7 @@ LARGER = (
 
 def _images(name: str, *settings: str, config: str = "vision/cifar10") -> Set:
     every = ("trainer.compile=reduce-overhead", "trainer.select=last")  # no epoch is chosen by what is reported
-    return Set(name, config, 50000, "cifar10_jpeg75.npz", (*settings, *every))
+    return Set(name, config, 50000, "cifar10_jpeg75.npz", (*settings, *every), root_is_file=True)
 
 
 PEER = "model.name=benchmarks.cifar10_peers"
