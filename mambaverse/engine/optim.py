@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import timm.optim
@@ -27,19 +29,22 @@ def create_optimizer(model: nn.Module, config: OptimConfig, *, capturable: bool 
     step may be captured as a CUDA graph if the optimizer knows how (its `defaults` then have `capturable`).
 
     Raises:
-        UserError: unknown optimizer, or an argument that it does not have.
+        UserError: unknown optimizer, one that needs what is not here, or an argument that it does not have.
     """
     known = [str(name) for name in timm.optim.list_optimizers()]
     if config.name not in known:
         raise UserError(f"optim.name: unknown optimizer {config.name!r}{suggest(config.name, known)}")
-    arguments = dict(config.args)
-    parameters = inspect.signature(timm.optim.get_optimizer_class(config.name, bind_defaults=False)).parameters
+    try:
+        chosen = timm.optim.get_optimizer_class(config.name, bind_defaults=False)
+    except (ImportError, AssertionError) as error:  # as of those that need apex and CUDA
+        raise UserError(f"optim.name: {config.name} cannot be had here: {error}") from error
+    arguments, parameters = dict(config.args), inspect.signature(chosen).parameters
     if "fused" in parameters and all(p.is_floating_point() for p in model.parameters()):
         arguments.setdefault("fused", True)
     if capturable and "capturable" in parameters:
         arguments.setdefault("capturable", True)
     try:
-        return timm.optim.create_optimizer_v2(
+        return _factory(config.name)(
             model,
             opt=config.name,
             lr=config.lr,
@@ -50,6 +55,17 @@ def create_optimizer(model: nn.Module, config: OptimConfig, *, capturable: bool 
         )
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"optim: {config.name} refused its arguments: {error}") from error
+
+
+def _factory(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """Return what creates timm's optimizer `name`; Muon's matrices are then taken in batches."""
+    if (info := timm.optim.get_optimizer_info(name)).opt_class is not timm.optim.Muon:
+        return timm.optim.create_optimizer_v2
+    from mambaverse.engine.muon import BatchedMuon
+
+    registry = timm.optim.OptimizerRegistry()
+    registry.register(replace(info, opt_class=BatchedMuon))
+    return registry.create_optimizer
 
 
 class Schedule:

@@ -260,6 +260,7 @@ def test_products_in_float32_stay_so_where_accelerate_would_have_tf32(
     ("override", "message"),
     [
         ("optim.name=adamww", r"optim\.name: unknown optimizer 'adamww', did you mean 'adamw'"),
+        ("optim.name=fusedadam", r"optim\.name: fusedadam cannot be had here: .*(APEX|apex)"),
         ("optim.args.beta=1", "optim: adamw refused its arguments: .*beta"),
         ("optim.schedule=cosin", r"optim\.schedule: unknown schedule 'cosin', did you mean 'cosine'"),
         ("optim.schedule_args.decay=1", "optim: cosine refused its arguments: .*decay"),
