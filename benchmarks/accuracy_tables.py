@@ -83,7 +83,14 @@ def write_tables(name: str, plan: Plan, runs: Sequence[Run], out: Path) -> None:
     results = {run.name: json.loads((out / run.name / "results.json").read_text()) for run in ended}
     lines = list({"gue": _gue, "cifar10": _images}.get(name, _grid)(plan, runs, results, out))
     failures = json.loads((out / FAILURES).read_text()) if (out / FAILURES).is_file() else {}
-    failed = [f"- {run.name}: {failures[run.name]}" for run in runs if run.name in failures]
+    reasons: dict[str, list[str]] = {}
+    for run in runs:
+        if run.name in failures:
+            reasons.setdefault(failures[run.name], []).append(run.name)
+    failed = [
+        f"- {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
+        for reason, names in reasons.items()
+    ]
     text = "\n".join([_title(name, runs, results, out), "", *lines, *([""] if failed else []), *failed]) + "\n"
     (out / f"{name}.md").write_text(text)
     print(text, end="")

@@ -246,7 +246,7 @@ def test_bench_checks_and_times(capsys: pytest.CaptureFixture[str], tmp_path: Pa
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_interrupted_training_says_how_to_go_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mambaverse.cli", "train", "vision/digits", *SHORT, "trainer.epochs=200",
+    command = [sys.executable, "-m", "mambaverse", "train", "vision/digits", *SHORT, "trainer.epochs=200",
                f"trainer.output_dir={tmp_path}", "trainer.run_name=stopped"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "stopped/metrics.jsonl"
