@@ -41,6 +41,16 @@ def test_listing_does_without_torch(kind: str) -> None:
     assert not loaded_by(statement, modules=modules) & set(modules.split())  # the names are printed too
 
 
+def test_what_predicts_loads_neither_metrics_nor_plots() -> None:
+    """Of torchmetrics and matplotlib, which take seconds to import."""
+    tasks = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "tasks").glob("*/task.py")]
+    tasks += [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "tasks").glob("*/tasks/[a-z]*.py")]
+    assert len(tasks) >= 4
+    statement = "; ".join(f"import mambaverse.{'.'.join(task.parts)}" for task in tasks)
+    statement = f"import mambaverse.engine.evaluate; {statement}"
+    assert loaded_by(statement, modules="torchmetrics scipy.signal matplotlib.figure torch") == {"torch"}
+
+
 @pytest.mark.parametrize(("code", "bound_s"), [("import mambaverse", 0.3)])
 def test_import_is_quick(code: str, bound_s: float) -> None:
     def seconds(statement: str) -> float:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 
 from mambaverse.config import ConfigError, TaskConfig
 from mambaverse.engine.build import DECIDED, build_model
 from mambaverse.engine.task import Batch, SampleSet, Task
 
-TOP = 5  # the accuracy of so many guesses is reported too, where there are more classes
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 
 @dataclass
@@ -29,14 +28,6 @@ class ClassifierConfig(TaskConfig):
         """Check what the types cannot say."""
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"task.label_smoothing: expected a number in [0, 1), got {self.label_smoothing}")
-
-
-class PositiveF1(MulticlassF1Score):
-    """F1 of the second of two classes."""
-
-    def compute(self) -> Tensor:
-        """Return it, 0-dim."""
-        return super().compute()[1]
 
 
 class Classifier(Task):
@@ -83,17 +74,9 @@ class Classifier(Task):
 
     def metrics(self) -> MetricCollection:
         """Return the scores that this task reports, for its number of classes."""
-        n = len(self.classes)
-        known: dict[str, Callable[[], Metric]] = {
-            "accuracy": lambda: MulticlassAccuracy(n, average="micro", validate_args=False),
-            "macro_f1": lambda: MulticlassF1Score(n, average="macro", validate_args=False),
-            "mcc": lambda: MulticlassMatthewsCorrCoef(n, validate_args=False),
-        }
-        if n == 2:
-            known["f1"] = lambda: PositiveF1(n, average="none", validate_args=False)
-        if n > TOP:
-            known["top5"] = lambda: MulticlassAccuracy(n, top_k=TOP, average="micro", validate_args=False)
-        return MetricCollection({name: known[name]() for name in self.scores if name in known})
+        from mambaverse.engine.scores import classifier_scores
+
+        return classifier_scores(self.scores, len(self.classes))
 
     def labels_of(self, samples: SampleSet) -> np.ndarray:
         """Return the class numbers (N,) of a set; domains that have them in memory return those."""

@@ -1,6 +1,7 @@
 """The pictures of a run: curves.png (loss, metric, learning rate) and confusion.png.
 
-Figures are made without pyplot, so they need no display and leave no global state behind.
+Figures are made without pyplot, so they need no display and leave no global state behind. matplotlib is imported where
+something is drawn: what draws nothing need not wait for it.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from torch import Tensor
 
 from mambaverse.engine.files import write_atomic
 from mambaverse.engine.logs import Row
 from mambaverse.errors import as_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TRAIN, EVAL, RATE = "#4477aa", "#cc6633", "#228833"  # told apart by the colour-blind too
 LOG_RANGE = 50.0  # a loss that spans more than this is drawn on a logarithmic axis
@@ -37,6 +39,8 @@ def draw_curves(path: Path, rows: Sequence[Row], metric: str, *, more_is_better:
         metric: The monitored metric, whose best value is marked.
         more_is_better: Whether that is the largest.
     """
+    from matplotlib.figure import Figure
+
     steps = [row for row in rows if row["kind"] == "train"]
     epochs = [row for row in rows if row["kind"] == "eval"]
     figure = Figure(figsize=(13, 3.8), layout="constrained")
@@ -72,6 +76,9 @@ def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
         counts: (true class, predicted class), integers.
         classes: Their names.
     """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
     table = counts.numpy()
     size = len(classes)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
@@ -107,6 +114,8 @@ def draw_confusion(path: Path, counts: Tensor, classes: Sequence[str]) -> None:
 
 def write_figure(figure: Figure, path: Path, dpi: int) -> None:
     """Write a figure in the format that the suffix of `path` says, whole or not at all."""
+    from matplotlib.text import Text
+
     for text in figure.findobj(Text):
         text.set_text(as_text(text.get_text()))
     buffer = io.BytesIO()

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from mambaverse.config import DataConfig, RunConfig, TaskConfig
 from mambaverse.engine.checkpoint import load_weights
@@ -22,6 +21,8 @@ from mambaverse.errors import UserError
 from mambaverse.registry import Registry
 
 if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
+
     from mambaverse.engine.audit import Audit
 
 Batch = Mapping[str, Any]  # named tensors (batch first) and lists

@@ -10,36 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from mambaverse.tasks.dna.tokens import PAD
+from mambaverse.tasks.dna.pretraining.scoring import SUMS
 
-SUMS = 5  # Σ w nll, Σ w, Σ nll, right ones, n
 LARGEST = 80.0  # nats: exp of more is no fp32 number
-
-
-def score_bases(logits: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the sums over each row, fp32 (B, 5), and those over all that the loss is made of, Σ w nll and Σ w, (2,).
-
-    Args:
-        logits: (B, L, 16).
-        targets: Ids (B, L); `[PAD]` is not scored.
-        weights: Of the bases (B, L); those of weight 0 are not scored either; None: all 1.
-    """
-    targets = targets.long()
-    nll = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="none")
-    nll = nll.view_as(targets)
-    scored = targets != PAD
-    if weights is not None:
-        scored = scored & (weights > 0)
-    counts = scored if weights is None else weights * scored
-    loss = torch.stack([(nll * counts).sum(), counts.sum()])
-    with torch.no_grad():
-        right = (logits.argmax(-1) == targets) & scored
-        columns = (nll * counts, counts, nll * scored, right, scored)
-        return torch.stack([column.float().sum(1) for column in columns], dim=1), loss
 
 
 class _PerBase(Metric):

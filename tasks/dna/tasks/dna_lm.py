@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torchmetrics import MetricCollection
 
 from mambaverse.config import ConfigError, RunConfig
 from mambaverse.engine.build import DECIDED, build_model
@@ -20,13 +19,16 @@ from mambaverse.tasks.dna.genome import Region
 from mambaverse.tasks.dna.pretraining.config import OBJECTIVES, DnaLmDataConfig, DnaLmTaskConfig
 from mambaverse.tasks.dna.pretraining.corpus import Corpus, corpus_named
 from mambaverse.tasks.dna.pretraining.masking import next_bases
-from mambaverse.tasks.dna.pretraining.metrics import language_metrics, score_bases
 from mambaverse.tasks.dna.pretraining.samples import GenomeSamples
+from mambaverse.tasks.dna.pretraining.scoring import score_bases
 from mambaverse.tasks.dna.pretraining.splits import write_split_bed
 from mambaverse.tasks.dna.pretraining.windows import Windows, known_windows
 from mambaverse.tasks.dna.sequences import padded
 from mambaverse.tasks.dna.strands import reads_both, reverse
 from mambaverse.tasks.dna.tokens import COMPLEMENT, PAD, VOCAB_SIZE
+
+if TYPE_CHECKING:
+    from torchmetrics import MetricCollection
 
 OTHER_STRAND = 0.5  # of the windows of training, for models that read one
 NO_LABELS = (
@@ -142,6 +144,8 @@ class DnaLmTask(Task):
 
     def metrics(self) -> MetricCollection:
         """Return loss, perplexity and accuracy, means over all scored bases."""
+        from mambaverse.tasks.dna.pretraining.metrics import language_metrics
+
         return language_metrics()
 
     def update(self, metrics: MetricCollection, output: Tensor, batch: Batch) -> None:

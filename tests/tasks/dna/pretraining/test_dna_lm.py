@@ -20,7 +20,8 @@ from mambaverse.engine.evaluate import evaluate
 from mambaverse.engine.run import resume, train
 from mambaverse.engine.task import TASKS
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.pretraining.metrics import language_metrics, score_bases
+from mambaverse.tasks.dna.pretraining.metrics import language_metrics
+from mambaverse.tasks.dna.pretraining.scoring import score_bases
 from mambaverse.tasks.dna.strands import reverse
 from mambaverse.tasks.dna.task import DnaTask
 from mambaverse.tasks.dna.tasks.dna_lm import DnaLmTask
