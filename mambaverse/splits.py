@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,6 +100,24 @@ def write_split(target: Path, rows: Iterable[SplitRow]) -> Path:
         writer.writerow(COLUMNS)
         for row, size, digest in zip(rows, sizes, digests, strict=True):
             writer.writerow((row.set, row.label, row.group, row.name, size, digest))
+    return target
+
+
+def write_digests(target: Path, rows: Iterable[SplitRow]) -> Path:
+    """Write one line a set to the CSV file `target`, with its samples' number and a SHA-256 of them; returns `target`.
+
+    For data that come split, whose samples need no list: it tells whether they are still the same. Rows have contents.
+    """
+    found: dict[str, tuple[int, Any]] = {}
+    for row in rows:
+        assert isinstance(row.content, bytes)
+        count, digest = found.get(row.set) or (0, hashlib.sha256())
+        digest.update(f"{row.label}\n{len(row.content)}\n".encode(errors=NO_TEXT) + row.content)
+        found[row.set] = count + 1, digest
+    with target.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("set", "samples", "sha256"))
+        writer.writerows((name, count, digest.hexdigest()) for name, (count, digest) in found.items())
     return target
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mambaverse.engine.folder import make_task, open_run, read_config
 from mambaverse.engine.progress import Screen
-from mambaverse.errors import UserError, suggest
+from mambaverse.errors import NO_TEXT, UserError, suggest
 
 SCORES = ("accuracy", "f1", "macro_f1", "mcc")
 RESAMPLES = 2_000
@@ -219,7 +219,24 @@ def _same(path: Path, first: Path, classes: list[str], truth: np.ndarray) -> np.
     names, targets, said = read_predictions(path)
     if names != classes or not np.array_equal(targets, truth):
         raise UserError(f"{path} and {first} were not reported on the same samples: their targets differ")
+    ours, theirs = _reported_samples(path), _reported_samples(first)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise UserError(f"{path} and {first} were not reported on the same samples: their splits differ")
     return said
+
+
+def _reported_samples(run: Path) -> list[tuple[str, str]] | None:
+    """Return what a run's split.csv, or sets.csv, has of the set that was reported; None of other kinds of file."""
+    file = next((path for name in ("split.csv", "sets.csv") if (path := run / name).is_file()), None)
+    if file is None:
+        return None
+    try:
+        with file.open(newline="", encoding="utf-8", errors=NO_TEXT) as lines:
+            rows = [(row["set"], row.get("name", ""), row["sha256"]) for row in csv.DictReader(lines)]
+    except (KeyError, csv.Error):  # a task may write what it likes
+        return None
+    reported = "test" if any(part == "test" for part, *_ in rows) else "eval"
+    return [(name, digest) for part, name, digest in rows if part == reported]
 
 
 def _floors(run: Path, truth: np.ndarray) -> dict[str, np.ndarray]:

@@ -130,7 +130,7 @@ class Task:
         self.classes = facts["classes"]
 
     def save_split(self, folder: Path) -> Path | None:
-        """Write which sample is in which set, with hashes, into `folder`; None if the data set comes split.
+        """Write which sample is in which set, with hashes, into `folder`; None of a set that is always the same.
 
         A run is resumed only if this file comes out the same again.
         """

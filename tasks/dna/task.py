@@ -18,7 +18,7 @@ from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
 from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError, suggest, warn
-from mambaverse.splits import write_split
+from mambaverse.splits import write_digests, write_split
 from mambaverse.tasks.dna.backbone import reverse
 from mambaverse.tasks.dna.checkpoints import start_from
 from mambaverse.tasks.dna.config import DnaDataConfig, DnaTaskConfig
@@ -88,9 +88,11 @@ class DnaTask(Classifier):
         self.classes, self.longest, self.shortest = facts["classes"], facts["longest"], facts["shortest"]
 
     def save_split(self, folder: Path) -> Path | None:
-        """Write which sequence is in which set to split.csv, unless the data come split."""
-        if self._splits is None or not self._splits.drawn:
+        """Write which sequence is in which set to split.csv, or, if the data come split, a hash of each to sets.csv."""
+        if self._splits is None:
             return None
+        if not self._splits.drawn:
+            return write_digests(folder / "sets.csv", self._splits.rows())
         return write_split(folder / "split.csv", self._splits.rows())
 
     def model_arguments(self) -> dict[str, Any]:

@@ -146,6 +146,16 @@ def test_wrong_comparisons_are_one_line(
     (other / "predictions.csv").write_text("".join(text[:-1]))
     assert "were not reported on the same samples" in error(one, "--to", str(other))
     assert "no run folder" in error(str(tmp_path / "none"))
+    sides = [shutil.copytree(two_runs[0], tmp_path / name) for name in ("drawn", "drawn anew")]
+    for name in ("split.csv", "sets.csv"):  # the targets of samples in the order of their classes are always the same
+        for side, sample in zip(sides, "ab", strict=True):
+            (side / name).write_text(f"set,name,sha256\ntrain,c,3\neval,{sample},{sample}\n")
+        assert "not reported on the same samples: their splits differ" in error(str(sides[0]), "--to", str(sides[1]))
+        (sides[1] / name).write_text("set,name,sha256\neval,a,a\n")
+        assert main(["compare", str(sides[0]), "--to", str(sides[1])]) == 0
+        for side in sides:
+            (side / name).unlink()
+    capsys.readouterr()
     assert "did you mean 'accuracy'" in error(one, "--score", "acuracy")
     assert "--resamples: expected 2 or more" in error(one, "--resamples", "1")
     (tmp_path / "config.yaml").write_text("")

@@ -204,6 +204,22 @@ def test_both_strands_are_averaged_in_evaluation_only(make_task: Make, table: Pa
     assert "both strands" in task.describe()["evaluation"]
 
 
+def test_data_that_come_split_are_told_from_others(make_task: Make, tmp_path: Path) -> None:
+    """By a hash of each set: a run goes on with its own data only."""
+    parts = [(*row, "test" if i > 5 else "train") for i, row in enumerate(rows(4))]
+    table = write_csv(tmp_path / "a.csv", parts, ("sequence", "label", "split"))
+
+    def digests() -> list[list[str]]:
+        file = make_task("dna/fasta", f"data.root={table}").save_split(tmp_path)
+        assert file is not None and file.name == "sets.csv"
+        return [line.split(",") for line in file.read_text().splitlines()[1:]]
+
+    before = digests()
+    assert [line[:2] for line in before] == [["train", "6"], ["eval", "2"]]
+    table.write_text(table.read_text().replace(parts[7][0], parts[7][0][::-1]))
+    assert [a == b for a, b in zip(before, digests(), strict=True)] == [True, False]
+
+
 def test_scores_of_a_classifier_of_dna(make_task: Make, table: Path) -> None:
     task = make_task("dna/fasta", f"data.root={table}")
     assert set(task.metrics()) == {"accuracy", "macro_f1", "f1", "mcc"}  # f1 for the second of two classes
