@@ -18,7 +18,12 @@ from mambaverse.errors import NO_TEXT, UserError, leave_stdout
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return the exit status."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, behind = parser.parse_known_args(argv)
+    if behind:  # argparse takes no positional argument behind an option if it took those before it
+        if any(word.startswith("-") or "=" not in word for word in behind) or "overrides" not in arguments:
+            parser.error(f"unrecognized arguments: {' '.join(behind)}")
+        arguments.overrides += behind
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=NO_TEXT)
     try:

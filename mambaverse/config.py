@@ -227,11 +227,14 @@ def compose(
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{source}: {_explain(error)}") from None
+        except TypeError:  # OmegaConf's, which names no key
+            raise ConfigError(f"{source}: a list where keys and values are expected, or the other way round") from None
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise ConfigError(f"{name}: {', '.join(missing)} is not set")
-        for key in _find_nan(OmegaConf.to_container(config, resolve=True)):  # which no bound below would refuse
-            raise ConfigError(f"{name}: {key}: expected a number, got nan")
+        for key, value in _not_finite(OmegaConf.to_container(config, resolve=True)):  # no bound below would refuse nan
+            if math.isnan(value) or key.startswith(("data.", "optim.", "task.")):
+                raise ConfigError(f"{name}: {key}: expected a finite number, got {value}")
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{name}: {_explain(error)}") from None
@@ -292,18 +295,21 @@ def _yaml_layers(name: str, roots: list[Path], parents: tuple[str, ...] = ()) ->
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(body, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of sections (task, model, data, ...)")
-    for base in body.pop("defaults", None) or []:
+    bases = body.pop("defaults", None)
+    if bases is not None and not OmegaConf.is_list(bases):
+        raise ConfigError(f"{path}: defaults: expected a list of configs, such as [vision/_base], got {bases!r}")
+    for base in bases or []:
         yield from _yaml_layers(str(base), roots, (*parents, name))
     yield str(path), body
 
 
-def _find_nan(value: Any, key: str = "") -> Iterator[str]:
-    """Yield the dotted keys of `value` that are not a number."""
-    if isinstance(value, float) and math.isnan(value):
-        yield key
+def _not_finite(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the dotted keys of `value` that are infinite or no number, with what they are."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key, value
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, part in parts:
-        yield from _find_nan(part, f"{key}.{name}" if key else str(name))
+        yield from _not_finite(part, f"{key}.{name}" if key else str(name))
 
 
 def _find(name: str, roots: list[Path]) -> Path:

@@ -230,6 +230,18 @@ def test_a_data_set_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_pa
     assert str(tmp_path) in error and "data.download=true" in error
 
 
+def test_changes_may_stand_behind_an_option(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("defaults: [vision/digits]\n")
+    command = ["config", "mine", "optim.lr=0.5", "--config-dir", str(tmp_path), "optim.lr=0.25", "data.batch_size=7"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "lr: 0.25" in shown and "batch_size: 7" in shown
+    for wrong in (["config", "mine", "--config-dir", str(tmp_path), "word"], ["list", "mixers", "--nope", "a=1"]):
+        with pytest.raises(SystemExit) as caught:
+            main(wrong)
+        assert caught.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+
+
 def test_own_configs_come_first(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("defaults: [vision/digits]\noptim: {lr: 0.25}\n")
     assert main(["config", "mine", "--config-dir", str(tmp_path)]) == 0

@@ -84,6 +84,12 @@ def test_a_key_without_its_section_is_found(root: Path, given: str, meant: str) 
     assert fails(root, given) == f"argument {given!r}: unknown key {key!r}, did you mean {meant}?"
 
 
+def test_defaults_are_a_list(root: Path) -> None:
+    for wrong in ("5", "toy/_base"):
+        (root / "toy/run.yaml").write_text(f"defaults: {wrong}\n")
+        assert "defaults: expected a list of configs, such as [vision/_base], got" in fails(root)
+
+
 def test_unknown_key_in_a_file(root: Path) -> None:
     (root / "toy/run.yaml").write_text("defaults: [toy/_base]\nmodel: {nmae: x}\n")
     assert fails(root) == f"{root / 'toy/run.yaml'}: unknown key 'model.nmae', did you mean 'name'?"
@@ -94,8 +100,10 @@ def test_unknown_key_in_a_file(root: Path) -> None:
     [
         ("trainer.epochs=many", "'many' of type 'str' could not be converted to Integer"),
         ("trainer.epochs=0", "trainer.epochs: expected at least 1, got 0"),
-        ("optim.weight_decay=nan", "toy/run: optim.weight_decay: expected a number, got nan"),
-        ("model.args.rates=[1, .nan]", "toy/run: model.args.rates.1: expected a number, got nan"),
+        ("optim.weight_decay=nan", "toy/run: optim.weight_decay: expected a finite number, got nan"),
+        ("model.args.rates=[1, .nan]", "toy/run: model.args.rates.1: expected a finite number, got nan"),
+        ("optim.min_lr=inf", "toy/run: optim.min_lr: expected a finite number, got inf"),
+        ("optim.args=[1]", "a list where keys and values are expected, or the other way round"),
         ("trainer.seed=9223372036854775808", "trainer.seed: expected at most 9223372036854775807, got"),
         ("trainer.num_threads=1000000000000", "trainer.num_threads: expected at most 8192, got"),
         ("trainer.epochs=${optim.lr}", "trainer.epochs: While dereferencing interpolation"),

@@ -16,6 +16,8 @@ DECIDED = {  # arguments of a model that have keys of their own
     "mixer": "set model.mixer",
     "mixer_args": "set model.mixer_args",
     "directions": "set model.directions",
+    "device": "set trainer.device",
+    "dtype": "set trainer.precision",
 }
 
 

@@ -66,7 +66,7 @@ class RunFolder:
         Raises:
             UserError: a folder of that name exists, unless it is a run and `trainer.overwrite` is set.
         """
-        parent = Path(config.trainer.output_dir)
+        parent = Path(config.trainer.output_dir).expanduser()
         if config.trainer.run_name is None:
             stem = Path(name).with_suffix("").as_posix().strip("./").replace("/", "-")
             stem = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"

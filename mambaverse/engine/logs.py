@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mambaverse.engine.files import saving
-from mambaverse.errors import UserError
+from mambaverse.errors import UserError, warn
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -63,11 +63,15 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Return the rows of a metrics.jsonl; a last line that was cut off in writing is left out."""
+    """Return the rows of a metrics.jsonl; a damaged line is left out with a warning, a last one cut off without."""
     rows = []
-    for line in path.read_bytes().splitlines(keepends=True):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if line.endswith(b"\n"):
-            rows.append(json.loads(line))
+            try:
+                row = json.loads(line)
+                rows.append({"kind": row["kind"], **row})
+            except (ValueError, KeyError, TypeError):
+                warn(f"{path}, line {number}: expected a row of metrics; left out")
     return rows
 
 

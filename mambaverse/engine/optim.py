@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -34,12 +35,15 @@ def create_optimizer(model: nn.Module, config: OptimConfig, *, capturable: bool 
     known = [str(name) for name in timm.optim.list_optimizers()]
     if config.name not in known:
         raise UserError(f"optim.name: unknown optimizer {config.name!r}{suggest(config.name, known)}")
+    if timm.optim.get_optimizer_info(config.name).second_order:
+        raise UserError(f"optim.name: {config.name} needs second derivatives, which training here does not compute")
     try:
         chosen = timm.optim.get_optimizer_class(config.name, bind_defaults=False)
     except (ImportError, AssertionError) as error:  # as of those that need apex and CUDA
         raise UserError(f"optim.name: {config.name} cannot be had here: {error}") from error
     arguments, parameters = dict(config.args), inspect.signature(chosen).parameters
-    if "fused" in parameters and all(p.is_floating_point() for p in model.parameters()):
+    plain = not {"foreach", "differentiable"} & arguments.keys()  # neither goes with fused
+    if "fused" in parameters and plain and all(p.is_floating_point() for p in model.parameters()):
         arguments.setdefault("fused", True)
     if capturable and "capturable" in parameters:
         arguments.setdefault("capturable", True)
@@ -53,7 +57,7 @@ def create_optimizer(model: nn.Module, config: OptimConfig, *, capturable: bool 
             fallback_no_weight_decay="muon" in config.name,
             **arguments,
         )
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
         raise UserError(f"optim: {config.name} refused its arguments: {error}") from error
 
 
@@ -88,8 +92,25 @@ class Schedule:
                 updates_per_epoch=epoch_updates,
                 **arguments,
             )
-        except (TypeError, ValueError, AssertionError) as error:
+            self._try(optimizer, config, epochs * epoch_updates)
+        except UserError:
+            raise
+        except (TypeError, ValueError, AssertionError, ArithmeticError, IndexError) as error:
             raise UserError(f"optim: {config.schedule} refused its arguments: {error}") from error
+
+    def _try(self, optimizer: torch.optim.Optimizer, config: OptimConfig, updates: int) -> None:
+        """Raise UserError for rates that mean nothing, which would come up hours later; rates stay as they are."""
+        given = [group["lr"] for group in optimizer.param_groups]
+        for update in sorted({round(share * updates) for share in (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)}):
+            self.step(update)
+            for group in optimizer.param_groups:
+                if not 0 <= group["lr"] < math.inf:
+                    raise UserError(
+                        f"optim: {config.schedule} has a learning rate of {group['lr']:g} after {update:,} of "
+                        f"{updates:,} steps; see optim.schedule_args"
+                    )
+        for group, lr in zip(optimizer.param_groups, given, strict=True):
+            group["lr"] = lr
 
     def step(self, updates: int) -> None:
         """Set the rates of the step that follows `updates` steps; they depend on nothing else."""

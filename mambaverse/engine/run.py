@@ -108,7 +108,7 @@ def train(
         state = None if resume is None else _load_state(folder, config)
         if state is None and config.model.checkpoint is not None:
             for member in members_of(model):
-                task.load_checkpoint(member, Path(config.model.checkpoint))
+                task.load_checkpoint(member, Path(config.model.checkpoint).expanduser())
         if state is not None:
             with tempfile.TemporaryDirectory() as scratch:
                 folder.check_split(task, Path(scratch))

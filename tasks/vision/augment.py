@@ -71,6 +71,8 @@ class Augment:
                     f"data.rand_augment: {self.rand_augment!r} is not a timm RandAugment such as {example}"
                     + (f" ({error})" if str(error) else "")
                 ) from None
+            if self._policy.num_layers < 1:
+                raise UserError(f"data.rand_augment: {self.rand_augment!r} takes no operation; null does without")
             for op in self._policy.ops:
                 if op.aug_fn is posterize:
                     op.aug_fn = _posterize

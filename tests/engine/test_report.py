@@ -182,6 +182,15 @@ def test_a_log_is_cut_back_to_where_its_run_goes_on(tmp_path: Path) -> None:
     assert read_metrics(path) == [{"kind": "train", "step": 1, "loss": None}, {"kind": "train", "step": 3, "loss": 2.0}]
 
 
+def test_a_damaged_line_of_a_log_costs_no_more_than_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "step": 1}\nnot json\n3\n{"step": 2}\n{"kind": "eval", "step": 2}\n')
+    assert [row["kind"] for row in read_metrics(path)] == ["train", "eval"]
+    told = capsys.readouterr().err.splitlines()
+    expected = [f"warning: {path}, line {n}: expected a row of metrics; left out" for n in (2, 3, 4)]
+    assert told == expected
+
+
 def test_signals_are_taken_in_the_main_thread_only() -> None:
     from threading import Thread
 

@@ -261,6 +261,10 @@ def test_products_in_float32_stay_so_where_accelerate_would_have_tf32(
     [
         ("optim.name=adamww", r"optim\.name: unknown optimizer 'adamww', did you mean 'adamw'"),
         ("optim.name=fusedadam", r"optim\.name: fusedadam cannot be had here: .*(APEX|apex)"),
+        ("optim.name=adahessian", r"optim\.name: adahessian needs second derivatives"),
+        ("optim.args.betas=[0.9]", "optim: adamw refused its arguments"),
+        ("optim.schedule_args={cycle_mul: 0}", "optim: cosine refused its arguments"),
+        ("optim.schedule_args={k_decay: abc}", "optim: cosine refused its arguments"),
         ("optim.args.beta=1", "optim: adamw refused its arguments: .*beta"),
         ("optim.schedule=cosin", r"optim\.schedule: unknown schedule 'cosin', did you mean 'cosine'"),
         ("optim.schedule_args.decay=1", "optim: cosine refused its arguments: .*decay"),
@@ -273,6 +277,12 @@ def test_what_a_config_gets_wrong_is_said_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         train(toy_config(tmp_path, override), console=quiet)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_schedule_whose_rates_mean_nothing_is_refused(tmp_path: Path, quiet: Console) -> None:
+    options = ("optim.schedule=step", "optim.schedule_args={decay_epochs: 1, decay_rate: -1}", "trainer.epochs=3")
+    with pytest.raises(UserError, match=r"^optim: step has a learning rate of -.* steps; see optim\.schedule_args"):
+        train(toy_config(tmp_path, *options), console=quiet)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "multistep", "poly", "rsqrt", "step", "tanh", "wsd"])

@@ -110,6 +110,11 @@ def test_any_size_fits(height: int, width: int) -> None:
     assert fit(image, 24).equal(torch.full((3, 24, 24), 77, dtype=torch.uint8))
 
 
+def test_a_policy_of_no_operation_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.rand_augment: 'rand-n0' takes no operation"):
+        Augment(32, **STATISTICS, rand_augment="rand-n0")
+
+
 def test_rand_augment_takes_grey_images(draw: Draw) -> None:
     grey = torch.randint(0, 256, (1, 28, 28), dtype=torch.uint8)
     augment = Augment(28, [0.3], [0.3], rand_augment="rand-m9-n4-mstd0.5-inc1")
