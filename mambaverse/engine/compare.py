@@ -189,6 +189,8 @@ def compare_runs(
     classes, truth, first = read_predictions(runs[0])
     if score is None:
         score = _chosen_by(runs[0])
+    if score == "f1" and len(classes) != 2:
+        raise UserError(f"f1 is that of the second of two classes, and here are {len(classes)}; macro_f1 is over all")
     ours = np.stack([first, *(_same(path, runs[0], classes, truth) for path in runs[1:])])
     sides: dict[str, np.ndarray]
     if others:

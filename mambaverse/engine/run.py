@@ -26,7 +26,7 @@ from mambaverse.config import RunConfig
 from mambaverse.engine import plots, report
 from mambaverse.engine.baseline import print_baselines
 from mambaverse.engine.build import set_checkpointing
-from mambaverse.engine.checkpoint import load_weights
+from mambaverse.engine.checkpoint import CheckpointError, load_weights
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.compare import predictions_csv
 from mambaverse.engine.data import MODEL, PROCESS, derive_seed
@@ -118,7 +118,7 @@ def train(
             console.print(report.head_table({**head, "run folder": str(folder.path)}))
         seed_generators(derive_seed(seed, PROCESS, accelerator.process_index))
         if state is not None:
-            trainer.load_state(state)
+            _take_over(trainer, state)
         elif accelerator.is_main_process:
             folder.begin(config, task)
         accelerator.wait_for_everyone()
@@ -267,6 +267,24 @@ def _load_state(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
             f"new run that starts from its weights: model.checkpoint={folder.last}"
         )
     return state
+
+
+def _take_over(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Let `trainer` go on from `state`.
+
+    Raises:
+        CheckpointError: it lacks something, or holds what does not fit.
+    """
+    try:
+        trainer.load_state(state)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(
+            f"{trainer.folder.state.folder}: damaged, or of another version ({said}); for a new run that starts "
+            f"from its weights: model.checkpoint={trainer.folder.last}"
+        ) from error
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:

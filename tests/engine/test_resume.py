@@ -48,6 +48,18 @@ def test_stopped_by_a_signal_and_resumed(
     _same(whole.folder, cut.folder)
 
 
+@pytest.mark.parametrize("part", ["generators", "position", "model", "optimizer"])
+def test_a_state_that_holds_something_else_is_one_line(
+    tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr(Toy, "signal_at", 5)
+    cut = train(toy_config(tmp_path, *ALL, name="cut"), console=quiet)
+    (path,) = (cut.folder / "state").glob("*/training.pt")
+    torch.save({**torch.load(path, weights_only=True), part: {"odd": 1}}, path)
+    with pytest.raises(UserError, match=r"state: damaged, or of another version \(.*model\.checkpoint="):
+        resume(cut.folder, quiet)
+
+
 def test_a_run_with_cuda_graphs_is_resumed_without(
     tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
