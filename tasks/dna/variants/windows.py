@@ -5,8 +5,8 @@
 
 An indel brings in other bases at the right end, or loses some there, so both windows have W bases, and what is summed
 over them has the same number of terms. At a chromosome's ends windows are moved inwards, never padded; windows that
-reach its right end both end there, and it is the left that gains or loses bases. A chromosome of fewer than W bases is
-read from end to end, as far as both alleles have bases.
+reach its right end both end there, and it is the left that gains or loses bases; the right loses those that the left
+does not have. A chromosome of fewer than W bases is read from end to end, as far as both alleles have bases.
 
 Each base keeps the number of its place on the chromosome (`places`), inserted ones continue from the left: which bases
 are masked together (see scores.py) is then the same in both windows, but for the allele.
@@ -110,7 +110,8 @@ def _alternative(variant: Variant, genome: Genome, ref: Allele, at_end: bool) ->
         ids = np.concatenate([ref.ids[: ref.start], alt, ref.ids[ref.end :]])
         return Allele(ids, ref.places, ref.start, ref.end)
     available = genome.lengths[variant.name] - variant.end
-    behind = available if at_end else min(count - ref.start - len(alt), available)
+    before = 0 if at_end else ref.start  # bases of the left that are kept; at the end those that there is room for
+    behind = min(count - before - len(alt), available)
     first = variant.start + len(alt) + behind - count
     left = genome.ids(variant.name, first, variant.start)
     right = genome.ids(variant.name, variant.end, variant.end + behind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,25 @@ def test_both_windows_are_the_haplotypes_in_as_many_bases(genome: Genome, letter
     assert decode(pair.alt.ids) == haplotype[at : at + len(pair.alt.ids)]
     behind = slice(pair.alt.end, None)  # the numbers of the bases are those of the chromosome
     assert decode(pair.alt.ids[behind]) == "".join(letters[p] for p in pair.alt.places[behind])
+
+
+@pytest.mark.parametrize("size", [1024, 400, 399, 100])  # longer than the chromosome, as long, shorter
+def test_indels_anywhere_on_a_short_chromosome_have_windows(tmp_path: Path, letters: str, size: int) -> None:
+    short = letters[:400]
+    (tmp_path / "short.fa").write_text(f">chr3\n{short}\n")
+    with Genome(tmp_path / "short.fa") as genome:
+        for start, added, ref in product(range(395), (1, 3, 5, 20), (1, 5)):
+            pair = place(variant(short, start, ref, short[start] + "G" * added, "chr3"), genome, size)
+            count, alt, ends = pair.window[2], pair.variant.alt, start + ref
+            haplotype = short[:start] + alt + short[ends:]
+            if pair.window[1] + count == 400:  # the last bases, but those of the left alone make room
+                first = min(len(haplotype) - count, start)
+            else:
+                first = min(pair.window[1], len(haplotype) - count)
+            assert count == min(size, 400, len(haplotype))
+            assert decode(pair.alt.ids) == haplotype[first : first + count]
+            assert (pair.alt.start, pair.alt.end) == (start - first, start - first + len(alt))
+            assert decode(pair.alt.ids[pair.alt.start : pair.alt.end]) == alt
 
 
 def test_windows_away_from_the_ends_begin_together_and_hold_the_variant_in_the_middle(
