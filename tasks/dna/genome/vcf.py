@@ -41,7 +41,7 @@ def read_vcf(
         path: The file.
         genome: Checks chromosomes, positions and REF, and gives the chromosomes its names.
         in_order: Demand records sorted by position, each chromosome in one piece.
-        on_error: "raise", or "skip" to count a record that cannot be used in `skipped` and go on.
+        on_error: "raise", or "skip" to count a record or an allele that cannot be used in `skipped` and go on.
         skipped: The account of these, and of the alleles without letters; without it, a warning at the end.
 
     Raises:
@@ -65,21 +65,20 @@ def read_vcf(
                 continue
             try:
                 variants = _record(line.split("\t"), width, where, genome, order)
-                for variant in variants:
-                    if kind := _without_letters(variant.alt):
-                        account.add(kind, variant.where, f"ALT {variant.alt}")
-                    elif not set(variant.alt.upper()) <= ALLELES:
-                        raise RecordError(
-                            "bad records", variant.where, f"ALT {variant.alt!r}; expected A, C, G, T or N"
-                        )
-                    elif variant.alt.upper() == variant.ref.upper():
-                        raise RecordError("bad records", variant.where, f"ALT {variant.alt} is REF: no variant")
-                    else:
-                        yield variant
             except RecordError as error:
                 if not skip:
                     raise
                 account.add(error.kind, error.where, error.reason)
+                continue
+            for variant in variants:
+                if kind := _without_letters(variant.alt):
+                    account.add(kind, variant.where, f"ALT {variant.alt}")
+                elif reason := _bad_allele(variant):
+                    if not skip:
+                        raise RecordError("bad records", variant.where, reason)
+                    account.add("bad records", variant.where, reason)
+                else:
+                    yield variant
     if not width:
         raise UserError(f"{path}: no header; expected a line {' '.join(COLUMNS)}, between tabs, before the records")
 
@@ -130,6 +129,13 @@ def _record(cells: Sequence[str], width: int, where: str, genome: Genome | None,
     if genome is not None and letters:
         check_reference(variants[0], genome)
     return variants
+
+
+def _bad_allele(variant: Variant) -> str:
+    """Return what is wrong with an allele that has letters; "" if nothing is."""
+    if not set(variant.alt.upper()) <= ALLELES:
+        return f"ALT {variant.alt!r}; expected A, C, G, T or N"
+    return f"ALT {variant.alt} is REF: no variant" if variant.alt.upper() == variant.ref.upper() else ""
 
 
 def _without_letters(alt: str) -> str:

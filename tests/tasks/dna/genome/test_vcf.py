@@ -104,6 +104,18 @@ def test_a_bad_record_is_named_by_line_and_place_or_skipped_with_a_count(
     assert skipped.counts == {kind: 1} and message.partition(": ")[2] in skipped.summary()
 
 
+def test_a_bad_allele_is_left_out_alone(tmp_path: Path, genome: Genome) -> None:
+    path = write(tmp_path / "x.vcf", HEAD + line("chr1", 2, "C", "A,R,G") + line("chr1", 2, "C", "C,T"))
+    with Skipped(tmp_path / "skipped.tsv") as skipped:
+        found = [(v.alt, v.allele) for v in read_vcf(path, genome=genome, on_error="skip", skipped=skipped)]
+    assert found == [("A", 1), ("G", 3), ("T", 2)] and skipped.counts == {"bad records": 2}
+    assert (tmp_path / "skipped.tsv").read_text().splitlines()[1:] == [
+        f"bad records\t{path}, line 4, chr1:2\tALT 'R'; expected A, C, G, T or N",
+        f"bad records\t{path}, line 5, chr1:2\tALT C is REF: no variant",
+    ]
+    assert "line 4, chr1:2: ALT 'R'; expected" in fails(lambda: list(read_vcf(path, genome=genome)))
+
+
 def test_unsorted_records_are_named_where_order_is_asked(tmp_path: Path, genome: Genome) -> None:
     path = write(tmp_path / "x.vcf", HEAD + line("1", 3, "G", "T") + line("1", 2, "C", "G"))
     assert len(list(read_vcf(path, genome=genome))) == 2
