@@ -2,14 +2,15 @@
 
     chrom <tab> start <tab> end [<tab> name, score, strand, thickStart, thickEnd, itemRgb, blockCount, sizes, starts]
 
-Lines that begin with `track`, `browser` or `#` are headers. Columns beyond the third are kept as they are written. In
-the files of splits that Caduceus and Enformer train on, the fourth is the split: train, valid, test.
+Lines that begin with `#`, or with the word `track` or `browser`, are headers. Columns beyond the third are kept as they
+are written. In the files of splits that Caduceus and Enformer train on, the fourth is the split: train, valid, test.
 
 Source: the BED format specification of GA4GH (samtools/hts-specs, BEDv1).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from mambaverse.tasks.dna.genome.regions import Region
 from mambaverse.tasks.dna.genome.skipped import Skipped, check_on_error, report
 
 MOST_COLUMNS = 12
-HEADERS = (b"#", b"track", b"browser")
+HEADER = re.compile(rb"#|(track|browser)(\s|$)")  # a chromosome may be called track1
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def read_bed(
         order = Order() if in_order else None
         for number, raw in enumerate(read_lines(path), 1):
             line = raw.decode("utf-8", "replace").rstrip("\r\n")
-            if not line.strip() or raw.startswith(HEADERS):
+            if not line.strip() or HEADER.match(raw):
                 continue
             rows += 1
             where = f"{path}, line {number:,}"

@@ -42,6 +42,11 @@ def test_three_columns_between_spaces_are_read(tmp_path: Path) -> None:
     assert (row.region, row.columns, row.label, row.blocks()) == (Region("chr1", 5, 9), (), "", [Region("chr1", 5, 9)])
 
 
+def test_a_chromosome_may_begin_as_a_header_does(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.bed", "track\nbrowser\thide all\r\nbrowser\r\ntrack1\t0\t5\nbrowser_2 1 5\n#1\t0\t5\n")
+    assert [row.region for row in read_bed(path)] == [Region("track1", 0, 5), Region("browser_2", 1, 5)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
