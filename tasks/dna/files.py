@@ -10,6 +10,7 @@ import bz2
 import csv
 import gzip
 import lzma
+import os
 import re
 import zipfile
 import zlib
@@ -27,6 +28,10 @@ from mambaverse.tasks.dna.tokens import encode
 FASTA = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas", ".fsa")
 TABLES = (".csv", ".tsv")
 OPENERS = {".gz": gzip.open, ".bgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+GZIP = b"\x1f\x8b"
+MAGIC = GZIP + b"\x08\x04"  # deflate, with an extra field
+END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")  # BGZF's last block
+HEAD = 18  # bytes of a BGZF block before its data, when its extra field holds nothing else
 AnyPath = Path | zipfile.Path  # of a file, or of a member of a .zip
 MAX_NAMES = 1_000_000  # of a file that are compared for duplicates: memory stays bounded
 MAX_FIELD = 2**31 - 1  # letters in a table's cell
@@ -113,9 +118,38 @@ def read_records(
         yield from _unique(_fasta(path)) if unique else _fasta(path)
 
 
+def block_size(head: bytes) -> int | None:
+    """Return the size of the BGZF block that starts with `head`, None if it is none; `head` holds its extra field."""
+    if not head.startswith(MAGIC) or len(head) < HEAD:
+        return None
+    at, end = 12, min(12 + int.from_bytes(head[10:12], "little"), len(head))
+    while at + 4 <= end:
+        size = int.from_bytes(head[at + 2 : at + 4], "little")
+        if head[at : at + 2] == b"BC" and size == 2 and at + 6 <= end:
+            return int.from_bytes(head[at + 4 : at + 6], "little") + 1
+        at += 4 + size
+    return None
+
+
+def refuse_cut(path: Path) -> None:
+    """Raise UserError if a BGZF file lacks its last block: cut between two blocks, it would read as a shorter file."""
+    with path.open("rb") as file:
+        if block_size(file.read(1024)) is None:
+            return
+        file.seek(-min(len(END), path.stat().st_size), os.SEEK_END)
+        if file.read() != END:
+            raise UserError(f"{path}: cut short: BGZF's last block is not there; get the file again")
+
+
 @contextmanager
 def open_binary(path: AnyPath) -> Iterator[IO[bytes]]:
-    """Open a file, compressed or not, to be read as bytes."""
+    """Open a file, compressed or not, to be read as bytes.
+
+    Raises:
+        UserError: a BGZF file that lacks its last block.
+    """
+    if isinstance(path, Path):  # a member of a .zip has the archive's checksum
+        refuse_cut(path)
     with path.open("rb") as raw:
         suffix = Path(path.name).suffix.lower()
         opener: Any = OPENERS.get(suffix)

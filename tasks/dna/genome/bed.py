@@ -17,7 +17,6 @@ from pathlib import Path
 
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.files import read_lines
-from mambaverse.tasks.dna.genome.bgzf import refuse_cut
 from mambaverse.tasks.dna.genome.fasta import Genome
 from mambaverse.tasks.dna.genome.regions import Region
 from mambaverse.tasks.dna.genome.skipped import Skipped, check_on_error, report
@@ -93,7 +92,6 @@ def read_bed(
     skip = check_on_error(on_error)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a BED file")
-    refuse_cut(path)
     with report(skipped) as account:
         columns = rows = 0
         order = Order() if in_order else None

@@ -23,39 +23,12 @@ import numpy as np
 
 from mambaverse.engine.files import PART, saving
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.files import open_binary
+from mambaverse.tasks.dna.files import block_size, open_binary, refuse_cut
 from mambaverse.tasks.dna.genome.handle import Handle
 from mambaverse.tasks.dna.genome.index import BadIndexError
 
-GZIP = b"\x1f\x8b"
-MAGIC = GZIP + b"\x08\x04"  # deflate, with an extra field
-END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-HEAD = 18  # bytes of a block before its data, when its extra field holds nothing else
 CACHED_BLOCKS = 256  # inflated, of one open file: 16 MiB
 PIECE = 1 << 16
-
-
-def block_size(head: bytes) -> int | None:
-    """Return the size of the block that starts with `head`, None if that is no BGZF; `head` holds its extra field."""
-    if not head.startswith(MAGIC) or len(head) < HEAD:
-        return None
-    at, end = 12, min(12 + int.from_bytes(head[10:12], "little"), len(head))
-    while at + 4 <= end:
-        size = int.from_bytes(head[at + 2 : at + 4], "little")
-        if head[at : at + 2] == b"BC" and size == 2 and at + 6 <= end:
-            return int.from_bytes(head[at + 4 : at + 6], "little") + 1
-        at += 4 + size
-    return None
-
-
-def refuse_cut(path: Path) -> None:
-    """Raise UserError if a BGZF file lacks its last block: cut between two blocks, it would read as a shorter file."""
-    with path.open("rb") as file:
-        if block_size(file.read(1024)) is None:
-            return
-        file.seek(-min(len(END), path.stat().st_size), os.SEEK_END)
-        if file.read() != END:
-            raise UserError(f"{path}: cut short: BGZF's last block is not there; get the file again")
 
 
 class BgzfHandle(Handle):

@@ -22,7 +22,8 @@ from mambaverse.datasets import data_home
 from mambaverse.engine.files import SaveError, write_atomic
 from mambaverse.engine.progress import Screen
 from mambaverse.errors import UserError, warn
-from mambaverse.tasks.dna.genome.bgzf import GZIP, HEAD, BgzfHandle, block_size
+from mambaverse.tasks.dna.files import GZIP, HEAD, block_size
+from mambaverse.tasks.dna.genome.bgzf import BgzfHandle
 from mambaverse.tasks.dna.genome.handle import Handle
 from mambaverse.tasks.dna.genome.index import BadIndexError, Index, IndexBuilder
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from mambaverse.errors import UserError
 from mambaverse.tasks.dna.files import read_lines
 from mambaverse.tasks.dna.genome.bed import Order
-from mambaverse.tasks.dna.genome.bgzf import refuse_cut
 from mambaverse.tasks.dna.genome.fasta import Genome
 from mambaverse.tasks.dna.genome.skipped import RecordError, Skipped, check_on_error, report
 from mambaverse.tasks.dna.genome.variants import IUPAC, Variant, check_reference
@@ -51,7 +50,6 @@ def read_vcf(
     skip = check_on_error(on_error)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a VCF file")
-    refuse_cut(path)
     order = Order() if in_order else None
     width = 0
     with report(skipped) as account:

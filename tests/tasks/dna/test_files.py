@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from Bio import bgzf
 
 from mambaverse.errors import UserError
 from mambaverse.tasks.dna.files import Record, kind_of, read_records
@@ -125,6 +126,22 @@ def test_a_gzip_file_that_is_cut_short_is_named_after_the_records_before(tmp_pat
     message = fails(read)
     assert "damaged after line" in message and "cut short; get the file again" in message and str(path) in message
     assert 100 < len(found) < 4000
+
+
+@pytest.mark.parametrize("name", ["x.fa.gz", "x.fa.bgz", "x.csv.gz", "x.txt.gz"])
+def test_a_bgzf_file_that_is_cut_between_two_blocks_is_no_shorter_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with bgzf.BgzfWriter(str(path), "wb") as file:
+        file.write(b"sequence\n" if "csv" in name else b">r\n" if "fa" in name else b"")
+        file.write(letters(70_000, 0).encode())  # more than a block holds
+    assert len(records(path)[0].letters) == 70_000
+    with path.open("rb") as file:
+        ends = [start + size for start, size, *_ in bgzf.BgzfBlocks(file)]
+    assert len(ends) == 3
+    whole = path.read_bytes()
+    for end in ends[:2]:
+        path.write_bytes(whole[:end])
+        assert f"{path}: cut short: BGZF's last block is not there; get the file again" in fails(lambda: records(path))
 
 
 def test_what_is_no_gzip_is_named(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from Bio import bgzf
 
+from mambaverse.tasks.dna.files import END, block_size
 from mambaverse.tasks.dna.genome import Genome
-from mambaverse.tasks.dna.genome.bgzf import END, BgzfHandle, block_size, to_bgzf
+from mambaverse.tasks.dna.genome.bgzf import BgzfHandle, to_bgzf
 from mambaverse.tasks.dna.genome.index import BadIndexError
 from tests.tasks.dna.conftest import fails
 from tests.tasks.dna.genome.conftest import fasta_text, random_letters

@@ -10,7 +10,9 @@ from Bio.Seq import Seq
 from Bio.SeqFeature import BeforePosition, CompoundLocation, SeqFeature, SimpleLocation
 from Bio.SeqRecord import SeqRecord
 
+from mambaverse.tasks.dna.files import END
 from mambaverse.tasks.dna.genome import Region
+from mambaverse.tasks.dna.genome.bgzf import to_bgzf
 from mambaverse.tasks.dna.genome.genbank import Feature, read_genbank
 from mambaverse.tasks.dna.genome.skipped import Skipped
 from tests.tasks.dna.conftest import fails, write
@@ -112,6 +114,9 @@ def test_files_that_are_not_whole_are_named(tmp_path: Path) -> None:
     zipped = save(tmp_path / "y.gb.gz", *[record()] * 200)
     zipped.write_bytes(zipped.read_bytes()[:-50])
     assert "y.gb.gz: damaged after" in fails(lambda: list(read_genbank(zipped)))
+    cut = to_bgzf(path, tmp_path / "z.gb.gz")
+    cut.write_bytes(cut.read_bytes()[: -len(END)])
+    assert "z.gb.gz: cut short: BGZF's last block is not there" in fails(lambda: list(read_genbank(cut)))
 
 
 def test_a_record_without_its_sequence_says_so(tmp_path: Path) -> None:
