@@ -232,6 +232,9 @@ def _places(genome: Genome, regions: Sequence[str], bed: Path | None) -> list[Re
         asked = [row.region for row in read_bed(bed, genome=genome)]
     elif regions:
         asked = [genome.region(text) for text in regions]
+        for text, region in zip(regions, asked, strict=True):
+            if region.strand == "-":
+                raise UserError(f"--regions {text}: give it on the + strand; --strands both averages both")
     else:
         asked = [Region(name, 0, length) for name, length in genome.lengths.items()]
     merged = list(Intervals.of([region for region in asked if len(region)]).merge())

@@ -143,6 +143,7 @@ def test_a_killed_scan_goes_on_and_ends_with_the_same_bytes(
         ("tokens", {}, "scan: head 'tokens' speaks of each base"),
         ("mlm", {"stride": 200}, "--stride 200: longer than the window of 60 bases"),
         ("mlm", {"regions": ["chr3"]}, "chr3"),
+        ("mlm", {"regions": ["chr1", "chr1:1-100(-)"]}, r"--regions chr1:1-100\(-\): give it on the [+] strand"),
         ("mlm", {"regions": ["chr1"], "bed": Path("x.bed")}, "give --regions or --bed, not both"),
         ("mlm", {"out": Path("x.bw")}, "--out x.bw: unknown format '.bw'"),
     ],
