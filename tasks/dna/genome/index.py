@@ -20,6 +20,7 @@ import numpy as np
 from mambaverse.errors import UserError, warn
 
 NEWLINE, RETURN, HEADER = 10, 13, ord(">")
+LARGEST = int(np.iinfo(np.int64).max)
 REWRAP = "python -c \"from Bio import SeqIO; SeqIO.convert('OLD.fa', 'fasta', 'NEW.fa', 'fasta')\" wraps it anew"
 
 
@@ -53,7 +54,8 @@ class Index:
                 row = [int(cell) for cell in cells]
             except ValueError:
                 row = []
-            if len(row) != 4 or min(row) < 0 or not 0 < row[2] < row[3]:
+            good = len(row) == 4 and min(row) >= 0 and 0 < row[2] < row[3]
+            if not good or row[1] + (row[0] // row[2] + 1) * row[3] > LARGEST:  # `ends` counts in int64
                 raise BadIndexError(f"line {number:,} is not name, length, offset, linebases, linewidth")
             names.append(name)
             rows.append(row)

@@ -103,6 +103,9 @@ def test_records_without_letters_are_left_out_and_said(capsys: pytest.CaptureFix
         (b"a\t4\t5\t4\t5\nb\t4\tx\t4\t5\n", "line 2 is not name"),
         (b"a\t4\t5\t4\t5\t9\n", "line 1 is not name"),  # of a FASTQ file
         (b"a\t4\t5\t0\t0\n", "line 1 is not name"),
+        (b"a\t4\t9223372036854775808\t4\t5\n", "line 1 is not name"),  # beyond int64
+        (b"a\t9223372036854775807\t5\t4\t5\n", "line 1 is not name"),  # its end is
+        (b"a\t" + b"9" * 5000 + b"\t5\t4\t5\n", "line 1 is not name"),
         (b"", "it is empty"),
         (b"a\t4\t5\t4\t5\na\t4\t5\t4\t5\n", "it has a name twice"),
     ],
