@@ -23,7 +23,7 @@ STRANDS = ("+", "-")
 MITOCHONDRIA = ("chrM", "MT", "M", "chrMT")
 SOURCES = {"ucsc", "assembly", "genbank", "refseq", "ensembl", "ncbi", "insdc", "gencode"}  # third column, old tables
 _STRAND = re.compile(r"(?:\(([+-])\)|:([+-]))$")
-_SPAN = re.compile(r"([0-9][0-9,]*)(?:(-)([0-9][0-9,]*)?)?")
+_SPAN = re.compile(r"([0-9][0-9,]{0,99})(?:(-)([0-9][0-9,]{0,99})?)?")  # int() refuses numbers of thousands of digits
 
 
 @dataclass(frozen=True, order=True)

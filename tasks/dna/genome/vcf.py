@@ -11,6 +11,7 @@ Source: the VCF specification 4.5 (samtools/hts-specs).
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -101,12 +102,13 @@ def _record(cells: Sequence[str], width: int, where: str, genome: Genome | None,
         raise RecordError("bad records", where, reason)
     chrom, pos, identifier, ref, alts, qual, filters, info = cells[:8]
     place = f"{where}, {chrom}:{pos}"
-    if not (pos.isascii() and pos.isdigit()):
-        raise RecordError("bad records", where, f"POS {pos!r}; expected a whole number, counted from 1")
+    if not (pos.isascii() and pos.isdigit() and len(pos) < 100):  # int() refuses numbers of thousands of digits
+        raise RecordError("bad records", where, f"POS {reprlib.repr(pos)}; expected a whole number, counted from 1")
+    position = int(pos)
     if not ref or not set(ref.upper()) <= AMBIGUOUS:
         raise RecordError("bad records", place, f"REF {ref!r}; expected letters such as A, C, G, T")
     letters = any(not _without_letters(alt) for alt in alts.split(","))
-    if letters and pos == "0":
+    if letters and position == 0:
         raise RecordError("bad records", place, "position 0; positions count from 1")
     name = chrom
     if genome is not None and letters:
@@ -116,10 +118,10 @@ def _record(cells: Sequence[str], width: int, where: str, genome: Genome | None,
             raise RecordError("unknown chromosomes", place, str(error)) from None
     if order is not None:
         try:
-            order.check(name, int(pos) - 1, where)
+            order.check(name, position - 1, where)
         except UserError as error:
             raise RecordError("unsorted records", place, str(error).removeprefix(f"{where}: ")) from None
-    start = int(pos) - 1
+    start = position - 1
     variants = [
         Variant(name, start, ref, alt, chrom, identifier, qual, filters, info, number, place)
         for number, alt in enumerate(alts.split(","), 1)

@@ -55,6 +55,8 @@ def test_str_and_parse_are_inverse() -> None:
         ("chr1:0-5", "position 0; positions count from 1"),
         ("chr1:4000-5001", "position 5,001 is past the end of chr1, which has 5,000 bases"),
         ("chr1:6000", "position 6,000 is past the end of chr1"),
+        (f"chr1:{'9' * 5000}", "no positions in '999"),
+        (f"chr1:1-{'9' * 5000}", "no positions in '1-999"),
         ("chr1:x-9", "no positions in 'x-9'; expected a form such as chr1:1,000-2,000"),
         ("chr1:", "no positions in ''"),
         ("chrx", "no chromosome 'chrx', did you mean 'chrX'?"),
