@@ -125,9 +125,10 @@ def class_number(label: str, task: Task, count: int) -> int:
     names = [str(name) for name in task.classes] if len(task.classes) == count else []
     if label in names:
         return names.index(label)
-    if label.isdigit() and int(label) < count:
-        return int(label)
-    raise UserError(f"--class {label}: unknown{suggest(label, names or map(str, range(count)))}")
+    numbers = [str(number) for number in range(count)]
+    if label in numbers:
+        return numbers.index(label)
+    raise UserError(f"--class {label}: unknown{suggest(label, names or numbers)}")
 
 
 def _target(reader: Reader, task: Task, ids: np.ndarray, label: str | None) -> tuple[int, str]:

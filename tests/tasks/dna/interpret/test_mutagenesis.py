@@ -207,6 +207,8 @@ def test_regions_with_n_and_longer_than_the_picture_are_drawn(genome: Genome, tm
         ({"region": "chr2:590-700"}, "position 700 is past the end of chr2"),
         ({"region": "chr2:5-9(-)"}, "give it on the [+] strand"),
         ({"label": "gamma"}, "--class gamma: unknown; known: alpha, beta"),
+        ({"label": "²"}, "--class ²: unknown; known: alpha, beta"),
+        ({"label": "1" * 5000}, "1: unknown; known: alpha, beta"),
         ({"window": 5}, "--window 5: the region"),
         ({"out": "nowhere/m"}, "no folder 'nowhere'"),
     ],
