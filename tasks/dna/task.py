@@ -224,8 +224,11 @@ class DnaTask(Classifier):
             if not files:
                 raise UserError(f"{path}: a folder without sequence files (.fa, .fasta, .fna, .csv)")
             for file in files:
-                for record in read_records(file, self.data.sequence, keys={self.data.sequence: "data.sequence"}):
-                    yield record.name, partial(self._load, record)
+                try:
+                    for record in read_records(file, self.data.sequence, keys={self.data.sequence: "data.sequence"}):
+                        yield record.name, partial(self._load, record)
+                except UserError as error:  # raised by its loader: raised here, it would lose the files behind it
+                    yield str(file), partial(_refuse, error)
 
     def _load(self, record: Record) -> Sample:
         ids = record.ids(strict=self.data.strict, rna=self.data.rna, max_unknown=self.data.max_unknown)
@@ -255,6 +258,10 @@ class DnaTask(Classifier):
             return scores
         other = reverse(self._complement.to(ids.device)[ids.long()], lengths)
         return (scores + model(other, lengths=lengths)) / 2
+
+
+def _refuse(error: UserError) -> Sample:
+    raise error
 
 
 def _has_saliency(model: nn.Module) -> bool:

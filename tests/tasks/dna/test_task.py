@@ -348,6 +348,18 @@ def test_bad_records_are_skipped_counted_and_the_rest_is_labelled(
     assert "2 of 4 inputs skipped" in err and "record 'e'" in err and "record 'u'" in err
 
 
+def test_a_bad_file_of_a_folder_is_counted_and_loses_none_behind_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("a", f">a\n{letters(40)}\n"), ("b", "junk\n"), ("c", f">c\n{letters(40, 1)}\n")):
+        write(tmp_path / f"in/{name}.fa", text)
+    status, out, err = predict(capsys, run, str(tmp_path / "in"), "--format", "csv", "--on-error", "skip")
+    assert status == 0 and [line.split(",")[0] for line in out.splitlines()[1:]] == ["a", "c"]
+    assert "b.fa, line 1: not FASTA" in err and "1 of 3 inputs skipped" in err
+    status, _, err = predict(capsys, run, str(tmp_path / "in"))
+    assert status == 2 and "b.fa, line 1: not FASTA" in err.splitlines()[-1]
+
+
 def test_explain_draws_the_bases_of_a_record_as_a_logo(run: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "x.fa", f">short\n{letters(9)}\n>long\n{letters(100)}\n")
     assert main(["explain", str(run), str(path), "--out", str(tmp_path)]) == 0
