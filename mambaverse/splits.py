@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -164,7 +165,9 @@ def _share(
         from sklearn.model_selection import GroupShuffleSplit
 
         _enough_groups(groups, 2, where, config)
-        drawn = GroupShuffleSplit(1, test_size=config.val_fraction, random_state=config.split_seed)
+        number = len(set(groups))
+        count = min(math.ceil(config.val_fraction * number), number - 1)  # at least one, and not all
+        drawn = GroupShuffleSplit(1, test_size=count, random_state=config.split_seed)
         return next(drawn.split(labels, groups=groups))[1]
     generator = torch.Generator().manual_seed(config.split_seed)
     values = np.asarray(labels)

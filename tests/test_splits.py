@@ -47,6 +47,13 @@ def test_no_group_is_on_both_sides(folds: int | None) -> None:
     assert drawn.groups == GENUS and "by genus" in drawn.note
 
 
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.01, 1), (0.5, 2), (0.8, 2)])
+def test_of_few_groups_one_is_held_out_and_one_is_left(fraction: float, held_out: int) -> None:
+    kinds = ["x", "y", "z"] * 20
+    drawn = split_items(LABELS, config(group="kind", val_fraction=fraction), "mine", {"kind": kinds})
+    assert len({kinds[i] for i in drawn.eval}) == held_out
+
+
 @pytest.mark.parametrize("group", [None, "genus"])
 def test_folds_hold_out_every_row_once(group: str | None) -> None:
     held_out = [split_items(LABELS, config(folds=5, fold=k, group=group), "x", {"genus": GENUS}).eval for k in range(5)]
