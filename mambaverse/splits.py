@@ -134,11 +134,16 @@ def _group_values(
         pattern = re.compile(group)
     except re.error as error:
         raise UserError(f"data.group={group}: not a regular expression: {error}") from None
-    found = [pattern.search(name) for name in names]
-    for name, match in zip(names, found, strict=True):
-        if match is None:
+    if not pattern.groups:
+        raise UserError(f"data.group={group}: expected a group in parentheses, what the file names have in common")
+    values = []
+    for name in names:
+        if (match := pattern.search(name)) is None:
             raise UserError(f"{where}: data.group={group} does not match the file {name}")
-    return [match[1] for match in found if match is not None]
+        if not match[1]:
+            raise UserError(f"{where}: data.group={group}: its group 1 is empty in the file {name}; expected a value")
+        values.append(match[1])
+    return values
 
 
 def _fold(
