@@ -105,6 +105,8 @@ class SplitConfig(DataConfig):
         _at_most("data", self, split_seed=2**32 - 1)
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"data.val_fraction: expected a number between 0 and 1, got {self.val_fraction}")
+        if self.folds is None and self.fold:
+            raise ConfigError(f"data.fold={self.fold}: expected data.folds beside it, the number of folds")
         if self.folds is not None and self.fold >= self.folds:
             raise ConfigError(f"data.fold: expected a number from 0 to {self.folds - 1}, got {self.fold}")
         if self.on_error not in ("raise", "skip"):

@@ -113,6 +113,7 @@ def test_a_class_of_one_cannot_be_split() -> None:
         ({"val_fraction": 1.0}, "data.val_fraction"),
         ({"folds": 1}, "data.folds"),
         ({"folds": 3, "fold": 3}, "data.fold: expected a number from 0 to 2, got 3"),
+        ({"fold": 3}, "data.fold=3: expected data.folds beside it"),
         ({"on_error": "ignore"}, "data.on_error"),
     ],
 )
