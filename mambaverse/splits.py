@@ -90,6 +90,12 @@ def split_items(
     return Split(train, evaluated, _note(config), values)
 
 
+def refuse_folds(config: SplitConfig, where: str, remedy: str = "take data.folds out") -> None:
+    """Raise UserError if `config` asks for folds of data that come split: they would not be drawn."""
+    if config.folds:
+        raise UserError(f"{where}: comes split; data.folds={config.folds} expects data that do not: {remedy}")
+
+
 def write_split(target: Path, rows: Iterable[SplitRow]) -> Path:
     """Write one line a row to the CSV file `target`, with sizes and SHA-256; returns `target`."""
     rows = list(rows)

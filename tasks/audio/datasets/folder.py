@@ -10,6 +10,7 @@ from pathlib import Path
 from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, register_dataset
 from mambaverse.errors import UserError
+from mambaverse.splits import refuse_folds
 from mambaverse.tasks.audio.clips import (
     AudioSplits,
     Collection,
@@ -46,6 +47,7 @@ class Folder(Dataset):
         root = self.locate(config.root)
         if not _is_split(root):
             return split_collection(list_classes(root, root), config, str(root), config.rate)
+        refuse_folds(config, str(root))
         held_out = [name for names in (VALIDATION, TEST) if (name := _first(root, names)) is not None]
         if not held_out:
             raise UserError(f"{root}: has train/ but neither val/ nor test/ to evaluate on")

@@ -13,7 +13,7 @@ import torch
 from mambaverse.config import DataConfig, SplitConfig
 from mambaverse.datasets import Dataset, register_dataset
 from mambaverse.errors import UserError, warn
-from mambaverse.splits import split_items
+from mambaverse.splits import refuse_folds, split_items
 from mambaverse.tasks.vision.config import VisionDataConfig
 from mambaverse.tasks.vision.images import EXTENSIONS, FileImages, ImageSplits, list_images, read_image, unreadable
 
@@ -40,7 +40,8 @@ class Folder(Dataset):
         assert isinstance(config, VisionDataConfig)
         root = self.locate(config.root)
         notes, skipped = [], []
-        in_pairs = is_split(root)
+        if in_pairs := is_split(root):
+            refuse_folds(config, str(root))
         train, held_out = _two_folders(root) if in_pairs else (list_classes(root), {})
         if config.on_error == "skip":
             skipped = unreadable([path for part in (train, held_out) for paths in part.values() for path in paths])

@@ -297,6 +297,9 @@ def test_folders_that_come_split_stay_so(clips: Path, tmp_path: Path, held_out: 
     splits = opened("folder", root=str(root))
     assert len(splits.train.names) == len(splits.eval.names) == 12 and (splits.test is not None) == has_test
     assert splits.eval.names[0].startswith(f"{held_out[0]}/high/")
+    assert "comes split; data.folds=2 expects data that do not: take data.folds out" in fails(
+        "folder", root=str(root), folds=2
+    )
     shutil.rmtree(root / held_out[0] / "low")
     assert f"class 'low' is in train/ and not in {held_out[0]}/" in fails("folder", root=str(root))
     for name in held_out:

@@ -43,6 +43,14 @@ def test_a_bad_first_row_hides_no_column(make_task: Make, tmp_path: Path) -> Non
     assert sizes(task) == (8, 8)
 
 
+def test_folds_of_what_comes_split_are_refused(make_task: Make, tmp_path: Path) -> None:
+    data = [(*row, ("train", "test")[i % 4 > 1], f"plate{i % 5}") for i, row in enumerate(rows(20))]
+    path = write_csv(tmp_path / "x.csv", data, ("sequence", "label", "split", "plate"))
+    message = fails(make_task, "dna/fasta", f"data.root={path}", "data.folds=5")
+    assert "comes split; data.folds=5 expects data that do not: take it out, or split anew" in message
+    assert len(make_task("dna/fasta", f"data.root={path}", "data.folds=5", "data.group=plate").eval_set)
+
+
 def test_rows_of_a_group_stay_together(make_task: Make, tmp_path: Path) -> None:
     data = [(sequence, label, f"plate{i % 5}") for i, (sequence, label) in enumerate(rows(20))]
     path = write_csv(tmp_path / "x.csv", data, ("sequence", "label", "plate"))

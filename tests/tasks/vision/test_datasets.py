@@ -232,6 +232,7 @@ class TestFolder:
         shutil.copytree(photos / "zebra", root / name / "Bee")
         splits = opened("folder", root)
         assert (len(splits.train), len(splits.eval), splits.note) == (20, 12, "")
+        assert "pairs: comes split; data.folds=2 expects data that do not" in fails("folder", root, folds=2)
 
     def test_a_class_may_be_called_train(self, photos: Path) -> None:
         (photos / "zebra").rename(photos / "train")
