@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from mambaverse.errors import UserError
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")  # where a checkpoint keeps its weights
 MAX_NAMES = 3  # of missing, unexpected and mismatched keys that an error names
+FOREIGN = (  # what the pickle reader raises where other bytes are read as its instructions; it says nothing of use
+    KeyError, IndexError, TypeError, AttributeError, AssertionError, OverflowError, struct.error,
+)  # fmt: skip
 
 
 class CheckpointError(UserError):
@@ -57,7 +61,7 @@ def read_torch(path: Path) -> Any:
             f"{path}: refused, since reading it would run code from the file. Where you trust its source, keep only "
             "its weights: torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
         ) from None
-    except KeyError:  # the pickle reader's word for a byte that is no instruction: it says the byte alone
+    except FOREIGN:
         raise CheckpointError(f"{path}: damaged, or not written by torch.save: not a pickle") from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged, or not written by torch.save: {_line(error)}") from None

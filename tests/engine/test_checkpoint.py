@@ -60,6 +60,13 @@ def test_a_missing_file_and_one_without_weights_are_named(tmp_path: Path) -> Non
         read_weights(tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize("content", [b"sequence,label\nACGT,a\n", b"M1", b")R"])
+def test_a_file_of_another_kind_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "some.csv").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"some\.csv: damaged, or not written by torch\.save"):
+        read_weights(tmp_path / "some.csv")
+
+
 def test_weights_of_another_model_are_refused_by_the_first_names_and_change_nothing(tmp_path: Path) -> None:
     other: Any = nn.ModuleDict({"stem": nn.Linear(2, 8), "extra": nn.Linear(1, 1), "norm": nn.LayerNorm(16)})
     write_weights(tmp_path / "w.safetensors", other.state_dict(), {})
