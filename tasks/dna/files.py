@@ -14,6 +14,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -222,6 +223,8 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
                 key = keys.get(column)
                 remedy = f"; {key} names another" if key else ""
                 raise UserError(f"{path}: no column {column!r}{suggest(column, header)}{remedy}")
+        if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+            raise UserError(f"{path}: {header.count(twice[0])} columns {twice[0]!r}; expected one: rename the others")
         at = header.index(sequence)
         for number, row in enumerate(rows, 1):
             if not row:

@@ -37,6 +37,11 @@ def test_a_table_is_read_row_by_row(tmp_path: Path, name: str) -> None:
     assert two.where.endswith("line 4")
 
 
+def test_columns_without_a_name_may_be_several(tmp_path: Path) -> None:
+    (one,) = records(write(tmp_path / "x.csv", "sequence,label,,\nACGT,a,,\n"))
+    assert (one.letters, one.cells["label"]) == (b"ACGT", "a")
+
+
 def test_a_member_of_a_zip_file_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("mouse/0/train.csv", "sequence,label\nACGT,1\n")
@@ -64,6 +69,7 @@ def test_a_files_name_says_what_it_is(name: str, kind: str | None) -> None:
         ("x.fa", "ACGT\n", "x.fa, line 1: not FASTA: expected '>name', got 'ACGT'"),
         ("x.csv", "", "x.csv: no column 'sequence'; there are none"),
         ("x.csv", "sequnce,label\nACGT,a\n", "x.csv: no column 'sequence', did you mean 'sequnce'?"),
+        ("x.csv", "label,sequence,label\na,ACGT,b\n", "x.csv: 2 columns 'label'; expected one: rename the others"),
         ("x.txt.doc", "", "not known as a sequence file; expected one of .fa, .fasta, .fna, .csv, .tsv"),
     ],
 )
