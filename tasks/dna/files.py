@@ -36,6 +36,7 @@ HEAD = 18  # bytes of a BGZF block before its data, when its extra field holds n
 AnyPath = Path | zipfile.Path  # of a file, or of a member of a .zip
 MAX_NAMES = 1_000_000  # of a file that are compared for duplicates: memory stays bounded
 MAX_FIELD = 2**31 - 1  # letters in a table's cell
+LOST = "\ufffd"  # what a byte that is not UTF-8 is read as
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def read_records(
 
     Raises:
         UserError: no such file, of another kind, damaged, without the columns. What is wrong with one record alone is
-            its `problem`: no name, a name that another has, too few cells.
+            its `problem`: no name, a name that another has, too few cells, bytes in
+            its sequence or in one of `needs` that are not UTF-8.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file" if not path.is_dir() else f"{path}: a folder; expected a file")
@@ -235,6 +237,9 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
                 yield Record(str(number), b"", where, problem=problem)
                 continue
             letters = row[at].strip().encode("utf-8", "replace")
-            yield Record(str(number), letters, where, "", dict(zip(header, row, strict=True)))
+            cells = dict(zip(header, row, strict=True))
+            lost = next((column for column in (sequence, *needs) if LOST in cells[column]), None)
+            problem = f"column {lost!r} is not UTF-8 text; save the file as UTF-8" if lost is not None else ""
+            yield Record(str(number), letters, where, "", cells, problem)
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num:,}: not a table: {error}") from None

@@ -113,6 +113,16 @@ def test_a_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
     assert "x.csv, line 2: 1 cells; the header has 2" in _problem(one) and not _problem(two)
 
 
+@pytest.mark.parametrize("row", ["ACGT,café,x", "ACGé,a,x"])
+def test_a_row_whose_label_or_sequence_is_not_utf_8_is_named(tmp_path: Path, row: str) -> None:
+    text = f"sequence,label,note\nACGT,a,naïve\n{row}\nACGT,b,y\n"
+    found = records(write(tmp_path / "x.csv", text.encode("latin-1")), needs=["label"])
+    column = "label" if "café" in row else "sequence"
+    assert f"x.csv, line 3: column {column!r} is not UTF-8 text; save the file as UTF-8" in _problem(found[1])
+    assert not _problem(found[0]) and not _problem(found[2])
+    assert records(write(tmp_path / "y.csv", text), needs=["label"])[1].cells["label"] in ("café", "a")
+
+
 @pytest.mark.parametrize("name", ["x.fa.gz", "x.csv.gz"])
 def test_a_gzip_file_that_is_cut_short_is_named_after_the_records_before(tmp_path: Path, name: str) -> None:
     many = [(letters(50, i), "a") for i in range(4000)]
