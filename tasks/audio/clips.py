@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,8 +34,19 @@ class Source:
         return f"{self.path}/{self.member}" if self.member else str(self.path)
 
     def content(self) -> Path | bytes:
-        """Return the file, or the member's bytes."""
-        return open_archive(self.path).read(self.member) if self.member else self.path
+        """Return the file, or the member's bytes.
+
+        Raises:
+            UserError: a member that is missing or damaged; the message names it.
+        """
+        if not self.member:
+            return self.path
+        archive = open_archive(self.path)
+        try:
+            return archive.read(self.member)
+        except (KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            reason = error.args[0] if isinstance(error, KeyError) else str(error) or "cut short"
+            raise UserError(f"{self}: not readable in its zip: {reason}; get the zip again") from None
 
     def read(self, rate: int, report: list[str] | None = None) -> np.ndarray:
         """Return mono samples (L,) float32 at `rate` Hz; what is odd about them is added to `report`.
@@ -136,7 +148,7 @@ class AudioSplits:
                 SplitRow(name, label, file, source.content(), group)
                 for source, label, file, group in zip(part.sources, part.labels, part.names, groups, strict=True)
             ]
-        return rows + [SplitRow("skipped", "", str(source), source.content()) for source in self.skipped]
+        return rows + [SplitRow("skipped", "", str(source), _content_if_any(source)) for source in self.skipped]
 
 
 def split_collection(collection: Collection, config: SplitConfig, where: str, rate: int, note: str = "") -> AudioSplits:
@@ -216,6 +228,13 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 def _archive(path: Path, changed: int, process: int) -> zipfile.ZipFile:
     """Open a zip: once as long as it is unchanged, and in each process, as they would share a file's position."""
     return zipfile.ZipFile(path)
+
+
+def _content_if_any(source: Source) -> Path | bytes:
+    try:
+        return source.content()
+    except UserError:  # which is why it was skipped
+        return b""
 
 
 def _ignore(line: str) -> None:
