@@ -71,7 +71,8 @@ class BatchedMuon(Muon):
                 scale_eps=group["scale_eps"],
             )
             scale = get_lr_scale(batch.shape, group["adjust_lr_fn"]) if group["adjust_lr_fn"] else 1.0
-            steps = batch.to(targets[0].dtype).mul_(-rate * scale)
+            # Tall ones come back transposed; laid out as their parameters are, all are added in one launch.
+            steps = batch.to(targets[0].dtype, memory_format=torch.contiguous_format).mul_(-rate * scale)
             torch._foreach_add_(targets, [s.view_as(p) for s, p in zip(steps, targets, strict=True)])
 
 

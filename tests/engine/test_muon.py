@@ -16,10 +16,12 @@ from mambaverse.engine.optim import create_optimizer
 
 
 def make_model() -> nn.Sequential:
-    """Return a model with shapes that repeat, lone ones, a convolution, vectors, and a matrix too small for Muon."""
+    """Return a model with shapes that repeat, lone ones, convolutions wide and tall, vectors, a matrix too small."""
     torch.manual_seed(0)
     blocks = [nn.Linear(24, 24) for _ in range(3)]
-    return nn.Sequential(nn.Conv2d(3, 24, 3), *blocks, nn.Linear(24, 40), nn.Linear(40, 24), nn.Linear(24, 2))
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 3), nn.Conv2d(3, 40, 3), *blocks, nn.Linear(24, 40), nn.Linear(40, 24), nn.Linear(24, 2)
+    )
 
 
 def draw_gradients(*models: nn.Module, skip: str = "") -> None:
