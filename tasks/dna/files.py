@@ -105,8 +105,8 @@ def read_records(
 
     Raises:
         UserError: no such file, of another kind, damaged, without the columns. What is wrong with one record alone is
-            its `problem`: no name, a name that another has, too few cells, bytes in
-            its sequence or in one of `needs` that are not UTF-8.
+            its `problem`: no name, a name that another has, too few cells, bytes in its sequence or in one of `needs`
+            that are not UTF-8.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file" if not path.is_dir() else f"{path}: a folder; expected a file")
