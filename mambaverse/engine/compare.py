@@ -191,10 +191,13 @@ def compare_runs(
         score = _chosen_by(runs[0])
     if score == "f1" and len(classes) != 2:
         raise UserError(f"f1 is that of the second of two classes, and here are {len(classes)}; macro_f1 is over all")
-    ours = np.stack([first, *(_same(path, runs[0], classes, truth) for path in runs[1:])])
+    samples = _reported_samples(runs[0])
+    ours = np.stack([first, *(_same(path, runs[0], classes, truth, samples) for path in runs[1:])])
     sides: dict[str, np.ndarray]
     if others:
-        sides = {", ".join(map(str, others)): np.stack([_same(path, runs[0], classes, truth) for path in others])}
+        sides = {
+            ", ".join(map(str, others)): np.stack([_same(path, runs[0], classes, truth, samples) for path in others])
+        }
     else:
         sides = _floors(runs[0], truth)
     found = {
@@ -216,13 +219,14 @@ def _chosen_by(run: Path) -> str:
     return monitored if monitored in SCORES else "accuracy"
 
 
-def _same(path: Path, first: Path, classes: list[str], truth: np.ndarray) -> np.ndarray:
-    """Return the predictions of a run that was reported on the samples of `first`."""
+def _same(
+    path: Path, first: Path, classes: list[str], truth: np.ndarray, samples: list[tuple[str, str]] | None
+) -> np.ndarray:
+    """Return the predictions of a run that was reported on `samples`, those of `first`, with the targets `truth`."""
     names, targets, said = read_predictions(path)
     if names != classes or not np.array_equal(targets, truth):
         raise UserError(f"{path} and {first} were not reported on the same samples: their targets differ")
-    ours, theirs = _reported_samples(path), _reported_samples(first)
-    if ours is not None and theirs is not None and ours != theirs:
+    if samples is not None and _reported_samples(path) not in (None, samples):
         raise UserError(f"{path} and {first} were not reported on the same samples: their splits differ")
     return said
 

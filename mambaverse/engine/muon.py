@@ -56,6 +56,7 @@ class BatchedMuon(Muon):
         torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, averages, momentum) if group["nesterov"] else averages
+        coefficients = resolve_ns_coefficients(group["ns_coefficients"], _COEFFICIENTS)
         alike: defaultdict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for p, update in zip(parameters, updates, strict=True):
             matrix = update.flatten(1)
@@ -65,7 +66,7 @@ class BatchedMuon(Muon):
             batch = zeropower_via_newtonschulz(
                 torch.stack(matrices),
                 group["ns_steps"],
-                resolve_ns_coefficients(group["ns_coefficients"], _COEFFICIENTS),
+                coefficients,
                 eps=group["eps"],
                 safety_factor=group["safety_factor"],
                 scale_eps=group["scale_eps"],

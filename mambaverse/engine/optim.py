@@ -35,7 +35,8 @@ def create_optimizer(model: nn.Module, config: OptimConfig, *, capturable: bool 
     known = [str(name) for name in timm.optim.list_optimizers()]
     if config.name not in known:
         raise UserError(f"optim.name: unknown optimizer {config.name!r}{suggest(config.name, known)}")
-    if timm.optim.get_optimizer_info(config.name).second_order:
+    info = timm.optim.get_optimizer_info(config.name)
+    if info.second_order:
         raise UserError(f"optim.name: {config.name} needs second derivatives, which training here does not compute")
     try:
         chosen = timm.optim.get_optimizer_class(config.name, bind_defaults=False)
@@ -48,7 +49,7 @@ def create_optimizer(model: nn.Module, config: OptimConfig, *, capturable: bool 
     if capturable and "capturable" in parameters:
         arguments.setdefault("capturable", True)
     try:
-        return _factory(config.name)(
+        return _factory(info)(
             model,
             opt=config.name,
             lr=config.lr,
@@ -61,9 +62,9 @@ def create_optimizer(model: nn.Module, config: OptimConfig, *, capturable: bool 
         raise UserError(f"optim: {config.name} refused its arguments: {error}") from error
 
 
-def _factory(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """Return what creates timm's optimizer `name`; Muon's matrices are then taken in batches."""
-    if (info := timm.optim.get_optimizer_info(name)).opt_class is not timm.optim.Muon:
+def _factory(info: timm.optim.OptimInfo) -> Callable[..., torch.optim.Optimizer]:
+    """Return what creates the optimizer of timm's entry `info`; Muon's matrices are then taken in batches."""
+    if info.opt_class is not timm.optim.Muon:
         return timm.optim.create_optimizer_v2
     from mambaverse.engine.muon import BatchedMuon
 
