@@ -76,7 +76,9 @@ def lti_conv(
         _check_state(op, "initial_state", initial_state, u, A)
         initial_state = initial_state if initial_state.is_complex() else initial_state.to(torch.complex128)
     A_bar, B_bar, C = _system(A, B, C, dt, discretization)
-    y, final_state = lti_conv_forward(u, A_bar, B_bar, C, D, initial_state, reverse, current_backend())
+    y, final_state = lti_conv_forward(
+        u, A_bar, B_bar, C, D, initial_state, reverse, return_final_state, current_backend()
+    )
     if not return_final_state:
         return y
     return y, final_state if A.is_complex() else final_state.real.contiguous()

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.lti_conv.reference import state_dtype
+from mambaverse.kernels.lti_conv.reference import no_state, state_dtype
 from mambaverse.kernels.rows import dense, flat_rows, sum_rows
 from mambaverse.kernels.threads import parallel_for
 
@@ -54,6 +54,7 @@ def forward(
     D: Tensor | None,
     initial_state: Tensor | None,
     reverse: bool,
+    wants_state: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return y and the final state, as `reference.forward`."""
     batch, length, dim = u.shape
@@ -62,7 +63,7 @@ def forward(
     num_items, grain = batch * -(-dim // _LANES), 1 + _WORTH_A_CALL // max(1, _LANES * length * A_bar.shape[1])
     outputs = y.view(-1).numpy(), _parts(final_state)
     parallel_for(_forward, num_items, length, dim, batch, *arguments, *outputs, grain=grain)
-    return y.to(u.dtype), final_state.to(state_dtype(u))
+    return y.to(u.dtype), final_state.to(state_dtype(u)) if wants_state else no_state(u)
 
 
 def backward(

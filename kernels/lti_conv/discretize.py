@@ -40,9 +40,10 @@ def discretize(A: Tensor, B: Tensor, dt: Tensor, method: str) -> tuple[Tensor, T
 
 def _expm1_over(z: Tensor) -> Tensor:
     """Return (e^z - 1) / z, whose numerator loses digits near 0, where it is 1 + z/2 (1 + z/3 (1 + ...))."""
-    near = z.abs() < 0.1
+    near = z.abs() < 0.03
     small, large = torch.where(near, z, 0), torch.where(near, 1, z)
-    series = torch.ones_like(z)
-    for i in range(12, 1, -1):
-        series = 1 + small / i * series
+    one = torch.ones_like(z)
+    series = one
+    for i in range(8, 1, -1):
+        series = torch.addcmul(one, small, series, value=1.0 / i)
     return torch.where(near, series, (torch.exp(large) - 1) / large)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mambaverse.kernels import backend as backends
 from mambaverse.kernels.library import define_flops, define_gradient, define_op
-from mambaverse.kernels.lti_conv.reference import state_dtype
+from mambaverse.kernels.lti_conv.reference import no_state, state_dtype
 
 _ARGUMENTS = (
-    "Tensor u, Tensor A_bar, Tensor B_bar, Tensor C, Tensor? D, Tensor? initial_state, bool reverse, str backend"
+    "Tensor u, Tensor A_bar, Tensor B_bar, Tensor C, Tensor? D, Tensor? initial_state, bool reverse, bool wants_state, "
+    "str backend"
 )
 
 
@@ -26,11 +27,13 @@ def _forward(u: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 
 def _forward_fake(u: Tensor, A_bar: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    return u.new_empty(u.shape), u.new_empty((u.shape[0], *A_bar.shape), dtype=state_dtype(u))
+    wants_state = others[-2]
+    state = u.new_empty((u.shape[0], *A_bar.shape), dtype=state_dtype(u)) if wants_state else no_state(u)
+    return u.new_empty(u.shape), state
 
 
 def _backward(dy: Tensor | None, dfinal_state: Tensor | None, u: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    *arguments, backend = others
+    *arguments, _, backend = others
     return backends.load("lti_conv", backend, u).backward(dy, dfinal_state, u, *arguments)
 
 
@@ -48,7 +51,7 @@ def _gradient(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None) -> tuple
     inputs = ctx.saved_tensors
     gradients = lti_conv_backward(dy, dfinal_state, *inputs, *ctx.flags)
     used = (None if tensor is None else g for g, tensor in zip(gradients, inputs, strict=True))
-    return *used, None, None  # reverse, backend
+    return *used, None, None, None  # reverse, wants_state, backend
 
 
 def _flops(u: Tensor, A_bar: Tensor, *others: Any) -> int:

@@ -20,8 +20,9 @@ def forward(
     D: Tensor | None,
     initial_state: Tensor | None,
     reverse: bool,
+    wants_state: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Return y (B, L, D) in the dtype of u and the final state (B, D, N) complex; differentiable.
+    """Return y (B, L, D) in the dtype of u and the final state (B, D, N) complex, or an empty one; differentiable.
 
     Args:
         u: (B, L, D), real.
@@ -31,12 +32,13 @@ def forward(
         D: (D,) or None.
         initial_state: (B, D, N) complex or None.
         reverse: Whether time runs backwards.
+        wants_state: Whether to return the final state.
     """
     states = _states(u, A_bar, B_bar, initial_state, reverse)
     y = torch.stack([(C * h).sum(-1).real for h in states[1:]], 1) if u.shape[1] else u.double()
     y = y.flip(1) if reverse else y
     y = y if D is None else y + D.double() * u.double()
-    return y.to(u.dtype), states[-1].to(state_dtype(u), copy=True)
+    return y.to(u.dtype), states[-1].to(state_dtype(u), copy=True) if wants_state else no_state(u)
 
 
 def backward(
@@ -83,6 +85,11 @@ def backward(
 def state_dtype(u: Tensor) -> torch.dtype:
     """Return complex64, or complex128 where u is float64."""
     return torch.complex128 if u.dtype == torch.float64 else torch.complex64
+
+
+def no_state(u: Tensor) -> Tensor:
+    """Return what stands for a final state that nobody wants."""
+    return u.new_empty(0, dtype=state_dtype(u))
 
 
 def _states(u: Tensor, A_bar: Tensor, B_bar: Tensor, initial_state: Tensor | None, reverse: bool) -> list[Tensor]:

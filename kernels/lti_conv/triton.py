@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.lti_conv.reference import state_dtype
+from mambaverse.kernels.lti_conv.reference import no_state, state_dtype
 
 MAX_TEMPORARY = 2**23  # complex numbers, 128 MB, of one product: channels are taken so many at a time
 
@@ -35,18 +35,23 @@ def forward(
     D: Tensor | None,
     initial_state: Tensor | None,
     reverse: bool,
+    wants_state: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return y and the final state, as `reference.forward`."""
     powers = _Powers.of(A_bar, u.shape[1])
     x = _in_order(u, reverse)
     y = _convolve(x, powers.evaluate((C * B_bar)[None]))
-    final_state = B_bar * powers.moments(x.flip(-1))[0]
     if initial_state is not None:
         y += powers.evaluate(C * A_bar * initial_state)
-        final_state += powers.last * initial_state
     if D is not None:
         y += D.float()[:, None] * x
-    return _as_given(y, u, reverse), final_state.to(state_dtype(u))
+    y = _as_given(y, u, reverse)
+    if not wants_state:
+        return y, no_state(u)
+    final_state = B_bar * powers.moments(x.flip(-1))[0]
+    if initial_state is not None:
+        final_state += powers.last * initial_state
+    return y, final_state.to(state_dtype(u))
 
 
 def backward(

@@ -268,17 +268,27 @@ def linear_recurrence_step(h: Tensor, v: Tensor, A: Tensor, k: Tensor, q: Tensor
 
 
 def lti_conv(
-    u: Tensor, A: Tensor, B: Tensor, C: Tensor, dt: Tensor, D: Tensor, discretization: str, h: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the response (B, L, D) of the systems (A, B, C, D) to u, and their final state."""
+    u: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    dt: Tensor,
+    D: Tensor,
+    discretization: str,
+    h: Tensor | None,
+    wants_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the response (B, L, D) of the systems (A, B, C, D) to u, and their final state, if that is wanted."""
     if torch.jit.is_scripting():
         A_bar, B_bar = discretize(A, B, dt, discretization)
         C = C.to(torch.complex128) * (2 if A.is_complex() else 1)
-        y, h = torch.ops.mambaverse.lti_conv(u, A_bar, B_bar, C, D, h, False, "auto")
+        y, h = torch.ops.mambaverse.lti_conv(u, A_bar, B_bar, C, D, h, False, wants_state, "auto")
         return y, h
     else:
         if _portable.exporting():
             raise UserError("the mixer s4d computes in complex numbers, which ONNX and portable programs do not have")
+        if not wants_state:
+            return _lti.lti_conv(u, A, B, C, dt, D, discretization=discretization, initial_state=h), None
         return _lti.lti_conv(u, A, B, C, dt, D, discretization=discretization, initial_state=h, return_final_state=True)
 
 

@@ -97,7 +97,7 @@ class S4D(Mixer):
 
     def mix(self, x: Tensor) -> Tensor:
         """See `Mixer.mix`."""
-        return self._run(x, None)[0]
+        return self._run(x, None, False)[0]
 
     @torch.jit.ignore
     def mix_sequence(
@@ -108,7 +108,7 @@ class S4D(Mixer):
         spatial_shape: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Any]:
         """See `Mixer.mix_sequence`."""
-        return self._run(x, state)
+        return self._run(x, state, True)
 
     @torch.jit.ignore
     def init_state(
@@ -132,9 +132,9 @@ class S4D(Mixer):
         """See `Mixer.no_weight_decay`."""
         return {"log_dt", "A_log", "D"} | (set() if self.A_imag is None else {"A_imag"})
 
-    def _run(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run(self, x: Tensor, h: Tensor | None, wants_state: bool) -> tuple[Tensor, Tensor | None]:
         A, C, dt = self._system()
-        y, h = lti_conv(x, A, torch.ones_like(A), C, dt, self.D, self.discretization, h)
+        y, h = lti_conv(x, A, torch.ones_like(A), C, dt, self.D, self.discretization, h, wants_state)
         return self._output(y), h
 
     def _system(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambaverse.kernels.backend import use_backend
-from mambaverse.kernels.lti_conv import discretize, lti_conv, lti_conv_update, reference
+from mambaverse.kernels.lti_conv import cpu, discretize, lti_conv, lti_conv_update, reference, triton
 from mambaverse.kernels.lti_conv.cases import LONG, TESTED, Case
 from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
 
@@ -88,7 +88,8 @@ def test_discretizations():
 
 
 def test_zoh_of_tiny_steps_keeps_its_digits():
-    A = torch.tensor([[0.0, 1e-12, 1e-6 + 1e-6j, 0.09j, 0.0999, 0.1001]], dtype=torch.complex128, requires_grad=True)
+    values = [0.0, 1e-12, 1e-6 + 1e-6j, 0.029j, 0.0299, 0.0301, -0.031, 0.09j, 0.1001]
+    A = torch.tensor([values], dtype=torch.complex128, requires_grad=True)
     B, dt = torch.ones_like(A), torch.ones(1, dtype=torch.float64)
     B_bar = discretize(A, B, dt, "zoh")[1]
     z = A.detach()
@@ -291,7 +292,7 @@ def test_compiles_and_exports_as_one_node():
 
 def _to_script(u: Tensor, A: Tensor, B: Tensor, C: Tensor, dt: Tensor, D: Tensor) -> Tensor:
     A_bar, B_bar = discretize(A, B, dt, "zoh")
-    return torch.ops.mambaverse.lti_conv(u, A_bar, B_bar, 2 * C.to(torch.complex128), D, None, False, "auto")[0]
+    return torch.ops.mambaverse.lti_conv(u, A_bar, B_bar, 2 * C.to(torch.complex128), D, None, False, False, "auto")[0]
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # timm's users still script their models
@@ -301,13 +302,25 @@ def test_scripts():
     assert torch.equal(torch.jit.script(_to_script)(*tensors), lti_conv(**inputs))
 
 
+@pytest.mark.parametrize("backend", [reference, cpu, triton], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_a_state_that_nobody_wants_is_empty_and_changes_no_output(backend):
+    u, A, B, C, dt, D, state = draw(SMALL).values()
+    A_bar, B_bar = discretize(A, B, dt, "zoh")
+    given = u, A_bar, B_bar, C.to(A_bar), D, state.to(A_bar), False
+    y, final = backend.forward(*given)
+    alone, nothing = backend.forward(*given, wants_state=False)
+    assert torch.equal(alone, y)
+    assert (nothing.numel(), nothing.dtype) == (0, final.dtype)
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks there itself
 def test_opcheck():
     u, A, B, C, dt, D, state = draw(SMALL).values()
     A_bar, B_bar = discretize(A, B, dt, "zoh")
     u, A_bar, B_bar, C, D, state = (v.requires_grad_() for v in (u, A_bar, B_bar, C.to(A_bar), D, state))
-    torch.library.opcheck(torch.ops.mambaverse.lti_conv, (u, A_bar, B_bar, C, D, state, True, "auto"))
-    torch.library.opcheck(torch.ops.mambaverse.lti_conv, (u, A_bar, B_bar, C, None, None, False, "auto"))
+    torch.library.opcheck(torch.ops.mambaverse.lti_conv, (u, A_bar, B_bar, C, D, state, True, True, "auto"))
+    torch.library.opcheck(torch.ops.mambaverse.lti_conv, (u, A_bar, B_bar, C, None, None, False, True, "auto"))
+    torch.library.opcheck(torch.ops.mambaverse.lti_conv, (u, A_bar, B_bar, C, D, state, False, False, "auto"))
 
 
 def test_meta_tensors_have_shapes():
