@@ -176,7 +176,7 @@ def scan_run(
         fasta: The genome.
         out: The track, .bedgraph; beside it .chrom.sizes. A scan that was cut off goes on with it.
         regions: Where, such as chr1:1,000,001-2,000,000; with `bed` none: everywhere.
-        bed: A BED file of where; regions that touch or overlap are one.
+        bed: A BED file of where, none on the - strand; regions that touch or overlap are one.
         window: W; None: the run's data.window, 1,024 where it has none.
         stride: Bases of a cell.
         value: "probability", "quantity", "log_likelihood" or "perplexity"; None: the first that the model has.
@@ -229,7 +229,7 @@ def scan_run(
 def _places(genome: Genome, regions: Sequence[str], bed: Path | None) -> list[Region]:
     """Return what is scanned, in the order of a track."""
     if bed is not None:
-        asked = [row.region for row in read_bed(bed, genome=genome)]
+        asked = list(_plus_regions(bed, genome))
     elif regions:
         asked = [genome.region(text) for text in regions]
         for text, region in zip(regions, asked, strict=True):
@@ -242,6 +242,16 @@ def _places(genome: Genome, regions: Sequence[str], bed: Path | None) -> list[Re
         raise UserError("scan: the regions hold no base")
     order = {name: number for number, name in enumerate(scan_order(genome.names))}
     return sorted(merged, key=lambda region: (order[region.name], region.start))
+
+
+def _plus_regions(bed: Path, genome: Genome) -> Iterator[Region]:
+    for row in read_bed(bed, genome=genome):
+        if row.region.strand == "-":
+            raise UserError(
+                f"--bed {row.where}: strand '-' in column 6; a track is of the + strand, so leave that column out; "
+                "--strands both averages both"
+            )
+        yield row.region
 
 
 def _pieces(places: Sequence[Region], bases: int) -> Iterator[Region]:

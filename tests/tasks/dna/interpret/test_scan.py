@@ -134,6 +134,15 @@ def test_a_killed_scan_goes_on_and_ends_with_the_same_bytes(
     assert (tmp_path / "cut.bedgraph").read_bytes() == (tmp_path / "whole.bedgraph").read_bytes()
 
 
+def test_a_bed_row_on_the_minus_strand_is_refused_with_its_line(genome: Genome, tmp_path: Path) -> None:
+    run, bed = save_run(tmp_path / "run", "mlm"), tmp_path / "genes.bed"
+    bed.write_text("chr2\t100\t203\ta\t0\t+\nchr2\t150\t250\tb\t0\t-\n")
+    with pytest.raises(UserError, match=r"--bed .*genes.bed, line 2: strand '-' in column 6; .* leave that column out"):
+        scan_run(run, genome.path, out=tmp_path / "t.bedgraph", window=60, stride=20, bed=bed)
+    bed.write_text("chr2\t100\t200\ta\t0\t+\nchr2\t300\t400\tb\t0\t.\n")
+    assert scan_run(run, genome.path, out=tmp_path / "t.bedgraph", window=60, stride=20, bed=bed) == 10
+
+
 @pytest.mark.parametrize(
     ("head", "change", "message"),
     [
