@@ -17,10 +17,9 @@ import numpy as np
 
 from mambaverse.errors import UserError
 from mambaverse.tasks.dna.genome.regions import Aliases, Region, parse_region, resolve
-from mambaverse.tasks.dna.genome.store import load_index, open_handle
+from mambaverse.tasks.dna.genome.store import LONGEST_HEADER, has_letters, load_index, open_handle
 from mambaverse.tasks.dna.tokens import encode, reverse_complement
 
-LONGEST_HEADER = 1 << 20  # bytes that are searched for a record's header
 LONGEST_LINE = 1 << 16  # bytes that are searched for the end of a line that the index says is longer
 
 
@@ -222,14 +221,17 @@ class Genome:
         """Raise UserError unless the record lies in the file as the index says: header, lines, end."""
         number = self._numbers[name]
         length, offset, bases, width = self._table[number].tolist()
-        first = max(int(self._before[number]), offset - LONGEST_HEADER)
+        before = int(self._before[number])
+        first = max(before, offset - LONGEST_HEADER)
         above = self._handle.read(first, offset - first)
-        header = above.rstrip(b"\r\n").rpartition(b"\n")[2]
+        between, _, header = above.rstrip(b"\r\n").rpartition(b"\n")
         words = header[1:].split(maxsplit=1)
         if not above.endswith(b"\n") or not header.startswith(b">") or not words:
             raise self._foreign(name, "no header stands where it should")
         if words[0].decode("utf-8", "surrogateescape") != name:
             raise self._foreign(name, f"the header there is {words[0].decode('utf-8', 'replace')!r}")
+        if has_letters(between if first == before else between.partition(b"\n")[2]):
+            raise self._foreign(name, "letters of another record stand above it")
         end = offset + (length - 1) // bases * width + (length - 1) % bases + 1
         below = self._handle.read(end, 64)
         if below[:1] not in (b"", b"\n", b"\r") or below.lstrip(b"\r\n")[:1] not in (b"", b">"):

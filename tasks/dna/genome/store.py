@@ -28,6 +28,7 @@ from mambaverse.tasks.dna.genome.handle import Handle
 from mambaverse.tasks.dna.genome.index import BadIndexError, Index, IndexBuilder
 
 PIECE = 1 << 22  # bytes that are indexed at a time
+LONGEST_HEADER = 1 << 20  # bytes that are searched for a record's header
 LONG = 1 << 28  # bytes from which on indexing shows its progress
 OTHERS = {b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2", b"PK\x03\x04": "zip", b"(\xb5/\xfd": "zstd"}
 _said: set[Path] = set()
@@ -109,13 +110,19 @@ def _read(handle: Handle, fai: Path) -> Index:
 
 
 def check_sizes(handle: Handle, index: Index) -> None:
-    """Raise BadIndexError if the last record of `index` does not end where the content of `handle` does."""
+    """Raise BadIndexError if letters stand in `handle` above the first record of `index` or behind the last."""
     end = int(index.ends().max())
     if end > handle.size:
         raise BadIndexError(f"its last record ends at byte {end:,}, {handle.path.name} has {handle.size:,}")
-    # Records without letters are in no index: headers alone may follow.
-    if any(line.strip() and not line.startswith(b">") for line in handle.read(end, 1024).split(b"\n")):
+    if has_letters(handle.read(end, 1024)):
         raise BadIndexError(f"{handle.path.name} has letters behind its last record")
+    if has_letters(handle.read(0, min(int(index.table[:, 1].min()), LONGEST_HEADER))):
+        raise BadIndexError(f"{handle.path.name} has letters above its first record")
+
+
+def has_letters(text: bytes) -> bool:
+    """Whether a line of `text` is no header: records without letters are in no index, their headers may stand there."""
+    return any(line.strip() and not line.startswith(b">") for line in text.split(b"\n"))
 
 
 def _build(handle: Handle) -> Index:

@@ -133,6 +133,7 @@ def test_an_index_older_than_its_file_is_made_anew(
     [
         ("chr1\t999999\t18\t60\t61\n", "its last record ends at byte"),
         ("chr1\t200000\t18\t60\t61\n", "has letters behind its last record"),
+        ("MT\t60\t203446\t60\t61\n", "has letters above its first record"),
         ("chr1\n", "line 1 is not name"),
     ],
 )
@@ -167,6 +168,16 @@ def test_an_index_of_another_file_is_never_read_from(tmp_path: Path, records: di
     assert "the index genome.fa.fai is not this file's; delete it, it is made anew" in found
     assert str(genome.path) in found
     assert message in found or "letters" in found
+
+
+def test_an_index_without_a_record_in_the_middle_is_refused_at_the_next_one(tmp_path: Path) -> None:
+    genome = make_genome(tmp_path, {"chr1": "A" * 8, "chr2": "C" * 4, "chr3": "G" * 4, "chr4": "T" * 4})
+    fai = genome.path.with_name("genome.fa.fai")
+    fai.write_text("".join(line for line in fai.read_text().splitlines(True) if not line.startswith("chr2")))
+    other = Genome(genome.path)
+    assert [other.fetch(name) for name in ("chr1", "chr4")] == [b"A" * 8, b"T" * 4]
+    found = fails(lambda: other.fetch("chr3"))
+    assert "record 'chr3': letters of another record stand above it: the index genome.fa.fai is not" in found
 
 
 def test_an_index_with_wrong_numbers_never_gives_wrong_letters(tmp_path: Path) -> None:
