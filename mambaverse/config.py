@@ -131,6 +131,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
         _at_least("optim", self, lr=0, weight_decay=0, warmup_epochs=0, warmup_lr=0, min_lr=0, layer_decay=0)
+        _at_most("optim", self, layer_decay=1)
 
 
 @dataclass

@@ -15,9 +15,20 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from mambaverse.config import OptimConfig
-from mambaverse.errors import UserError, suggest
+from mambaverse.errors import UserError, suggest, warn
 
-SCHEDULES = ("constant", "cosine", "multistep", "poly", "rsqrt", "step", "tanh", "wsd")  # those that step by update
+SCHEDULES = {  # those that step by update, with the arguments that change their rates beside `ALWAYS`
+    "constant": (),
+    "cosine": ("k_decay", "min_lr", "warmup_prefix"),
+    "multistep": ("decay_milestones", "decay_rate"),
+    "poly": ("decay_rate", "k_decay", "min_lr", "warmup_prefix"),
+    "rsqrt": ("decay_epochs", "decay_fn", "min_lr", "stable_timescale", "warmup_prefix"),
+    "step": ("decay_epochs", "decay_rate"),
+    "tanh": ("min_lr", "warmup_prefix"),
+    "wsd": ("decay_epochs", "decay_fn", "min_lr", "warmup_prefix"),
+}
+ALWAYS = ("noise", "noise_pct", "noise_seed", "noise_std", "warmup_lr")
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig, *, capturable: bool = False) -> torch.optim.Optimizer:
@@ -48,18 +59,38 @@ def create_optimizer(model: nn.Module, config: OptimConfig, *, capturable: bool 
         arguments.setdefault("fused", True)
     if capturable and "capturable" in parameters:
         arguments.setdefault("capturable", True)
-    try:
-        return _factory(info)(
-            model,
+    make = _factory(info)
+
+    def create(module: nn.Module, layer_decay: float | None) -> torch.optim.Optimizer:
+        return make(
+            module,
             opt=config.name,
             lr=config.lr,
             weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
+            layer_decay=layer_decay,
             fallback_no_weight_decay="muon" in config.name,
             **arguments,
         )
-    except (TypeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
-        raise UserError(f"optim: {config.name} refused its arguments: {error}") from error
+
+    try:
+        if config.args:
+            _try_steps(lambda tiny: create(tiny, None), model)
+        return create(model, config.layer_decay)
+    except REFUSALS as error:
+        given = f"; optim.args={config.args}" if config.args else ""
+        raise UserError(f"optim: {config.name} refused its arguments: {_said(error)}{given}") from error
+
+
+def _try_steps(create: Callable[[nn.Module], torch.optim.Optimizer], model: nn.Module) -> None:
+    """Take two steps with parameters of its own, where `model` is: some arguments are first read there."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        tiny = nn.Linear(8, 8, device=device)  # Muon leaves smaller matrices to AdamW
+        optimizer = create(tiny)
+        for _ in range(2):
+            for parameter in tiny.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
 
 
 def _factory(info: timm.optim.OptimInfo) -> Callable[..., torch.optim.Optimizer]:
@@ -81,6 +112,7 @@ class Schedule:
             raise UserError(
                 f"optim.schedule: unknown schedule {config.schedule!r}{suggest(config.schedule, SCHEDULES)}"
             )
+        _check_schedule(config, epochs)
         arguments: dict[str, Any] = {"min_lr": config.min_lr, "warmup_lr": config.warmup_lr, **config.schedule_args}
         self._scheduler: Scheduler
         try:
@@ -96,8 +128,8 @@ class Schedule:
             self._try(optimizer, config, epochs * epoch_updates)
         except UserError:
             raise
-        except (TypeError, ValueError, AssertionError, ArithmeticError, IndexError) as error:
-            raise UserError(f"optim: {config.schedule} refused its arguments: {error}") from error
+        except REFUSALS as error:
+            raise UserError(f"optim: {config.schedule} refused its arguments: {_said(error)}") from error
 
     def _try(self, optimizer: torch.optim.Optimizer, config: OptimConfig, updates: int) -> None:
         """Raise UserError for rates that mean nothing, which would come up hours later; rates stay as they are."""
@@ -116,3 +148,25 @@ class Schedule:
     def step(self, updates: int) -> None:
         """Set the rates of the step that follows `updates` steps; they depend on nothing else."""
         self._scheduler.step_update(updates)
+
+
+def _check_schedule(config: OptimConfig, epochs: int) -> None:
+    """Raise UserError for an argument that changes nothing of the schedule; warn of a rate that is never reached."""
+    read = (*SCHEDULES[config.schedule], *ALWAYS)
+    for name, value in config.schedule_args.items():
+        if name not in read:
+            raise UserError(
+                f"optim: {config.schedule} refused its arguments: optim.schedule_args.{name}={value} changes no rate "
+                f"of it{suggest(name, read)}"
+            )
+    if config.warmup_epochs > epochs:
+        warn(
+            f"optim.warmup_epochs={config.warmup_epochs:g}: longer than trainer.epochs={epochs}, so that the rate does "
+            f"not reach optim.lr={config.lr:g}"
+        )
+
+
+def _said(error: Exception) -> str:
+    """Return an error's text in one line; of a missing key it is the key alone, so that its kind is said too."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text
