@@ -235,6 +235,7 @@ def compose(
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise ConfigError(f"{name}: {', '.join(missing)} is not set")
+        _check_marked(plain)
         for key, value in _not_finite(OmegaConf.to_container(config, resolve=True)):  # no bound below would refuse nan
             if math.isnan(value) or key.startswith(("data.", "optim.", "task.")):
                 raise ConfigError(f"{name}: {key}: expected a finite number, got {value}")
@@ -304,6 +305,29 @@ def _yaml_layers(name: str, roots: list[Path], parents: tuple[str, ...] = ()) ->
     for base in bases or []:
         yield from _yaml_layers(str(base), roots, (*parents, name))
     yield str(path), body
+
+
+def _check_marked(layers: Sequence[tuple[str, Any]]) -> None:
+    """Raise ConfigError for a key that is ??? in one layer and not set behind it: OmegaConf keeps an earlier value."""
+    for number, (source, keys) in enumerate(layers):
+        for path in _marked(keys):
+            if not any(_sets(later, path) for _, later in layers[number + 1 :]):
+                raise ConfigError(
+                    f"{source}: {'.'.join(map(str, path))} is ???, which demands a value, and none is set after it"
+                )
+
+
+def _marked(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if value == MISSING:
+        yield path
+    for name, part in value.items() if isinstance(value, dict) else ():
+        yield from _marked(part, (*path, name))
+
+
+def _sets(value: Any, path: tuple[Any, ...]) -> bool:
+    if path and isinstance(value, dict):
+        return path[0] in value and _sets(value[path[0]], path[1:])
+    return value != MISSING
 
 
 def _not_finite(value: Any, key: str = "") -> Iterator[tuple[str, float]]:

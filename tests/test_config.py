@@ -51,6 +51,15 @@ def test_resolved_yaml_feeds_back_in(root: Path, tmp_path: Path) -> None:
     assert run(root, name=str(path)) == config
 
 
+def test_a_key_that_demands_a_value_is_refused_unless_a_later_layer_gives_one(root: Path) -> None:
+    demanded = "trainer.epochs is ???, which demands a value, and none is set after it"
+    assert fails(root, "trainer.epochs=???") == f"argument 'trainer.epochs=???': {demanded}"
+    assert run(root, "trainer.epochs=???", "trainer.epochs=7").trainer.epochs == 7
+    (root / "toy/asks.yaml").write_text("defaults: [toy/run]\ntrainer: {epochs: '???'}\n")
+    assert fails(root, name="toy/asks") == f"{root}/toy/asks.yaml: {demanded}"
+    assert run(root, "trainer={epochs: 8}", name="toy/asks").trainer.epochs == 8
+
+
 def test_scientific_notation_is_a_number(root: Path) -> None:
     assert run(root, "optim.lr=3e-4").optim.lr == 3e-4
 
