@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -163,6 +164,13 @@ class Dataset:
         elif download:
             parts.append("data.download=true has nothing to fetch it from")
         return "; ".join(parts)
+
+
+def refuse_unread(config: DataConfig, where: str, what: str, *keys: str) -> None:
+    """Raise UserError if `config` sets one of `keys`, which `what` (the layout, in words) at `where` does not read."""
+    for one in fields(config):
+        if one.name in keys and (value := getattr(config, one.name)) != one.default:
+            raise UserError(f"{where}: data.{one.name}={value} is read of no {what}; take it out")
 
 
 DATASETS: Registry[type[Dataset]] = Registry(

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mambaverse.config import DataConfig
-from mambaverse.datasets import Dataset
+from mambaverse.datasets import Dataset, refuse_unread
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.config import DnaDataConfig
 from mambaverse.tasks.dna.files import Record, kind_of, read_records
@@ -80,6 +80,7 @@ class Downstream(Dataset):
     def open(self, config: DataConfig) -> DnaSplits:
         """Return the official splits of the task `data.subset`, or those by chromosome."""
         assert isinstance(config, DnaDataConfig)
+        refuse_unread(config, self.name, "task of it", "label", "label_pattern", "genome")
         place, subset = self.locate(config.root, config.download), config.subset
         if subset is None:
             raise UserError(f"data.subset is not set; the tasks of {self.name} are {', '.join(self.tasks)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from mambaverse.config import DataConfig
-from mambaverse.datasets import Dataset
+from mambaverse.datasets import Dataset, refuse_unread
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.config import DnaDataConfig
 from mambaverse.tasks.dna.files import read_records
@@ -40,6 +40,7 @@ class Prepared(Dataset):
     def open(self, config: DataConfig) -> DnaSplits:
         """Return the splits."""
         assert isinstance(config, DnaDataConfig)
+        refuse_unread(config, self.name, "prepared table", "subset", "label_pattern", "genome")
         place = self.locate(config.root, config.download)
         if place.is_file() and len(self.files) > 1:
             place = place.parent

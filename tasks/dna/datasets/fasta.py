@@ -18,13 +18,14 @@ from functools import partial
 from pathlib import Path
 
 from mambaverse.config import DataConfig
-from mambaverse.datasets import Dataset, register_dataset
+from mambaverse.datasets import Dataset, refuse_unread, register_dataset
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.config import DnaDataConfig
 from mambaverse.tasks.dna.files import Record, is_sequence_file, kind_of, read_records
 from mambaverse.tasks.dna.tables import SETS, DnaSplits, Table, collect, make_splits, set_of
 
 SPLIT = "split"
+LABELLED = {"label": {"table", "FASTA"}, "label_pattern": {"FASTA"}}  # what each key is read of
 KEY_VALUE = re.compile(r"(?:^|[\s;|])(\w+)=([^\s;|]+)")
 
 
@@ -47,16 +48,44 @@ class Fasta(Dataset):
         """Return the splits that the data come with, or that are drawn."""
         assert isinstance(config, DnaDataConfig)
         root = self.locate(config.root, config.download)
+        _refuse_unread(root, config)
         if root.is_file():
             return make_splits(_file(root, config), config, str(root))
-        parts = {path.name: path for path in sorted(root.iterdir()) if _stem(path).lower() in SETS}
-        if "train" not in {SETS[_stem(path).lower()] for path in parts.values()}:
+        if not (parts := _parts(root)):
             return make_splits(_folder(root, config), config, str(root))
         table = Table()
-        for path in parts.values():
+        for path in parts:
             part = SETS[_stem(path).lower()]
             table.extend(_folder(path, config, part) if path.is_dir() else _file(path, config, part))
         return make_splits(table, config, str(root))
+
+
+def _parts(root: Path) -> list[Path]:
+    """Return the sets that a folder comes split into; none unless one is to learn from."""
+    parts = [path for path in sorted(root.iterdir()) if _stem(path).lower() in SETS]
+    return parts if "train" in {SETS[_stem(path).lower()] for path in parts} else []
+
+
+def _refuse_unread(root: Path, config: DnaDataConfig) -> None:
+    """Raise UserError if `config` says of labels, or of a data set's parts, what no file at `root` is asked."""
+    refuse_unread(config, str(root), "file of one's own", "subset", "genome")
+    parts = [root] if root.is_file() else _parts(root) or [root]
+    kinds = {_kind(path) for path in parts}
+    for key, read in LABELLED.items():
+        if not kinds & read:
+            refuse_unread(config, str(root), " or ".join(sorted(kinds)), key)
+    if config.label_pattern is not None and kinds == {"FASTA"}:
+        refuse_unread(config, str(root), "FASTA with data.label_pattern", "label")
+
+
+def _kind(path: Path) -> str:
+    """Return what says the labels at `path`: a table, FASTA, or folders and files by their names."""
+    if path.is_file():
+        return "table" if kind_of(path) == "table" else "FASTA"
+    folders, files = _entries(path)
+    if folders or (len(files) > 1 and not any(kind_of(file) == "table" for file in files)):
+        return "folder of classes"
+    return _kind(files[0]) if files else "folder"
 
 
 def _file(path: Path, config: DnaDataConfig, part: str | None = None) -> Table:
@@ -93,10 +122,14 @@ def _groups(group: str | None, columns: Sequence[str], keys: Mapping[str, str], 
     return [group]
 
 
-def _folder(root: Path, config: DnaDataConfig, part: str | None = None) -> Table:
+def _entries(root: Path) -> tuple[list[Path], list[Path]]:
+    """Return the folders and the files of sequences in `root`, sorted."""
     entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
-    folders = [path for path in entries if path.is_dir()]
-    files = [path for path in entries if is_sequence_file(path)]
+    return [path for path in entries if path.is_dir()], [path for path in entries if is_sequence_file(path)]
+
+
+def _folder(root: Path, config: DnaDataConfig, part: str | None = None) -> Table:
+    folders, files = _entries(root)
     if not folders and not files:
         raise UserError(f"{root}: holds no sequence files (.fa, .fasta, .fna, .csv), nor class folders of them")
     if not folders and any(kind_of(path) == "table" for path in files):

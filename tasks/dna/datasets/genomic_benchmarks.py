@@ -26,7 +26,7 @@ from pathlib import Path
 import yaml
 
 from mambaverse.config import DataConfig
-from mambaverse.datasets import Dataset, register_dataset
+from mambaverse.datasets import Dataset, refuse_unread, register_dataset
 from mambaverse.errors import UserError, suggest, warn
 from mambaverse.tasks.dna.config import DnaDataConfig
 from mambaverse.tasks.dna.files import Record, read_records
@@ -64,6 +64,7 @@ class GenomicBenchmarks(Dataset):
     def open(self, config: DataConfig) -> DnaSplits:
         """Return the official splits of `data.subset`, or those by chromosome."""
         assert isinstance(config, DnaDataConfig)
+        refuse_unread(config, self.name, "data set of it", "label", "label_pattern")
         folder = self._choose(self.locate(config.root, config.download), config.subset)
         if (share := LEAKS.get(folder.name)) and config.group is None:
             warn(f"{folder.name}: {share} of its test places overlap training places; its scores flatter")
@@ -71,6 +72,8 @@ class GenomicBenchmarks(Dataset):
         if intervals and config.genome is None:
             named = "".join(f"; {name} is of {url}" for name, url in _genomes(folder).items())
             raise UserError(f"{folder}: holds places in a genome; data.genome=FASTA says which{named}")
+        if not intervals:
+            refuse_unread(config, str(folder), "text", "genome")
         if config.group == CHROMOSOME and not intervals:
             raise UserError(
                 f"{folder}: data.group={CHROMOSOME}: texts do not say where they lie; take the form with places "

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from mambaverse.config import DataConfig
-from mambaverse.datasets import Dataset, register_dataset
+from mambaverse.datasets import Dataset, refuse_unread, register_dataset
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.config import DnaDataConfig
 from mambaverse.tasks.dna.files import read_records
@@ -40,6 +40,7 @@ class Gue(Dataset):
     def open(self, config: DataConfig) -> DnaSplits:
         """Return the official splits of the task `data.subset`."""
         assert isinstance(config, DnaDataConfig)
+        refuse_unread(config, self.name, "table of GUE", "label_pattern", "genome")
         place = self.locate(config.root, config.download)
         known = tasks(place)
         if not known:

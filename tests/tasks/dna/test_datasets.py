@@ -153,6 +153,46 @@ def test_wrong_options_are_one_line(make_task: Make, fasta: Path, overrides: tup
     assert message in fails(make_task, "dna/fasta", f"data.root={fasta}", *overrides)
 
 
+@pytest.mark.parametrize(
+    ("layout", "options", "message"),
+    [
+        ("x.csv", ("data.label_pattern=k=(.)",), "x.csv: data.label_pattern=k=(.) is read of no table; take it out"),
+        ("x.csv", ("data.subset=mouse/0",), "x.csv: data.subset=mouse/0 is read of no file of one's own"),
+        (
+            "x.fa",
+            ("data.label_pattern=k=(.)", "data.label=k"),
+            "data.label=k is read of no FASTA with data.label_pattern",
+        ),
+        ("classes", ("data.label=kind",), "classes: data.label=kind is read of no folder of classes; take it out"),
+        ("classes", ("data.label_pattern=k=(.)",), "data.label_pattern=k=(.) is read of no folder of classes"),
+        ("tables", ("data.label_pattern=k=(.)",), "data.label_pattern=k=(.) is read of no table; take it out"),
+        ("mixed", ("data.subset=x",), "data.subset=x is read of no file of one's own; take it out"),
+    ],
+)
+def test_what_a_layout_does_not_read_is_refused(
+    make_task: Make, tmp_path: Path, layout: str, options: tuple[str, ...], message: str
+) -> None:
+    records = "".join(f">r{i} label={label} k={label[0]}\n{s}\n" for i, (s, label) in enumerate(rows(4)))
+    write(tmp_path / "x.fa", records)
+    write_csv(tmp_path / "x.csv", rows(4))
+    for label in ("alpha", "beta"):
+        write(tmp_path / f"classes/{label}/a.fa", ">a\nACGT\n")
+    for part in ("train", "test"):
+        write_csv(tmp_path / f"tables/{part}.csv", rows(4))
+    write(tmp_path / "mixed/train.fa", records)
+    write_csv(tmp_path / "mixed/test.csv", [(s, label[0]) for s, label in rows(4)])
+    root = f"data.root={tmp_path / layout}"
+    assert message in fails(make_task, "dna/fasta", root, *(option.replace("=k=(.)", "='k=(.)'") for option in options))
+    mixed = make_task("dna/fasta", f"data.root={tmp_path / 'mixed'}", "data.label_pattern='k=(.)'")
+    assert list(mixed.classes) == sorted({label[0] for _, label in rows(4)})
+
+
+def test_a_prepared_table_has_no_subsets(make_task: Make) -> None:
+    assert "dna/rrna16s: data.subset=V4 is read of no prepared table" in fails(
+        make_task, "dna/rrna16s", "data.subset=V4"
+    )
+
+
 def test_folders_without_sequences_are_named(make_task: Make, tmp_path: Path) -> None:
     write(tmp_path / "empty/notes.md", "x")
     assert "holds no sequence files" in fails(make_task, "dna/fasta", f"data.root={tmp_path / 'empty'}")
