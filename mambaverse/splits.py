@@ -16,14 +16,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mambaverse.config import SplitConfig
+from mambaverse.config import DataConfig, SplitConfig
 from mambaverse.errors import NO_TEXT, UserError, suggest, warn
 
 HASH_LIMIT_BYTES = 2**31  # of all files; beyond it reading them would hold up the start, and sha256 stays empty
@@ -90,10 +90,12 @@ def split_items(
     return Split(train, evaluated, _note(config), values)
 
 
-def refuse_folds(config: SplitConfig, where: str, remedy: str = "take data.folds out") -> None:
-    """Raise UserError if `config` asks for folds of data that come split: they would not be drawn."""
-    if config.folds:
-        raise UserError(f"{where}: comes split; data.folds={config.folds} expects data that do not: {remedy}")
+def refuse_drawn(config: DataConfig, where: str, remedy: str = "") -> None:
+    """Raise UserError if `config` says how to split data that come split: nothing would be drawn."""
+    for one in fields(config):
+        if one.name in ("folds", "group", "val_fraction") and (value := getattr(config, one.name)) != one.default:
+            what = f"{where}: comes split; data.{one.name}={value} expects data that do not"
+            raise UserError(f"{what}: {remedy or f'take data.{one.name} out'}")
 
 
 def write_split(target: Path, rows: Iterable[SplitRow]) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mambaverse.errors import UserError, suggest, warn
-from mambaverse.splits import SplitRow, refuse_folds, split_items
+from mambaverse.splits import SplitRow, refuse_drawn, split_items
 from mambaverse.tasks.dna.config import DnaDataConfig
 from mambaverse.tasks.dna.files import Record
 from mambaverse.tasks.dna.sequences import Background, Place, Sequences
@@ -173,7 +173,7 @@ def make_splits(table: Table, config: DnaDataConfig, where: str) -> DnaSplits:
     groups: Sequence[str] | None = None
     drawn = not table.sets or config.group is not None
     if not drawn:
-        refuse_folds(config, where, "take it out, or split anew by groups with data.group")
+        refuse_drawn(config, where, "take it out, or split anew by groups with data.group")
         chosen = _official(table, where)
     else:
         split = split_items(table.labels, config, where, table.groups, table.names)

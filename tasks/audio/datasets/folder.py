@@ -10,7 +10,7 @@ from pathlib import Path
 from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, register_dataset
 from mambaverse.errors import UserError
-from mambaverse.splits import refuse_folds
+from mambaverse.splits import refuse_drawn
 from mambaverse.tasks.audio.clips import (
     AudioSplits,
     Collection,
@@ -47,7 +47,7 @@ class Folder(Dataset):
         root = self.locate(config.root)
         if not _is_split(root):
             return split_collection(list_classes(root, root), config, str(root), config.rate)
-        refuse_folds(config, str(root))
+        refuse_drawn(config, str(root))
         held_out = [name for names in (VALIDATION, TEST) if (name := _first(root, names)) is not None]
         if not held_out:
             raise UserError(f"{root}: has train/ but neither val/ nor test/ to evaluate on")

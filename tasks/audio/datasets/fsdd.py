@@ -14,6 +14,7 @@ from pathlib import Path
 from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, register_dataset
 from mambaverse.errors import UserError, warn
+from mambaverse.splits import refuse_drawn
 from mambaverse.tasks.audio.clips import (
     AudioSplits,
     Collection,
@@ -65,6 +66,7 @@ class FSDD(Dataset):
         collection = Collection(sources, digits, names, {"speaker": speakers})
         if config.folds or config.group:
             return split_collection(collection, config, self.name, config.rate)
+        refuse_drawn(config, self.name, "take it out, or split anew with data.folds or data.group")
         warn(f"{self.name}: the official split ignores the group speaker: all are learnt from; data.group=speaker "
              "keeps each on one side")  # fmt: skip
         held_out = {name for name, number in zip(names, numbers, strict=True) if int(number) < HELD_OUT}

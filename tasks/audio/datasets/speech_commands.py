@@ -14,6 +14,7 @@ from pathlib import Path
 from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, register_dataset
 from mambaverse.errors import UserError
+from mambaverse.splits import refuse_drawn
 from mambaverse.tasks.audio.clips import (
     AudioSplits,
     Collection,
@@ -66,6 +67,7 @@ class SpeechCommands(Dataset):
         collection = Collection([Source(path) for path in paths], labels, names, {"speaker": speakers})
         if config.folds or config.group:
             return split_collection(collection, config, self.name, config.rate)
+        refuse_drawn(config, self.name, "take it out, or split anew with data.folds or data.group")
         listed = {part: self._read_list(root / name, set(names)) for part, name in LISTS.items()}
         collection, skipped = readable(collection, config.on_error, config.rate)
         parts: dict[str, list[int]] = {"train": [], "eval": [], "test": []}

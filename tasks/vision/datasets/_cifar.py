@@ -24,6 +24,7 @@ import torch
 from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset
 from mambaverse.errors import UserError
+from mambaverse.splits import refuse_drawn
 from mambaverse.tasks.vision.images import DECODE_ERRORS, ArrayImages, ImageSplits, check_labels, decode_image
 
 ROW = 3 * 32 * 32
@@ -66,6 +67,7 @@ class Cifar(Dataset):
 
     def open(self, config: DataConfig) -> ImageSplits:
         """Return the official splits."""
+        refuse_drawn(config, self.name)
         path = self.locate(config.root, config.download)
         if path.suffix == ".npz":
             return self._open_npz(path)

@@ -13,6 +13,7 @@ import torch
 from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, register_dataset
 from mambaverse.errors import UserError
+from mambaverse.splits import refuse_drawn
 from mambaverse.tasks.vision.images import ArrayImages, ImageSplits
 
 LEVELS = 16  # the value of a full pixel
@@ -45,6 +46,7 @@ class Digits(Dataset):
                 f"data.root={config.root}: {self.name} reads nothing from there, its images are inside scikit-learn; "
                 "the config vision/folder trains on a folder of images"
             )
+        refuse_drawn(config, self.name)
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 

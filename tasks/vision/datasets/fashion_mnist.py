@@ -18,6 +18,7 @@ import torch
 from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, register_dataset
 from mambaverse.errors import UserError
+from mambaverse.splits import refuse_drawn
 from mambaverse.tasks.vision.images import ArrayImages, ImageSplits, check_labels
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -51,6 +52,7 @@ class FashionMNIST(Dataset):
 
     def open(self, config: DataConfig) -> ImageSplits:
         """Return the official splits."""
+        refuse_drawn(config, self.name)
         folder = self.locate(config.root, config.download)
         train, test = (self._read(folder, part) for part in ("train", "t10k"))
         return ImageSplits(train, test, CLASSES, size=28, in_chans=1)

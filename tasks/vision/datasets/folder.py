@@ -13,7 +13,7 @@ import torch
 from mambaverse.config import DataConfig, SplitConfig
 from mambaverse.datasets import Dataset, register_dataset
 from mambaverse.errors import UserError, warn
-from mambaverse.splits import refuse_folds, split_items
+from mambaverse.splits import refuse_drawn, split_items
 from mambaverse.tasks.vision.config import VisionDataConfig
 from mambaverse.tasks.vision.images import EXTENSIONS, FileImages, ImageSplits, list_images, read_image, unreadable
 
@@ -41,7 +41,7 @@ class Folder(Dataset):
         root = self.locate(config.root)
         notes, skipped = [], []
         if in_pairs := is_split(root):
-            refuse_folds(config, str(root))
+            refuse_drawn(config, str(root))
         train, held_out = _two_folders(root) if in_pairs else (list_classes(root), {})
         if config.on_error == "skip":
             skipped = unreadable([path for part in (train, held_out) for paths in part.values() for path in paths])

@@ -199,6 +199,7 @@ def test_without_folds_digits_have_their_official_split_and_a_warning(
     digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train, held_out = names(opened("fsdd", root=str(digits)))
+    assert "comes split; data.val_fraction=0.3 expects" in fails("fsdd", root=str(digits), val_fraction=0.3)
     assert len(held_out) == 18 and all(name.endswith(("_0.wav", "_4.wav")) for name in held_out)
     assert len(train) == 18 and "the official split ignores the group speaker" in capsys.readouterr().err
 

@@ -1,6 +1,7 @@
 """Every image data set opens from its standard files, and says in one line what is wrong with others."""
 
 import gzip
+import json
 import pickle
 import shutil
 import struct
@@ -53,6 +54,15 @@ class TestDigits:
 
     def test_are_always_there(self) -> None:
         assert describe_dataset("vision/digits")["status"] == "found: inside scikit-learn"
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("option", ["folds=5", "group=(.*)_", "val_fraction=0.3"])
+def test_a_given_split_is_drawn_by_no_option(name: str, option: str) -> None:
+    key, value = option.split("=")
+    given: dict[str, Any] = {key: value if key == "group" else json.loads(value)}
+    with pytest.raises(UserError, match=rf"^vision/{name}: comes split; data.{key}=.*: take data.{key} out$"):
+        opened(name, None, **given)
 
 
 class TestFashionMNIST:
