@@ -70,6 +70,8 @@ class VisionTask(Classifier):
         **Classifier.decided,
         "in_chans": "set data.in_chans",
         "img_size": "set data.img_size",
+        **dict.fromkeys(("features_only", "out_indices"), "a classifier is trained, which gives scores, no features"),
+        **dict.fromkeys(("cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"), "set model.checkpoint"),
     }
 
     size: int  # side of the images that the model sees, in pixels

@@ -100,6 +100,8 @@ def test_the_model_of_each_shipped_config_takes_its_images(
     [
         ("model.args={num_classes: 3}", "model.args.num_classes cannot be set: it is the number of the data's classes"),
         ("model.args={img_size: 32}", "model.args.img_size cannot be set: set data.img_size"),
+        ("model.args={features_only: true}", "model.args.features_only cannot be set: a classifier is trained"),
+        ("model.args={pretrained_cfg: in1k}", "model.args.pretrained_cfg cannot be set: set model.checkpoint"),
         ("model.args={in_chans: 3}", "model.args.in_chans cannot be set: set data.in_chans"),
         ("model.args={widht: 3}", "unknown argument 'widht', did you mean 'width'"),
         ("model.name=tiny_vision", "unknown model 'tiny_vision', did you mean 'tiny_vision_test'"),
