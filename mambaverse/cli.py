@@ -265,10 +265,10 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from mambaverse.engine.compare import compare_runs
+    from mambaverse.engine.compare import MOST_RESAMPLES, compare_runs
 
-    if arguments.resamples < 2:
-        raise UserError(f"--resamples: expected 2 or more, got {arguments.resamples}")
+    if not 2 <= arguments.resamples <= MOST_RESAMPLES:
+        raise UserError(f"--resamples: expected 2 or more, at most {MOST_RESAMPLES:,}, got {arguments.resamples:,}")
     compare_runs(arguments.runs, arguments.to, score=arguments.score, resamples=arguments.resamples)
 
 

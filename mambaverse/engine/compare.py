@@ -31,6 +31,7 @@ from mambaverse.errors import NO_TEXT, UserError, suggest
 
 SCORES = ("accuracy", "f1", "macro_f1", "mcc")
 RESAMPLES = 2_000
+MOST_RESAMPLES = 1_000_000  # the standard error's own error is then 0.07 %
 AT_ONCE = 4_000_000  # numbers of draws that are held at a time
 HEADER = ("item", "target", "predicted")
 
@@ -77,10 +78,12 @@ def paired_bootstrap(
         seed: Of the draws.
 
     Raises:
-        UserError: an unknown score, no samples, or not the same number everywhere.
+        UserError: an unknown score, too few or too many resamples, no samples, or not the same number everywhere.
     """
     if score not in SCORES:
         raise UserError(f"no score {score!r} to compare{suggest(score, SCORES)}")
+    if not 2 <= resamples <= MOST_RESAMPLES:
+        raise UserError(f"resamples: expected 2 to {MOST_RESAMPLES:,}, got {resamples:,}; {RESAMPLES:,} are usual")
     ours, theirs = np.atleast_2d(ours), np.atleast_2d(theirs)
     if not len(truth) or ours.shape[1] != len(truth) or theirs.shape[1] != len(truth):
         raise UserError(f"compare: {len(truth)} targets, {ours.shape[1]} and {theirs.shape[1]} predictions")

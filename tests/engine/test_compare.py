@@ -158,6 +158,7 @@ def test_wrong_comparisons_are_one_line(
     capsys.readouterr()
     assert "did you mean 'accuracy'" in error(one, "--score", "acuracy")
     assert "--resamples: expected 2 or more" in error(one, "--resamples", "1")
+    assert "at most 1,000,000, got 1,000,000,000,000" in error(one, "--resamples", "1000000000000")
     (other / "predictions.csv").write_text("item,target,predicted,a,b,c\n0,a,b,1,0,0\n")
     assert "f1 is that of the second of two classes, and here are 3" in error(str(other), "--score", "f1")
     (tmp_path / "config.yaml").write_text("")
