@@ -18,11 +18,11 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import nn
@@ -31,8 +31,10 @@ from mambaverse.config import RunConfig, compose, import_plugins, to_yaml
 from mambaverse.engine.checkpoint import load_weights
 from mambaverse.engine.files import saving, write_atomic
 from mambaverse.engine.state import StateFolder
-from mambaverse.engine.task import TASKS, Task
+from mambaverse.engine.task import TASKS, FactError, Task, fact
 from mambaverse.errors import UserError, suggest
+
+T = TypeVar("T")
 
 
 class RunFolder:
@@ -193,12 +195,16 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def read_facts(run: RunFolder) -> dict[str, Any]:
     """Return what `Task.facts` returned when the run began."""
     try:
-        facts = json.loads(run.facts.read_text())
+        facts = json.loads(run.facts.read_text(), parse_constant=_no_number)
         if not isinstance(facts, dict):
             raise ValueError("expected an object")
     except (OSError, ValueError) as error:
         raise UserError(f"{run.facts}: half written or missing ({error}); the run cannot be used") from None
     return facts
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} where a number is expected")
 
 
 def load_run(path: Path, overrides: Sequence[str] = (), *, data: bool = True) -> tuple[RunConfig, Task, nn.Module]:
@@ -224,20 +230,28 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, data: bool = True) ->
     facts = read_facts(run)
     if data:
         task.setup()
-        if list(task.classes) != list(facts.get("classes", task.classes)):
+        trained = _of_file(run, lambda: fact({"classes": task.classes, **facts}, "classes", list[str]))
+        if list(task.classes) != list(trained):
             raise UserError(
                 f"{path}: the data have classes {_short(task.classes)}; "
-                f"the run was trained on {_short(facts['classes'])}{_difference(task.classes, facts['classes'])}"
+                f"the run was trained on {_short(trained)}{_difference(task.classes, trained)}"
             )
     else:
-        try:
-            task.restore(facts)
-        except KeyError as error:
-            raise UserError(f"{run.facts}: lacks {error}; the run cannot be used without its data") from None
+        _of_file(run, lambda: task.restore(facts))
     with torch.random.fork_rng(devices=[]):
         model = task.build_model()
     load_weights(model, weights)
     return config, task, model.eval()
+
+
+def _of_file(run: RunFolder, read: Callable[[], T]) -> T:
+    """Return what `read` returns of the run's facts; errors name their file."""
+    try:
+        return read()
+    except KeyError as error:
+        raise UserError(f"{run.facts}: lacks {error}; the run cannot be used without its data") from None
+    except FactError as error:
+        raise UserError(f"{run.facts}: {error}; the run cannot be used") from None
 
 
 def make_task(config: RunConfig) -> Task:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mambaverse.config import DataConfig, RunConfig, TaskConfig
 from mambaverse.engine.checkpoint import load_weights
 from mambaverse.errors import UserError
-from mambaverse.registry import Registry
+from mambaverse.registry import Registry, is_a
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -31,6 +31,25 @@ Sample = Mapping[str, Any]
 
 class NoLabelsError(UserError):
     """The models of a task say no labels, whatever the input."""
+
+
+class FactError(UserError):
+    """A fact of a run that cannot be one; who read them names the file."""
+
+
+def fact(facts: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """Return what `Task.facts` noted under `name`, of the type `kind`; whole numbers are counts, from 1.
+
+    Raises:
+        KeyError: nothing.
+        FactError: something else.
+    """
+    value = facts[name]
+    if not is_a(value, kind) or (kind is int and value < 1):
+        words = {"<class 'int'>": "a whole number from 1", "list[str]": "a list of names"}
+        expected = words.get(str(kind), str(kind).replace("list[float]", "a list of numbers").replace("|", "or"))
+        raise FactError(f"{name}: expected {expected}, got {value!r}")
+    return value
 
 
 class SampleSet(Protocol):
@@ -127,7 +146,7 @@ class Task:
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Take over what `facts` returned when the run was trained, in place of `setup`: `predict` needs no data."""
-        self.classes = facts["classes"]
+        self.classes = fact(facts, "classes", list[str])
 
     def save_split(self, folder: Path) -> Path | None:
         """Write which sample is in which set, with hashes, into `folder`; None of a set that is always the same.

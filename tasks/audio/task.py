@@ -15,7 +15,7 @@ from mambaverse.config import RunConfig
 from mambaverse.datasets import get_dataset
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.data import to_device
-from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
+from mambaverse.engine.task import Batch, Sample, SampleSet, fact, register_task
 from mambaverse.errors import UserError
 from mambaverse.models import MODELS
 from mambaverse.splits import write_split
@@ -104,8 +104,8 @@ class AudioTask(Classifier):
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Take them over from a run."""
-        self.classes = facts["classes"]
-        self._set_normalisation(facts["mean"], facts["std"])
+        super().restore(facts)
+        self._set_normalisation(*(fact(facts, key, list[float] | None) for key in ("mean", "std")))
 
     def save_split(self, folder: Path) -> Path | None:
         """Write the clips of all sets to split.csv, with hashes."""

@@ -15,7 +15,7 @@ from mambaverse.config import ConfigError, RunConfig
 from mambaverse.datasets import get_dataset
 from mambaverse.engine.audit import Audit
 from mambaverse.engine.classifier import Classifier
-from mambaverse.engine.task import Batch, Sample, SampleSet, register_task
+from mambaverse.engine.task import Batch, Sample, SampleSet, fact, register_task
 from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError, suggest, warn
 from mambaverse.splits import write_digests, write_split
@@ -85,7 +85,8 @@ class DnaTask(Classifier):
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Take them over from a run."""
-        self.classes, self.longest, self.shortest = facts["classes"], facts["longest"], facts["shortest"]
+        super().restore(facts)
+        self.longest, self.shortest = fact(facts, "longest", int), fact(facts, "shortest", int)
 
     def save_split(self, folder: Path) -> Path | None:
         """Write which sequence is in which set to split.csv, or, if the data come split, a hash of each to sets.csv."""

@@ -15,7 +15,7 @@ from mambaverse.config import ConfigError, RunConfig
 from mambaverse.datasets import get_dataset
 from mambaverse.engine.checkpoint import load_state, read_weights
 from mambaverse.engine.classifier import Classifier
-from mambaverse.engine.task import Batch, Prediction, Sample, SampleSet, register_task
+from mambaverse.engine.task import Batch, FactError, Prediction, Sample, SampleSet, fact, register_task
 from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError, warn
 from mambaverse.splits import SplitRow, write_split
@@ -137,8 +137,12 @@ class VisionTask(Classifier):
 
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Take them over from a run."""
-        self.classes, self.size, self.in_chans = facts["classes"], facts["img_size"], facts["in_chans"]
-        self._set_normalisation(facts["mean"], facts["std"])
+        super().restore(facts)
+        self.size, self.in_chans = fact(facts, "img_size", int), fact(facts, "in_chans", int)
+        try:
+            self._set_normalisation(*(fact(facts, key, list[float]) for key in ("mean", "std")))
+        except ConfigError as error:
+            raise FactError(str(error)) from None
 
     def save_split(self, folder: Path) -> Path | None:
         """Write the files of a folder's sets to split.csv; data sets in arrays come split."""

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from mambaverse.config import ConfigError, compose, to_yaml
 from mambaverse.engine.checkpoint import CheckpointError
 from mambaverse.engine.files import write_weights
-from mambaverse.engine.folder import RunFolder, load_run, open_run, read_config
+from mambaverse.engine.folder import RunFolder, load_run, make_task, open_run, read_config
 from mambaverse.engine.run import resume, train
+from mambaverse.engine.task import FactError
 from mambaverse.errors import UserError
 from tests.engine.toy import CLASSES, toy_config
 
@@ -153,6 +154,35 @@ def test_facts_that_say_too_little_are_refused(run: Path, text: str, message: st
     (run / "facts.json").write_text(text)
     with pytest.raises(UserError, match=rf"facts\.json: {message}"):
         load_run(run, data=False)
+
+
+@pytest.mark.parametrize("data", [False, True])
+@pytest.mark.parametrize("classes", ["5", "null", '"east"', "[1, 2, 3, 4]", '{"east": 0}', "NaN"])
+def test_facts_of_another_type_are_refused(run: Path, classes: str, data: bool) -> None:
+    (run / "facts.json").write_text(f'{{"classes": {classes}}}')
+    expected = "half written or missing .NaN where" if classes == "NaN" else "classes: expected a list of names, got"
+    with pytest.raises(UserError, match=rf"facts\.json: {expected}"):
+        load_run(run, data=data)
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value", "expected"),
+    [
+        ("vision/digits", "img_size", "8", "a whole number from 1, got '8'"),
+        ("vision/digits", "in_chans", 0, "a whole number from 1, got 0"),
+        ("vision/digits", "mean", [None], r"a list of numbers, got \[None\]"),
+        ("vision/digits", "std", [0.1, 0.2], r"1 values, one a channel, got \[0.1, 0.2\]"),
+        ("dna/rrna16s", "longest", 2.5, "a whole number from 1, got 2.5"),
+        ("audio/mandarin_tones", "mean", 3, "a list of numbers or None, got 3"),
+    ],
+)
+def test_facts_of_a_domain_are_checked(config: str, key: str, value: object, expected: str) -> None:
+    task = make_task(compose(config))
+    facts = {"classes": ["a", "b"], "img_size": 8, "in_chans": 1, "mean": [0.5], "std": [0.2]}
+    facts |= {"longest": 9, "shortest": 3}
+    task.restore(facts)
+    with pytest.raises(FactError, match=rf"{key}: expected {expected}"):
+        task.restore({**facts, key: value})
 
 
 def test_weights_of_another_model_are_refused(run: Path) -> None:
