@@ -22,6 +22,7 @@ from mambaverse.errors import UserError
 from mambaverse.kernels.norm import layer_norm, rms_norm
 from mambaverse.mixers import MIXERS, Mixer, create_mixer, mixer_class
 from mambaverse.mixers._portable import exporting
+from mambaverse.registry import is_a
 
 
 class Norm(nn.Module):
@@ -195,8 +196,10 @@ def reset_parameters(module: nn.Module) -> None:
 
 
 def check_counts(least: int, **counts: int) -> None:
-    """Raise UserError unless every count is at least `least`."""
+    """Raise UserError unless every count is a whole number of at least `least`."""
     for name, count in counts.items():
+        if not is_a(count, int):
+            raise UserError(f"{name}: expected a whole number, got {count!r}")
         if count < least:
             raise UserError(f"{name}: expected at least {least}, got {count}")
 
@@ -260,6 +263,8 @@ def build_mixer(
     """
     arguments = {key: dict(value) for key, value in (mixer_args or {}).items()}
     for key in arguments:
+        if not isinstance(key, str):
+            raise UserError(f"mixer_args: expected the names of mixers as keys, got {key!r}")
         if key != name and ":" not in key and key not in MIXERS:
             raise UserError(f"mixer_args: no mixer is called {key!r}{MIXERS.suggest(key)}")
     if directions not in (None, 1, 2):

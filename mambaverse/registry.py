@@ -132,7 +132,13 @@ class Registry(Generic[T]):
         return suggest(self._meant.get(plain, name), self.list())
 
     def list(self, pattern: str = "*", **tags: Any) -> list[str]:
-        """Return the sorted names that match `pattern` (`*`, `?`, `[...]`) and carry all `tags`."""
+        """Return the sorted names that match `pattern` (`*`, `?`, `[...]`) and carry all `tags`.
+
+        Raises:
+            RegistryError: the pattern is no text.
+        """
+        if not isinstance(pattern, str):
+            raise RegistryError(f"{self.kind}: expected a pattern such as 'v*', got {pattern!r}")
         self._discover()
         names = set(self._entries)
         if self._module_is_name and not tags:

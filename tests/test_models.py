@@ -76,6 +76,28 @@ def test_a_domain_that_no_model_is_of_is_named(domain: str, expected: str) -> No
         mambaverse.list_models(domain=domain)
 
 
+@pytest.mark.parametrize("pattern", [None, 3, ["vim*"]], ids=str)
+def test_a_pattern_that_is_no_text_is_refused(pattern: Any) -> None:
+    for list_names in (mambaverse.list_models, mambaverse.list_mixers):
+        with pytest.raises(UserError, match=r"expected a pattern such as 'v\*', got "):
+            list_names(pattern)
+
+
+def test_arguments_of_mixers_are_keyed_by_names() -> None:
+    with pytest.raises(UserError, match="mixer_args: expected the names of mixers as keys, got 3"):
+        mambaverse.create_model("test_vim", mixer_args={3: {}})
+
+
+@pytest.mark.parametrize("name", ["test_vim", "test_vmamba", "test_strata"])
+@pytest.mark.parametrize(("classes", "expected"), [(-3, "at least 0, got -3"), ("3", "a whole number, got '3'")])
+def test_a_head_of_no_number_of_classes_is_refused(name: str, classes: Any, expected: str) -> None:
+    model: Any = mambaverse.create_model(name)
+    head = model.get_classifier()
+    with pytest.raises(UserError, match=f"num_classes: expected {expected}"):
+        model.reset_classifier(classes)
+    assert model.get_classifier() is head
+
+
 @pytest.mark.parametrize(("name", "overrides"), VARIANTS)
 def test_weights_drawn_after_the_meta_device_are_all_drawn(name: str, overrides: dict[str, Any]) -> None:
     model = build(name, **overrides, device="meta")

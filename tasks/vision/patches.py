@@ -16,6 +16,7 @@ from timm.models import register_notrace_function
 from torch import Tensor
 
 from mambaverse.errors import UserError
+from mambaverse.registry import is_a
 
 
 class PatchEmbed(timm.layers.PatchEmbed):
@@ -65,16 +66,18 @@ class PatchEmbed(timm.layers.PatchEmbed):
         """Change the image or patch size, filters resampled; patches that stood side by side still do.
 
         Raises:
-            UserError: images that the patches do not cover exactly, or patches that are not square.
+            UserError: sides that are no pixels, images that the patches do not cover exactly, or patches that are not
+                square.
         """
         patch, stride = self.patch_size, self.stride
         if patch_size is not None:
-            patch = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+            patch = _sides("patch_size", patch_size)
             if len(set(patch)) > 1:
                 raise UserError(f"patch_size: expected one number, or twice the same, got {patch}")
-            stride = patch if self.stride == self.patch_size else tuple(map(min, self.stride, patch))
+            step = patch[0] if self.stride == self.patch_size else min(self.stride[0], patch[0])
+            stride = (step, step)
         new = self.img_size if img_size is None else img_size
-        new = (new, new) if isinstance(new, int) else tuple(new)
+        new = _sides("img_size", new)
         check_sides("img_size", new, patch, stride)
         self.stride = stride
         super().set_input_size(img_size=new, patch_size=patch)
@@ -95,6 +98,14 @@ class PatchEmbed(timm.layers.PatchEmbed):
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         grid = PatchEmbed.dynamic_feat_size(self, size)
         return size, grid, grid[0] * grid[1]
+
+
+def _sides(what: str, size: Any) -> tuple[int, int]:
+    """Return height and width of a `size`, which is both or one number of pixels."""
+    sides = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size, size)
+    if len(sides) != 2 or not all(is_a(side, int) and side >= 1 for side in sides):
+        raise UserError(f"{what}: expected a number of pixels from 1, or height and width, got {size!r}")
+    return sides[0], sides[1]
 
 
 @register_notrace_function

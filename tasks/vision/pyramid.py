@@ -208,6 +208,7 @@ class Pyramid(Hierarchical):
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a fresh one of `num_classes` outputs (0: none); device, dtype and mode stay."""
+        check_counts(0, num_classes=num_classes)
         if global_pool is not None:
             self.global_pool = _check_pool(global_pool)
         self.num_classes = num_classes

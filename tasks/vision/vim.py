@@ -230,6 +230,7 @@ class Vim(Isotropic):
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a fresh one of `num_classes` outputs (0: none); device, dtype and mode stay."""
+        check_counts(0, num_classes=num_classes)
         if global_pool is not None:
             self.global_pool = self._check_pool(global_pool)
         self.num_classes = num_classes

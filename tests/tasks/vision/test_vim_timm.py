@@ -94,6 +94,17 @@ def test_layers_decay_towards_the_stem() -> None:
     assert {rates[id(p)] for p in free} == {0.0} and rates[id(model.layers[0].mixer.in_proj.weight)] == 0.1
 
 
+@pytest.mark.parametrize("size", [0, -8, 2.5, "8", (8,), (8, 0), True], ids=str)
+def test_sides_that_are_no_pixels_are_refused(size: Any) -> None:
+    model = build()
+    for argument in ("patch_size", "img_size"):
+        with pytest.raises(
+            UserError, match=rf"{argument}: expected a number of pixels from 1, or height and width, got"
+        ):
+            model.set_input_size(**{argument: size})
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 5)
+
+
 def test_a_pruned_model_classifies_anew() -> None:
     model, x = build(), torch.randn(2, 3, 64, 64)
     tap = model.forward_intermediates(x, indices=[0], output_fmt="NLC", intermediates_only=True)[0]
