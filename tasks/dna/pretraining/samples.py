@@ -20,7 +20,7 @@ from mambaverse.tasks.dna.genome import Genome, Region
 from mambaverse.tasks.dna.pretraining.config import DnaLmDataConfig, DnaLmTaskConfig
 from mambaverse.tasks.dna.pretraining.masking import mask_bases
 from mambaverse.tasks.dna.pretraining.windows import Windows
-from mambaverse.tasks.dna.tokens import N, encode
+from mambaverse.tasks.dna.tokens import PAD, N, encode, is_base
 
 EVALUATION = 0x6D61736B  # the seed of the masks of evaluation: those of sample i are the same in every run
 
@@ -75,6 +75,10 @@ class GenomeSamples:
             parts.append(self._asked(ids, weight, generator))
         return _joined(parts)
 
+    def asks(self) -> bool:
+        """Whether an evaluation scores any base; as a rule the first window says so, and no other is read."""
+        return any(_scored(part, self.data.strands) for i in range(len(self)) for part in _parts(self.sample(i, None)))
+
     def _drawn(self, number: int, u: float, piece: int, strand: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Return a window of training, on its tile if where it was drawn there are too many N."""
         if self.data.random_windows:
@@ -101,6 +105,21 @@ class GenomeSamples:
             how = (self.task.mask_rate, generator)
             part["ids"], part["target"] = mask_bases(ids, *how, compat=self.task.caduceus_compat)
         return part
+
+
+def _parts(sample: Sample) -> list[dict[str, np.ndarray]]:
+    """Return the windows of a sample, each by itself."""
+    return [dict(zip(sample, arrays, strict=True)) for arrays in zip(*sample.values(), strict=True)]
+
+
+def _scored(part: dict[str, np.ndarray], strands: str) -> bool:
+    """Whether a base of a window is scored: with mlm a masked one; else one that follows another, on a strand read."""
+    targets = part.get("target")
+    counted = is_base(part["ids"]) if targets is None else targets != PAD
+    if "weight" in part:
+        counted = counted & (part["weight"] > 0)
+    both = strands == "both" and counted[:-1].any()
+    return bool(counted.any() if targets is not None else counted[1:].any() or both)
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> Sample:

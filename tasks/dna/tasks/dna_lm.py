@@ -143,7 +143,20 @@ class DnaLmTask(Task):
         return batch.get("lengths", torch.full((len(ids),), ids.shape[1], device=ids.device))
 
     def metrics(self) -> MetricCollection:
-        """Return loss, perplexity and accuracy, means over all scored bases."""
+        """Return loss, perplexity and accuracy, means over all scored bases.
+
+        Raises:
+            UserError: a set that is evaluated has none.
+        """
+        for name in ("eval_set", "test_set"):
+            samples = getattr(self, name, None)
+            if isinstance(samples, GenomeSamples) and not samples.asks():
+                rate, weight = self.options.mask_rate, self.options.soft_mask_weight
+                raise UserError(
+                    f"{samples.genome.path}: no base of the {name.removesuffix('_set')} set is scored, in "
+                    f"{len(samples):,} windows of {self.data.length:,} bases (task.mask_rate={rate:g}, "
+                    f"task.soft_mask_weight={weight:g}); hold out others, or more"
+                )
         from mambaverse.tasks.dna.pretraining.metrics import language_metrics
 
         return language_metrics()

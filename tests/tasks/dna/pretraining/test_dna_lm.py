@@ -209,6 +209,29 @@ def test_what_cannot_be_is_said_by_its_key(opened: Open, overrides: tuple[str, .
         opened(*overrides)
 
 
+@pytest.mark.parametrize(
+    ("records", "options", "objective"),
+    [
+        ({"chr1": markov(600), "chr2": markov(300).lower()}, ("task.soft_mask_weight=0",), "mlm"),
+        ({"chr1": markov(600), "chr2": markov(300).lower()}, ("task.soft_mask_weight=0",), "next_token"),
+        ({"chr1": markov(600), "chr2": "N" * 300}, ("data.max_unknown=1",), "next_token"),
+        ({"chr1": markov(600), "chr2": markov(300)}, ("task.mask_rate=1e-9",), "mlm"),
+    ],
+    ids=["soft, mlm", "soft, next", "N", "rate"],
+)
+def test_an_evaluation_that_scores_no_base_is_refused_before_training(
+    config: Config, opened: Open, genome: Path, records: dict[str, str], options: tuple[str, ...], objective: str
+) -> None:
+    path = write_fasta(genome.with_name("few.fa"), records)
+    data = (f"data.root={path}", "data.valid_chromosomes=[chr2]", "data.length=64", "data.length_warmup=null")
+    said = r"few\.fa: no base of the eval set is scored, in 5 windows of 64 bases .*hold"
+    with pytest.raises(UserError, match=said):
+        train(config(*data, *options, objective=objective), console=QUIET)
+    assert not list(genome.parent.glob("runs/*"))
+    write_fasta(path, {**records, "chr2": markov(300)})
+    assert len(opened(*data, objective=objective).metrics()) == 3
+
+
 def test_the_objective_must_fit_the_model(opened: Open) -> None:
     task = opened("task.objective=next_token")
     with pytest.raises(UserError, match=r"task\.objective=next_token, model\.name=caduceus_ph.*use dna_mamba_\*"):
