@@ -293,6 +293,7 @@ def test_mixer_may_be_named_by_its_path(tmp_path: Path) -> None:
     overrides = [
         *SHORT[:1],
         "trainer.epochs=1",
+        "trainer.pictures=false",
         "model.mixer=mambaverse.mixers.s6:S6",
         f"trainer.output_dir={tmp_path}",
     ]
@@ -307,7 +308,7 @@ def test_a_config_of_mixers_that_alternate_trains_and_predicts(tmp_path: Path, i
         "  mixer: [ssd, ssd, attention]\n"
         "  mixer_args: {ssd: {d_state: 8}}\n"
         "  args: {depth: 3}\n"
-        "trainer: {epochs: 2, num_threads: 1}\n"
+        "trainer: {epochs: 2, num_threads: 1, pictures: false}\n"
     )
     where = [f"trainer.output_dir={tmp_path}", "trainer.run_name=hybrid", "--config-dir", str(tmp_path)]
     assert main(["train", "hybrid", *where]) == 0

@@ -32,4 +32,5 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that ended; tests copy it before they change anything."""
     from mambaverse.engine.run import train
 
-    return train(toy_config(tmp_path_factory.mktemp("finished")), console=Console(quiet=True)).folder
+    config = toy_config(tmp_path_factory.mktemp("finished"), "trainer.pictures=true")
+    return train(config, console=Console(quiet=True)).folder

@@ -45,9 +45,10 @@ def run(name, *more):
 whole = train(run("whole"), console=quiet)
 evaluated = evaluate(whole.folder)
 dropout = ("task.dropout=0.2", "data.noise=0.1", "task.mix=true", "trainer.log_every=1")
+pictures = "trainer.pictures=true"
 train(run("dropout", *dropout), console=quiet)
 Toy.signal_at = 8
-cut = train(run("cut", *dropout), console=quiet)
+cut = train(run("cut", *dropout, pictures), console=quiet)
 again = resume(cut.folder, quiet)
 seen = {"metrics": whole.metrics, "evaluated": evaluated, "signal": cut.signal, "again": again.metrics}
 (folder / "seen.json").write_text(json.dumps(seen))

@@ -34,7 +34,8 @@ def _same(left: Path, right: Path) -> None:
 def test_stopped_by_a_signal_and_resumed(
     tmp_path: Path, quiet: Console, step: int, interval: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = (*ALL, f"trainer.eval_interval={interval}")
+    pictures = step in (1, 20)  # before anything is logged, and between two evaluations
+    options = (*ALL, f"trainer.eval_interval={interval}", f"trainer.pictures={str(pictures).lower()}")
     whole = train(toy_config(tmp_path, *options, name="whole"), console=quiet)
     monkeypatch.setattr(Toy, "signal_at", step)
     cut = train(toy_config(tmp_path, *options, name="cut"), console=quiet)
@@ -133,6 +134,7 @@ while True:
 
 def test_killed_again_and_again_at_random_moments(tmp_path: Path, quiet: Console) -> None:
     overrides = (*ALL, "trainer.epochs=20", "trainer.save_minutes=0.0005", "task.sleep_s=0.002")
+    overrides += ("trainer.pictures=true",)
     seed = random.SystemRandom().randrange(2**31)
     script = subprocess.run(
         [sys.executable, "-W", "error", "-c", KILLED, str(tmp_path), str(seed), *overrides],
@@ -148,7 +150,7 @@ def test_killed_again_and_again_at_random_moments(tmp_path: Path, quiet: Console
 
 
 def test_a_finished_run_resumed_changes_nothing(tmp_path: Path, quiet: Console) -> None:
-    whole = train(toy_config(tmp_path), console=quiet)
+    whole = train(toy_config(tmp_path, "trainer.pictures=true"), console=quiet)
     weights = load_file(whole.folder / "best.safetensors")
     again = resume(whole.folder, quiet)
     assert (again.metrics, again.history, again.best) == (whole.metrics, whole.history, whole.best)

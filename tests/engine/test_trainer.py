@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(
     tmp_path: Path, quiet: Console, where: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        train(toy_config(tmp_path, "task.nan_at=16", f"trainer.{where}"), console=quiet)
+        train(toy_config(tmp_path, "task.nan_at=16", f"trainer.{where}", "trainer.pictures=true"), console=quiet)
     folder = tmp_path / "run"
     text = str(error.value)
     assert text.startswith("the loss is nan at step 16 (lr 0.00")

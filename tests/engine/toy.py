@@ -157,14 +157,14 @@ class Toy(Task):
 
 
 def toy_config(folder: Path, *overrides: str, name: str = "run") -> RunConfig:
-    """Return a config that trains for 4 epochs of 6 steps, in folder/name."""
+    """Return a config that trains for 4 epochs of 6 steps, in folder/name; no pictures, which take longer than that."""
     text = """
 plugins: [tests.engine.toy]
 task: {name: toy}
 model: {name: net}
 data: {batch_size: 16}
 optim: {lr: 0.02, warmup_epochs: 0.5}
-trainer: {epochs: 4, log_every: 3, num_threads: 1, device: cpu}
+trainer: {epochs: 4, log_every: 3, num_threads: 1, device: cpu, pictures: false}
 """
     path = folder / "toy.yaml"
     path.write_text(text)

@@ -18,7 +18,7 @@ GENES, VARIANTS = 240, 60
 SMALL = (
     "model.args.dim=48", "model.mixer_args.s6.d_state=4", "data.length=256", "data.epoch_windows=1280",
     "data.eval_windows=16", "data.batch_size=16", "data.reverse_complement=0", "optim.lr=0.01", "trainer.epochs=4",
-    "trainer.num_threads=1",
+    "trainer.num_threads=1", "trainer.pictures=false",
 )  # fmt: skip
 
 

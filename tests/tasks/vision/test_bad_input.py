@@ -44,13 +44,13 @@ BAD = {"truncated": truncate, "floats": as_floats, "empty": as_nothing}
 
 @pytest.fixture
 def train(tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that trains the quick model on a folder, as runs/mine, and returns (status, out, err)."""
+    """Return a function that trains the quick model on a folder, as runs/mine, without pictures: (status, out, err)."""
 
     def run(root: Path, *overrides: str) -> tuple[int, str, str]:
         given = ["data.name=folder", f"data.root={root}", "data.img_size=8", "data.batch_size=4", "trainer.epochs=2"]
         where = [f"trainer.output_dir={tmp_path / 'runs'}", "trainer.run_name=mine", "trainer.num_threads=1"]
         capsys.readouterr()
-        status = main(["train", tiny, *given, *where, *overrides])
+        status = main(["train", tiny, *given, *where, "trainer.pictures=false", *overrides])
         return status, *capsys.readouterr()
 
     return run
@@ -76,7 +76,7 @@ def test_bad_images_are_skipped_counted_and_listed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     bad = [BAD[kind](photos / name) for name in ("Bee/00.jpg", "ant/01.png")]
-    status, out, err = train(photos, "data.on_error=skip")
+    status, out, err = train(photos, "data.on_error=skip", "trainer.pictures=true")
     assert status == 0 and "2 unreadable files skipped" in re.sub(r"\s+", " ", out)
     assert "2 of 20 samples skipped: they cannot be read" in out
     assert f"warning: {photos}: 2 files skipped, the first: {bad[0]}: " in err and "split.csv lists them" in err

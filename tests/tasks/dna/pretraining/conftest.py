@@ -57,13 +57,14 @@ def genome(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(genome: Path, tmp_path: Path) -> Config:
-    """Return the config of a small run on that genome, by objective, with overrides."""
+    """Return the config of a small run on that genome, by objective, with overrides; it draws no pictures."""
 
     def make(*overrides: str, objective: str = "mlm") -> RunConfig:
         own = (
             "data.name=genome", f"data.root={genome}", "data.length=128", "data.batch_size=8", "trainer.num_threads=1",
             "data.epoch_windows=null", "data.eval_windows=null", "trainer.epochs=2", "trainer.run_name=run",
-            f"trainer.output_dir={tmp_path / 'runs'}", "trainer.overwrite=true", *TINY[objective],
+            f"trainer.output_dir={tmp_path / 'runs'}", "trainer.overwrite=true", "trainer.pictures=false",
+            *TINY[objective],
         )  # fmt: skip
         return compose(f"dna/pretrain_{objective}", [*own, *overrides])
 

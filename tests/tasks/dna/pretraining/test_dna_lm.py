@@ -40,9 +40,8 @@ def first_batch(task: DnaLmTask, size: int = 4) -> dict[str, Any]:
 
 @pytest.mark.parametrize("objective", ["mlm", "next_token"])
 def test_the_loss_falls_below_the_entropy_of_single_bases(config: Config, objective: str) -> None:
-    result = train(
-        config("trainer.epochs=3", "optim.lr=0.01", "data.eval_windows=16", objective=objective), console=QUIET
-    )
+    options = ("trainer.epochs=3", "optim.lr=0.01", "data.eval_windows=16", "trainer.pictures=true")
+    result = train(config(*options, objective=objective), console=QUIET)
     text = markov(40_000)
     shares = [text.count(letter) / len(text) for letter in "ACGT"]
     order_0 = -sum(share * math.log(share) for share in shares)
@@ -282,7 +281,8 @@ def classifier(table: Path, pretrained: Path, *overrides: str) -> tuple[str, ...
     return (
         f"data.root={table}", f"model.checkpoint={pretrained / 'best.safetensors'}", "model.name=caduceus_ph_d32_n2",
         "model.mixer_args={vim: {d_state: 2, expand: 1}}", "trainer.epochs=1", f"trainer.output_dir={table.parent}",
-        "trainer.run_name=fine", "trainer.overwrite=true", "data.batch_size=8", "trainer.num_threads=1", *overrides,
+        "trainer.run_name=fine", "trainer.overwrite=true", "data.batch_size=8", "trainer.num_threads=1",
+        "trainer.pictures=false", *overrides,
     )  # fmt: skip
 
 
