@@ -8,6 +8,7 @@ there it runs first, for one of them takes minutes, and starts its process itsel
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -57,8 +58,34 @@ def _patch_the_language_once_a_launch() -> None:
     interpreter._patch_lang = patch_once
 
 
+def _leave_out_what_is_thrown_away() -> None:
+    """Let the interpreter not work out what it drops: overflow of integers, and tables of dtypes.
+
+    Triton 3.6 asserts the first with the option `debug` alone, which its interpreter does not set, but computes it
+    first. The second it builds, of 18 dtypes, to look one of them up.
+    """
+    from triton.runtime import interpreter
+
+    if not (hasattr(interpreter, "interpreter_builder") and hasattr(interpreter, "_get_np_dtype")):  # another version
+        return
+    builder = interpreter.interpreter_builder
+    if not getattr(builder.options, "debug", True) and hasattr(builder.options, "sanitize_overflow"):
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    look_up = interpreter._get_np_dtype
+    known: dict[str, Any] = {}  # a block's is that of its elements
+
+    def look_up_once(dtype: Any) -> Any:
+        name = dtype.scalar.name
+        if name not in known:
+            known[name] = look_up(dtype)
+        return known[name]
+
+    interpreter._get_np_dtype = look_up_once
+
+
 if os.environ.get("TRITON_INTERPRET") == "1":
     _patch_the_language_once_a_launch()
+    _leave_out_what_is_thrown_away()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,7 +25,7 @@ CASES = {
     "split": Case(1, 60, 2, 5, 1, 7, "three segments of a head, the last short; both heads share a group"),
     "long": Case(2, 103, 2, 5, 1, 7, "few states are kept; the last piece and its last chunk are short"),
     "long_whole": Case(3, 70, 1, 20, 1, 3, "the same, unsplit in forward, two tiles a head"),
-    "whole": Case(3, 20, 4, 16, 2, 16, "so many programs that nothing is split; two heads a group; full tiles"),
+    "whole": Case(2, 20, 4, 16, 2, 16, "so many programs that nothing is split; two heads a group; full tiles"),
     "boundary": Case(1, 32, 5, 3, 5, 4, "the length is a multiple of what is kept; multi-input: a group for each head"),
     "shared": Case(1, 17, 6, 4, 1, 33, "multi-value: one B and C for all heads, which are split among programs"),
     "wide": Case(1, 40, 1, 80, 1, 20, "two tiles of a head, the second not full"),
