@@ -133,8 +133,8 @@ while True:
 
 
 def test_killed_again_and_again_at_random_moments(tmp_path: Path, quiet: Console) -> None:
-    overrides = (*ALL, "trainer.epochs=20", "trainer.save_minutes=0.0005", "task.sleep_s=0.002")
-    overrides += ("trainer.pictures=true",)
+    often = ("trainer.save_minutes=0.0005", "task.sleep_s=0.002", "trainer.pictures=true")
+    overrides = (*ALL, "trainer.epochs=20", *often)
     seed = random.SystemRandom().randrange(2**31)
     script = subprocess.run(
         [sys.executable, "-W", "error", "-c", KILLED, str(tmp_path), str(seed), *overrides],
