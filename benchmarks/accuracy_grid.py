@@ -5,7 +5,7 @@ python benchmarks/accuracy_grid.py PLAN [--data FOLDER] [--out FOLDER] [--gpus 4
     grid     each set by its shipped config with s6, ssd, mamba3, s4d, vim and attention
     gue      GUE's eight tasks by dna/gue_gpu and dna/gue_promoter, beside the k-mer floor, with the paired bootstrap,
              and DNABERT-2
-    larger   fly_splice, fly_windows, beta_lactamase and rrna16s with settings for a GPU
+    larger   fly_splice, fly_windows and beta_lactamase with settings for a GPU, and dna/rrna16s_large
     cifar10  vision/cifar10 with Strata, timm's ResNet-18 and ViT, and vision/cifar10_vim: JPEG copies, compiled, the
              last weights; for a GPU, and with --workers 1 a run has a card for itself, which its minutes are of
 

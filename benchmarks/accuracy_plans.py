@@ -192,6 +192,6 @@ CIFAR10 = (
 PLANS = {
     "grid": Plan(SETS, MIXERS),
     "gue": Plan(GUE, ("vim",)),  # runs of the grid, by the same names
-    "larger": Plan(LARGER, ("vim",)),
+    "larger": Plan(LARGER, ("",)),
     "cifar10": Plan(CIFAR10, ("",)),
 }

@@ -119,7 +119,8 @@ def _title(name: str, runs: Sequence[Run], results: dict[str, Any], out: Path) -
 def _grid(plan: Plan, runs: Sequence[Run], results: dict[str, Any], out: Path) -> Iterator[str]:
     """Yield the lines of a table with a row a set and a column a mixer."""
     goals = any(part.goal for part in plan.sets)
-    yield from _head("data", "folds", "score", "floor", *plan.mixers, *(["goal"] if goals else []))
+    mixers = [mixer or "ours" for mixer in plan.mixers]
+    yield from _head("data", "folds", "score", "floor", *mixers, *(["goal"] if goals else []))
     for part in plan.sets:
         floor = _floor(part, out)
         cells = [_cell(part, mixer, runs, results) for mixer in plan.mixers]
