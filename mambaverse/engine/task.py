@@ -33,12 +33,20 @@ class NoLabelsError(UserError):
     """The models of a task say no labels, whatever the input."""
 
 
+FACTS: dict[Any, str] = {  # the types that facts have, in words
+    int: "a whole number from 1",
+    list[str]: "a list of names",
+    list[float]: "a list of numbers",
+    list[float] | None: "a list of numbers or None",
+}
+
+
 class FactError(UserError):
     """A fact of a run that cannot be one; who read them names the file."""
 
 
 def fact(facts: Mapping[str, Any], name: str, kind: Any) -> Any:
-    """Return what `Task.facts` noted under `name`, of the type `kind`; whole numbers are counts, from 1.
+    """Return what `Task.facts` noted under `name`, of the type `kind`, one of `FACTS`.
 
     Raises:
         KeyError: nothing.
@@ -46,9 +54,7 @@ def fact(facts: Mapping[str, Any], name: str, kind: Any) -> Any:
     """
     value = facts[name]
     if not is_a(value, kind) or (kind is int and value < 1):
-        words = {"<class 'int'>": "a whole number from 1", "list[str]": "a list of names"}
-        expected = words.get(str(kind), str(kind).replace("list[float]", "a list of numbers").replace("|", "or"))
-        raise FactError(f"{name}: expected {expected}, got {value!r}")
+        raise FactError(f"{name}: expected {FACTS[kind]}, got {value!r}")
     return value
 
 
