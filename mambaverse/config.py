@@ -11,7 +11,7 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
         _at_least("data", self, batch_size=1, eval_batch_size=1, num_workers=0)
+
+    def changed(self, *names: str) -> list[tuple[str, Any]]:
+        """Return which of the fields `names` it has do not hold their defaults, with what they hold."""
+        own = [one for one in fields(self) if one.name in names]
+        return [(one.name, value) for one in own if (value := getattr(self, one.name)) != one.default]
 
 
 @dataclass

@@ -10,7 +10,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -168,9 +167,8 @@ class Dataset:
 
 def refuse_unread(config: DataConfig, where: str, what: str, *keys: str) -> None:
     """Raise UserError if `config` sets one of `keys`, which `what` (the layout, in words) at `where` does not read."""
-    for one in fields(config):
-        if one.name in keys and (value := getattr(config, one.name)) != one.default:
-            raise UserError(f"{where}: data.{one.name}={value} is read of no {what}; take it out")
+    for name, value in config.changed(*keys):
+        raise UserError(f"{where}: data.{name}={value} is read of no {what}; take it out")
 
 
 DATASETS: Registry[type[Dataset]] = Registry(

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,9 @@ def split_items(
 
 def refuse_drawn(config: DataConfig, where: str, remedy: str = "") -> None:
     """Raise UserError if `config` says how to split data that come split: nothing would be drawn."""
-    for one in fields(config):
-        if one.name in ("folds", "group", "val_fraction") and (value := getattr(config, one.name)) != one.default:
-            what = f"{where}: comes split; data.{one.name}={value} expects data that do not"
-            raise UserError(f"{what}: {remedy or f'take data.{one.name} out'}")
+    for name, value in config.changed("folds", "group", "val_fraction"):
+        what = f"{where}: comes split; data.{name}={value} expects data that do not"
+        raise UserError(f"{what}: {remedy or f'take data.{name} out'}")
 
 
 def write_split(target: Path, rows: Iterable[SplitRow]) -> Path:
