@@ -8,6 +8,7 @@ n + i, 2 n + i, ... of the n r pieces of all windows: each is there once an epoc
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -75,6 +76,7 @@ class GenomeSamples:
             parts.append(self._asked(ids, weight, generator))
         return _joined(parts)
 
+    @cached_property
     def asks(self) -> bool:
         """Whether an evaluation scores any base; as a rule the first window says so, and no other is read."""
         return any(_scored(part, self.data.strands) for i in range(len(self)) for part in _parts(self.sample(i, None)))

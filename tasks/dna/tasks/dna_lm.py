@@ -150,7 +150,7 @@ class DnaLmTask(Task):
         """
         for name in ("eval_set", "test_set"):
             samples = getattr(self, name, None)
-            if isinstance(samples, GenomeSamples) and not samples.asks():
+            if isinstance(samples, GenomeSamples) and not samples.asks:
                 rate, weight = self.options.mask_rate, self.options.soft_mask_weight
                 raise UserError(
                     f"{samples.genome.path}: no base of the {name.removesuffix('_set')} set is scored, in "
