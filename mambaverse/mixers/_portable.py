@@ -25,8 +25,10 @@ from mambaverse.kernels import norm as _norm
 from mambaverse.kernels import selective_scan as _scan
 from mambaverse.kernels import ssd as _ssd
 from mambaverse.kernels import summed_angles as _angles
+from mambaverse.kernels import trapezoid_weights as _weights
 from mambaverse.kernels import turned_qk as _turned
 from mambaverse.kernels.summed_angles import reference as _angles_in_plain
+from mambaverse.kernels.trapezoid_weights import reference as _weights_in_plain
 from mambaverse.kernels.turned_qk import reference as _turned_in_plain
 
 
@@ -241,6 +243,23 @@ def summed_angles(dt: Tensor, rate: Tensor, initial: Tensor | None, cu_seqlens: 
         return _angles.summed_angles(dt, rate, initial=initial, cu_seqlens=cu_seqlens)
     _refuse_packed("summed_angles", cu_seqlens)
     return _angles_in_plain.forward(dt, rate, initial, None)
+
+
+def trapezoid_weights(
+    dt: Tensor,
+    a: Tensor,
+    trap: Tensor,
+    dt_bias: Tensor,
+    *,
+    A_form: str,
+    A_floor: float,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `mambaverse.kernels.trapezoid_weights.trapezoid_weights`, whose reference is in standard operations."""
+    if not exporting():
+        return _weights.trapezoid_weights(dt, a, trap, dt_bias, A_form=A_form, A_floor=A_floor, cu_seqlens=cu_seqlens)
+    _refuse_packed("trapezoid_weights", cu_seqlens)
+    return _weights_in_plain.forward(dt, a, trap, dt_bias, None, A_floor, A_form == "heavy_tail")
 
 
 def _run(step: Any, h: Tensor, inputs: tuple[Tensor, ...], reverse: bool) -> tuple[Tensor, Tensor]:

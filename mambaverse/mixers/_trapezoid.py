@@ -9,7 +9,8 @@ again one token later, β[s+1]; both decay alike from s + 1 on. So the state tha
     F[t] = α[t] F[t-1] + (γ[t] + β[t+1]) v[t] k[t]ᵀ,   F[0] = h[0] + β[1] v[0] k[0]ᵀ,   β = 0 after the last token,
 
 gives y[t] = (α[t] F[t-1] + γ[t] v[t] k[t]ᵀ) q[t], SSD with a weight of its own for a token's own output, and ends as h.
-Nothing is shifted but β, (B, L, H), and nothing is subtracted, which would cost the accuracy of 16-bit inputs.
+Nothing is shifted but β, (B, L, H), inside of `trapezoid_weights`, and nothing of v and k is subtracted, which would
+cost the accuracy of 16-bit inputs.
 
 Several inputs a token run over R L places, of which each first one decays. A token's own inputs all enter all of its
 outputs, so a state may hold none of them: with G[t] = α[t] (h[t-1] + β[t] Σ v[t-1] k[t-1]ᵀ), before token t enters,
@@ -35,12 +36,24 @@ from mambaverse.mixers._common import at_least_fp32
 from mambaverse.mixers._ops import gated_recurrence
 
 
+def trapezoid_weights(
+    dt: Tensor, a: Tensor, trap: Tensor, dt_bias: Tensor, A_form: str, A_floor: float, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return Δ, the rate, γ[t] + β[t+1] and γ[t] (B, L, H) of δ, a and μ (B, L, H)."""
+    if torch.jit.is_scripting():
+        heavy_tail = A_form == "heavy_tail"
+        return torch.ops.mambaverse.trapezoid_weights(dt, a, trap, dt_bias, cu_seqlens, A_floor, heavy_tail, "auto")
+    else:
+        return _portable.trapezoid_weights(dt, a, trap, dt_bias, A_form=A_form, A_floor=A_floor, cu_seqlens=cu_seqlens)
+
+
 def trapezoid_scan(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    dt: Tensor,
     rate: Tensor,
-    beta: Tensor,
+    weight: Tensor,
     gamma: Tensor,
     D: Tensor | None,
     z: Tensor | None,
@@ -52,16 +65,16 @@ def trapezoid_scan(
 ) -> tuple[Tensor, Tensor]:
     """Return y (B, L, R, H, P), with D v (D (H,)) added, and h after the last token of each sequence (S, H, P, N).
 
-    `k_before` (S, R, H, N) and `v_before` (S, R, H, P) are those of the token before each sequence, none without. With
-    one input y is gated by silu(z), z (B, L, H, P), and has the dtype of v; with several, in fp32 at least, z is None.
+    Δ, the rate and the weights (B, L, H) are those of `trapezoid_weights`. `k_before` (S, R, H, N) and `v_before`
+    (S, R, H, P) are those of the token before each sequence, none without. With one input y is gated by silu(z), z
+    (B, L, H, P), and has the dtype of v; with several, in fp32 at least, z is None.
     """
     if q.shape[2] > 1:
         assert z is None
-        y, h = _scan_of_several(q, k, v, rate, beta, gamma, h, k_before, v_before, cu_seqlens, chunk_size)
+        y, h = _scan_of_several(q, k, v, rate, dt - gamma, gamma, h, k_before, v_before, cu_seqlens, chunk_size)
         return y if D is None else y + at_least_fp32(D)[:, None] * v, h
     if k_before is not None and v_before is not None and h is not None:
-        h = h + _entering(_first(beta, cu_seqlens), v_before, k_before, h)
-    weight = gamma + _following(beta, cu_seqlens)
+        h = h + _entering(_first(dt - gamma, cu_seqlens), v_before, k_before, h)
     q, k, v = q.squeeze(2), k.squeeze(2), v.squeeze(2)
     y, h = gated_recurrence(v, rate, weight, k, q, h, cu_seqlens, chunk_size, gamma, D, z)
     return y.unsqueeze(2), h
@@ -108,12 +121,12 @@ def trapezoid_step(
     v: Tensor,
     k_before: Tensor,
     v_before: Tensor,
+    dt: Tensor,
     rate: Tensor,
-    beta: Tensor,
     gamma: Tensor,
 ) -> Tensor:
     """Take one step, h (B, H, P, N) in place; return y (B, R, H, P). The other shapes are those above without L."""
-    alpha = torch.exp(-rate)
+    alpha, beta = torch.exp(-rate), dt - gamma
     wide = h.dtype
     v = torch.cat([(alpha * beta)[:, None, :, None] * v_before.to(wide), gamma[:, None, :, None] * v.to(wide)], dim=1)
     k = torch.cat([k_before.to(wide), k.to(wide)], dim=1)
@@ -165,13 +178,6 @@ def _starts(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     sequence = sequence_of_tokens(cu_seqlens, x.shape[1])
     starts = torch.arange(x.shape[1], device=x.device) == cu_seqlens[sequence]
     return starts.view([1, -1] + [1] * (x.ndim - 2))
-
-
-def _following(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Return x[t+1] of x (B, L, H), zeros where a sequence ends."""
-    if cu_seqlens is not None:
-        x = torch.where(_starts(x, cu_seqlens), torch.zeros_like(x), x)
-    return F.pad(x, [0, 0, 0, 1])[:, 1:]
 
 
 def _first(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:

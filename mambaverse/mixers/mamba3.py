@@ -32,7 +32,14 @@ from mambaverse.mixers._common import (
     init_dt_bias_,
     resolve_inner_heads,
 )
-from mambaverse.mixers._trapezoid import keys_and_queries, last, summed_angles, trapezoid_scan, trapezoid_step
+from mambaverse.mixers._trapezoid import (
+    keys_and_queries,
+    last,
+    summed_angles,
+    trapezoid_scan,
+    trapezoid_step,
+    trapezoid_weights,
+)
 from mambaverse.mixers.base import Mixer
 from mambaverse.mixers.ssd import GatedRMSNorm
 
@@ -167,7 +174,7 @@ class Mamba3(Mixer):
 
     def mix(self, x: Tensor) -> Tensor:
         """See `Mixer.mix`."""
-        return self._run(x, None, None, None, None, None)[0]
+        return self._run(x, None, None, None, None, None, False)[0]
 
     @torch.jit.ignore
     def mix_sequence(
@@ -180,7 +187,7 @@ class Mamba3(Mixer):
         """See `Mixer.mix_sequence`."""
         self._check(x, state, cu_seqlens)
         theta, h, k, x_before = (None, None, None, None) if state is None else state
-        y, *after = self._run(x, theta, h, k, x_before, cu_seqlens)
+        y, *after = self._run(x, theta, h, k, x_before, cu_seqlens, True)
         return y, tuple(after)
 
     @torch.jit.ignore
@@ -204,18 +211,19 @@ class Mamba3(Mixer):
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See `Mixer.step`; h is updated in place."""
         theta, h, k_before, x_before = state
-        z, x, B, C, dt, rate, trap, turning = self._project(x_t)
-        theta = summed_angles(dt[:, None], turning[:, None], theta, None)[:, 0]
-        k, q = self._keys_and_queries(B[:, None], C[:, None], theta[:, None])
-        k, q = k[:, 0], q[:, 0]
-        v = self._inputs(x)
-        y = trapezoid_step(h, q, k, v, k_before, self._inputs(x_before), rate, (1 - trap) * dt, trap * dt)
-        return self._output(y + at_least_fp32(self.D)[:, None] * v, z), (theta, h, k, x)
+        z, x, B, C, dt, rate, _, gamma, turning = self._project(x_t[:, None], None)
+        angles = summed_angles(dt, turning, theta, None)
+        k, q = self._keys_and_queries(B, C, angles)
+        x, k = x[:, 0], k[:, 0]
+        v, v_before = self._inputs(x), self._inputs(x_before)
+        y = trapezoid_step(h, q[:, 0], k, v, k_before, v_before, dt[:, 0], rate[:, 0], gamma[:, 0])
+        y = self._output(y + at_least_fp32(self.D)[:, None] * v, z[:, 0])
+        return y, (angles[:, 0], h, k, x)
 
     @torch.jit.ignore
     def step_sizes(self, x: Tensor, spatial_shape: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """See `Mixer.step_sizes`."""
-        return {"forward": self._project(x)[4]}
+        return {"forward": self._project(x, None)[4]}
 
     @torch.jit.ignore
     def _state_shapes(self, sequences: int) -> list[tuple[int, ...]]:
@@ -242,34 +250,34 @@ class Mamba3(Mixer):
         k_before: Tensor | None,
         x_before: Tensor | None,
         cu_seqlens: Tensor | None,
+        wants_state: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        z, x, B, C, dt, rate, trap, turning = self._project(x)
+        """Return the output, and θ, h, k and x of the last tokens, or what else comes without `wants_state`."""
+        z, x, B, C, dt, rate, weight, gamma, turning = self._project(x, cu_seqlens)
         angles = summed_angles(dt, turning, theta, cu_seqlens)  # (B, L, H, S)
         k, q = self._keys_and_queries(B, C, angles)
         v_before = None if x_before is None else self._inputs(x_before)
         gate = z if self.norm is None and self.mimo_z is None else None  # else y is normalised or z scaled first
         y, h = trapezoid_scan(
-            q, k, self._inputs(x), rate, (1 - trap) * dt, trap * dt, self.D, gate, h, k_before, v_before, cu_seqlens,
+            q, k, self._inputs(x), dt, rate, weight, gamma, self.D, gate, h, k_before, v_before, cu_seqlens,
             self.chunk_size,
         )  # fmt: skip
         y = self._output(y, None if gate is not None else z)
+        if not wants_state:
+            return y, angles, h, k, x
         theta, k, x = last(angles, theta, cu_seqlens), last(k, k_before, cu_seqlens), last(x, x_before, cu_seqlens)
         return y, theta, h, k, x
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return z and x (..., H, P), B and C (..., R, G, N) as projected, Δ, -Δ A and λ (..., H), tanh φ (..., S)."""
+    def _project(
+        self, x: Tensor, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return z and x (B, L, H, P), B and C (B, L, R, G, N) as projected, Δ, -Δ A, weights (B, L, H), tanh φ."""
         z, x, B, C, dt, a, trap, angles = torch.split(self.in_proj(x), self.sizes, dim=-1)
         z, x = z.unflatten(-1, (-1, self.headdim)), x.unflatten(-1, (-1, self.headdim))
         groups = [self.rank, self.ngroups, self.d_state]
         B, C = B.unflatten(-1, groups), C.unflatten(-1, groups)
-        dt = F.softplus(at_least_fp32(dt) + at_least_fp32(self.dt_bias))
-        a = at_least_fp32(a)
-        if self.A_form == "softplus":
-            decay = F.softplus(a)
-        else:
-            decay = torch.where(a >= 0, 1 + a, 1 / (1 - a.clamp(max=0)))
-        rate = dt * decay.clamp(min=self.A_floor)
-        return z, x, B, C, dt, rate, torch.sigmoid(at_least_fp32(trap)), torch.tanh(at_least_fp32(angles))
+        dt, rate, weight, gamma = trapezoid_weights(dt, a, trap, self.dt_bias, self.A_form, self.A_floor, cu_seqlens)
+        return z, x, B, C, dt, rate, weight, gamma, torch.tanh(at_least_fp32(angles))
 
     def _keys_and_queries(self, B: Tensor, C: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
         """Return k and q (B, L, R, H, N) of B and C (B, L, R, G, N), turned by angles (B, L, H, S)."""

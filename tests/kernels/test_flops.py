@@ -10,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import mambaverse
 from mambaverse.kernels.selective_scan import selective_scan
 
-OPERATORS = ["causal_conv1d", "lti_conv", "norm", "selective_scan", "ssd", "summed_angles", "turned_qk"]
+OPERATORS = [
+    "causal_conv1d", "lti_conv", "norm", "selective_scan", "ssd", "summed_angles", "trapezoid_weights", "turned_qk",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("op", OPERATORS)

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from mambaverse.kernels.ssd import ssd
 from mambaverse.kernels.testing import assert_close
-from mambaverse.mixers._trapezoid import last, shifted, summed_angles, trapezoid_scan, trapezoid_step
+from mambaverse.mixers._trapezoid import (
+    last,
+    shifted,
+    summed_angles,
+    trapezoid_scan,
+    trapezoid_step,
+    trapezoid_weights,
+)
 
 BATCH, LENGTH, HEADS, STATE, CHANNELS = 2, 150, 3, 16, 8
 WIDE = ("dt", "a", "trap", "h")  # fp32 in a mixer, whatever its inputs are
@@ -38,18 +45,19 @@ def draw(rank: int, spread: float, trap: float, dtype: torch.dtype) -> dict[str,
     return {name: value.to(torch.float32 if name in WIDE else dtype) for name, value in inputs.items()}
 
 
-def rates(dt: Tensor, a: Tensor, trap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return -Δ A, β and γ."""
-    dt, trap = F.softplus(dt), torch.sigmoid(trap)
-    return dt * torch.where(a >= 0, 1 + a, 1 / (1 - a.clamp(max=0))).clamp(min=1e-4), (1 - trap) * dt, trap * dt
+def steps(dt: Tensor, a: Tensor, trap: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return Δ, -Δ A, γ[t] + β[t+1] and γ[t]."""
+    return trapezoid_weights(dt, a, trap, dt.new_zeros(HEADS), "heavy_tail", 1e-4, None)
 
 
 def scan(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, a: Tensor, trap: Tensor, h: Tensor) -> Tensor:
-    return trapezoid_scan(q, k, v, *rates(dt, a, trap), None, None, h, None, None, None, None)[0]
+    return trapezoid_scan(q, k, v, *steps(dt, a, trap), None, None, h, None, None, None, None)[0]
 
 
 def recurrence(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, a: Tensor, trap: Tensor, h: Tensor) -> Tensor:
-    rate, beta, gamma = rates(dt, a, trap)
+    dt, trap = F.softplus(dt), torch.sigmoid(trap)
+    rate = dt * torch.where(a >= 0, 1 + a, 1 / (1 - a.clamp(max=0))).clamp(min=1e-4)
+    beta, gamma = (1 - trap) * dt, trap * dt
     outputs = []
     entered = torch.zeros_like(h)  # the sum of v kᵀ of the token before
     for t in range(q.shape[1]):
@@ -97,7 +105,7 @@ def test_without_the_token_before_it_is_the_rule_of_mamba_2() -> None:
     inputs = draw(1, 1, 0, torch.float64)
     q, k, v = (inputs[name].double() for name in "qkv")
     dt, A = F.softplus(inputs["dt"].double()), -torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    y, _ = trapezoid_scan(q, k, v, -dt * A, torch.zeros_like(dt), dt, *[None] * 7)
+    y, _ = trapezoid_scan(q, k, v, dt, -dt * A, dt, dt, *[None] * 7)
     assert_close("y", y.squeeze(2), ssd(v.squeeze(2), dt, A, k.squeeze(2), q.squeeze(2)))
 
 
@@ -106,9 +114,9 @@ def test_steps_are_the_scan(rank: int) -> None:
     inputs = draw(rank, 1, 0, torch.float32)
     expected = scan(**inputs)
     h, q, k, v = (inputs[name] for name in "hqkv")
-    rate, beta, gamma = rates(inputs["dt"], inputs["a"], inputs["trap"])
+    dt, rate, _, gamma = steps(inputs["dt"], inputs["a"], inputs["trap"])
     k_before, v_before = shifted(k, None, None), shifted(v, None, None)
-    per_token = (q, k, v, k_before, v_before, rate, beta, gamma)
+    per_token = (q, k, v, k_before, v_before, dt, rate, gamma)
     y = torch.stack([trapezoid_step(h, *(part[:, t] for part in per_token)) for t in range(LENGTH)], 1)
     assert_close("y", y, expected.double())
 
