@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mambaverse.kernels.launch import compiled_together
 
 LIBRARY = torch.library.Library("mambaverse", "FRAGMENT")  # owns every registration; must live as long as the process
 _COUNTER = "torch.utils.flop_counter"
 _FORMULAS: dict[str, Callable[..., int]] = {}  # that wait for the counter's import
+_REVERSE = "use tensor.backward() or torch.autograd.grad"
 
 
 def define_op(name: str, schema: str, forward: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -60,6 +62,19 @@ class _Ahead:
         pass
 
 
+class _Once(torch.autograd.Function):
+    """Stands in the graph of gradients that were computed without one, so that nobody differentiates past them."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, gradients: Sequence[Tensor | None], *sources: Tensor | None) -> Any:
+        ctx.name = name
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise NotImplementedError(f"mambaverse::{ctx.name} has no second derivative: its gradient is a fused kernel")
+
+
 def define_gradient(
     name: str, setup_context: Callable[..., None], backward: Callable[..., Any], compile_ahead: bool = False
 ) -> None:
@@ -71,6 +86,9 @@ def define_gradient(
         backward: `backward(ctx, *grads)` calls `mambaverse::<name>_backward` and returns one gradient an input.
         compile_ahead: Where forward lacks kernels, compile those of backward beside them: for operators whose kernels
             take seconds, and of whose outputs the first alone has a gradient in training.
+
+    What it cannot do raises NotImplementedError: a second derivative through `mambaverse::<name>_backward` and a
+    forward-mode one, both of which torch by itself takes for 0, and torch.func.grad.
     """
     operator = getattr(torch.ops.mambaverse, name).default
 
@@ -94,16 +112,29 @@ def define_gradient(
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
+            if once and torch.is_grad_enabled():  # create_graph=True
+                with torch.no_grad():
+                    gradients = backward(ctx, *grads)
+                return *_Once.apply(name, gradients, *grads, *ctx.saved_tensors), None
             return *backward(ctx, *grads), None
 
     Gradient.__name__ = f"GradientOf_{name}"
+    once = hasattr(torch.ops.mambaverse, f"{name}_backward")  # which has no gradient; without one, torch's own are used
 
     def differentiable(keyset: torch._C.DispatchKeySet, *inputs: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(_has_tangent(value) for value in inputs):
+            raise NotImplementedError(f"mambaverse::{name} has no forward-mode derivative, torch.func.jvp: {_REVERSE}")
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            if torch._C._are_functorch_transforms_active():
+                raise NotImplementedError(f"mambaverse::{name} has no torch.func.grad: {_REVERSE}")
             return Gradient.apply(*inputs, keyset)
         return below(keyset, inputs)
 
     LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
 def define_flops(name: str, count: Callable[..., int]) -> None:
