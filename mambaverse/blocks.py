@@ -261,6 +261,8 @@ def build_mixer(
     Raises:
         UserError: a mixer that looks ahead in a causal backbone; arguments of an unknown mixer.
     """
+    if not is_a(mixer_args, Mapping[str, Mapping[str, Any]] | None):
+        raise UserError(f"mixer_args: expected arguments by mixer, such as {{{name!r}: {{...}}}}, got {mixer_args!r}")
     arguments = {key: dict(value) for key, value in (mixer_args or {}).items()}
     for key in arguments:
         if not isinstance(key, str):

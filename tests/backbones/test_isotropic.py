@@ -138,6 +138,8 @@ def test_scripted_norm_equals_the_kernel(kind: str) -> None:
         ({"mixer": [], "causal": True}, "got an empty list"),
         ({"mixer": "s6", "mixer_args": {"s6": {"dstate": 4}}, "causal": True}, "did you mean 'd_state'"),
         ({"mixer": "s6", "mixer_args": {"sdd": {"d_state": 4}}, "causal": True}, "no mixer is called 'sdd'"),
+        ({"mixer": "s6", "mixer_args": {"d_state": 4}, "causal": True}, "such as {'s6': {...}}, got {'d_state': 4}"),
+        ({"mixer": "s6", "mixer_args": 4, "causal": True}, "mixer_args: expected arguments by mixer.*got 4"),
         ({"mixer": "s6", "norm": "batch", "causal": True}, "expected 'rms' or 'layer', got 'batch'"),
         ({"mixer": "s6", "eps": float("nan"), "causal": True}, "eps: expected a finite number of at least 0, got nan"),
     ],
