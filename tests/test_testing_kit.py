@@ -82,6 +82,12 @@ class StepsWrongly(Decay):
         return 1.001 * y, h
 
 
+class StepsWithoutGradients(Decay):
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, h = super().step(x_t, state.detach())
+        return y, h
+
+
 class ForgetsTheState(Decay):
     def mix_sequence(self, x: Tensor, state: Any = None, cu_seqlens: Any = None, spatial_shape: Any = None) -> Any:
         y, h = super().mix_sequence(x, state)
@@ -160,6 +166,7 @@ BROKEN = [
     (Leaks, "chunks", "in chunks of 1 and 11, against one"),
     (Leaks, "padding", "5 tokens, padded to 12"),
     (StepsWrongly, "step", "step by step, against forward"),
+    (StepsWithoutGradients, "step", "gradient of x step by step, against forward"),
     (ForgetsTheState, "chunks", "gradient of"),
     (OverwritesTheState, "chunks", "forward wrote to the state"),
     (SeesOneEnd, "direction", "token 0 does not see token 11"),

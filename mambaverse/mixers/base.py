@@ -104,11 +104,22 @@ class Mixer(nn.Module):
 
     @torch.jit.ignore
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Advance by one token x_t (B, D): return (y_t (B, D), state). The state passed in may be updated in place."""
+        """Advance by one token x_t (B, D): return (y_t (B, D), state).
+
+        Gradients flow through it as through `forward`. Where none are recorded, such as under `torch.no_grad()`, it is
+        faster, and the state passed in may be updated in place.
+        """
         if not self.supports_state:
             raise ValueError(f"{type(self).__name__} cannot be run step by step (supports_state is False)")
         y, state = self.mix_sequence(x_t[:, None], state)
         return y[:, 0], state
+
+    @torch.jit.ignore
+    def _recorded(self, x_t: Tensor, state: Any) -> bool:
+        """Whether autograd records a step: one that updates the state in place has no gradient."""
+        if not torch.is_grad_enabled():
+            return False
+        return any(t.requires_grad for t in (x_t, *self.parameters(), *_leaves(state)))
 
     @torch.jit.ignore
     def stack_states(self, states: list[Any]) -> Any:
@@ -206,3 +217,8 @@ class Mixer(nn.Module):
 def _map(state: Any, function: Any) -> Any:
     """Apply `function` to every tensor of a nested tuple."""
     return function(state) if isinstance(state, Tensor) else tuple(_map(part, function) for part in state)
+
+
+def _leaves(state: Any) -> list[Tensor]:
+    """Return the tensors of a nested tuple."""
+    return [state] if isinstance(state, Tensor) else [leaf for part in state for leaf in _leaves(part)]

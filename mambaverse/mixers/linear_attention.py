@@ -97,7 +97,9 @@ class LinearAttention(Mixer):
 
     @torch.jit.ignore
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; the state is updated in place."""
+        """See `Mixer.step`; without gradients the state is updated in place."""
+        if self._recorded(x_t, state):
+            return super().step(x_t, state)
         q, k, v = self._project(x_t)
         y = linear_recurrence_step(state, v, self._rates(v), k, q)
         return self._output(x_t, y), state

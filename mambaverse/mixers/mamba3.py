@@ -209,7 +209,9 @@ class Mamba3(Mixer):
 
     @torch.jit.ignore
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; h is updated in place."""
+        """See `Mixer.step`; without gradients h is updated in place."""
+        if self._recorded(x_t, state):
+            return super().step(x_t, state)
         theta, h, k_before, x_before = state
         z, x, B, C, dt, rate, _, gamma, turning = self._project(x_t[:, None], None)
         angles = summed_angles(dt, turning, theta, None)

@@ -122,7 +122,9 @@ class RetNet(Mixer):
 
     @torch.jit.ignore
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; h is updated in place."""
+        """See `Mixer.step`; without gradients h is updated in place."""
+        if self._recorded(x_t, state):
+            return super().step(x_t, state)
         h, before = state
         q, k, v = (part[:, 0] for part in self._project(x_t[:, None], before[:, None]))
         y = linear_recurrence_step(h, v, self._rates(x_t), k, q)

@@ -121,7 +121,9 @@ class S4D(Mixer):
 
     @torch.jit.ignore
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; the state is updated in place."""
+        """See `Mixer.step`; without gradients the state is updated in place."""
+        if self._recorded(x_t, state):
+            return super().step(x_t, state)
         A, C, dt = self._system()
         B = torch.ones_like(A)
         y = lti_conv_update(state, x_t, A, B, C, dt, self.D, discretization=self.discretization)

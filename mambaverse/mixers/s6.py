@@ -194,7 +194,9 @@ class S6(Mixer):
 
     @torch.jit.ignore
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; the state is updated in place, and nothing is kept for a gradient."""
+        """See `Mixer.step`; without gradients the state is updated in place."""
+        if self._recorded(x_t, state):
+            return super().step(x_t, state)
         window, h = state
         u, z = self.in_proj(x_t).chunk(2, dim=-1)  # (B, E) each
         u = causal_conv1d_update(u, window, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu")

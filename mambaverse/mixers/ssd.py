@@ -163,7 +163,9 @@ class SSD(Mixer):
 
     @torch.jit.ignore
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; the state is updated in place."""
+        """See `Mixer.step`; without gradients the state is updated in place."""
+        if self._recorded(x_t, state):
+            return super().step(x_t, state)
         window, h = state
         z, u, dt = torch.split(self.in_proj(x_t), self.sizes, dim=-1)
         u = causal_conv1d_update(u, window, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu")

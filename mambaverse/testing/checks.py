@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +82,7 @@ def check_gradients(subject: Subject) -> None:
 
 
 def check_step(subject: Subject) -> None:
-    """Forward equals step by step, and either continues from where the other stopped."""
+    """Forward equals step by step, and so do its gradients; either continues from where the other stopped."""
     mixer = subject.build()
     _needs(mixer, "supports_state")
     x = subject.tokens()
@@ -102,6 +101,17 @@ def check_step(subject: Subject) -> None:
         expected = call(mixer, torch.cat([x, more], 1))[:, LENGTH:]
         same("forward from the state that the steps left", call(mixer, more, state=state), expected)
         same("a step from the state that forward left", mixer.step(more[:, 0], carried)[0], expected[:, 0])
+
+    def stepped(x: Tensor) -> Tensor:
+        state, outputs = mixer.init_state(x.shape[0]), []
+        for x_t in x.unbind(1):
+            y_t, state = mixer.step(x_t, state)
+            outputs.append(y_t)
+        return torch.stack(outputs, 1)
+
+    weight = subject.tokens(seed=2)
+    whole = _run_and_differentiate(mixer, x, weight, [LENGTH])
+    _same_gradients("step by step, against forward", _run_and_differentiate(mixer, x, weight, [LENGTH], stepped), whole)
 
 
 def check_chunks(subject: Subject) -> None:
@@ -259,7 +269,7 @@ def check_compile(subject: Subject, backend: str = "eager") -> None:
     torch.compiler.reset()
     compiled = torch.compile(mixer, backend=backend, fullgraph=True)
     expected = _run_and_differentiate(mixer, x, weight, [LENGTH])
-    actual = _run_and_differentiate(mixer, x, weight, [LENGTH], run=compiled)
+    actual = _run_and_differentiate(mixer, x, weight, [LENGTH], lambda x: call(compiled, x))
     _same_gradients("under torch.compile, against eager", actual, expected)
     if mixer.supports_cu_seqlens:
         bounds = torch.tensor([0, 5, LENGTH], dtype=torch.int32, device=x.device)
@@ -314,7 +324,7 @@ def _needs(mixer: Mixer, attribute: str) -> None:
 
 
 def _run_and_differentiate(
-    mixer: Mixer, x: Tensor, weight: Tensor, lengths: list[int], run: Callable[..., Any] | None = None
+    mixer: Mixer, x: Tensor, weight: Tensor, lengths: list[int], run: Callable[[Tensor], Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Return y and all gradients of (y · weight).sum() of a run in chunks of these lengths, the state carried over."""
     mixer.zero_grad()
@@ -325,7 +335,7 @@ def _run_and_differentiate(
         if i < len(lengths) - 1:
             y, state = call(mixer, part, return_state=True, **arguments)
         else:
-            y = call(mixer if run is None else run, part, **arguments)
+            y = call(mixer, part, **arguments) if run is None else run(part)
         outputs.append(y)
     y = torch.cat(outputs, 1)
     (y * weight).sum().backward()
@@ -338,4 +348,6 @@ def _same_gradients(what: str, actual: dict[str, Tensor], expected: dict[str, Te
     """Compare results of `_run_and_differentiate`; one that all but cancels is held to a tenth of the largest."""
     least_scale = 0.1 * max(rms(value) for value in expected.values())
     for name, value in expected.items():
+        if name not in actual:
+            raise AssertionError(f"{name} {what}: there is none")
         same(f"{name} {what}", actual[name], value, least_scale=least_scale)
