@@ -32,6 +32,7 @@ from mambaverse.mixers._common import (
     init_dt_bias_,
     resolve_inner_heads,
 )
+from mambaverse.mixers._projection import project
 from mambaverse.mixers._trapezoid import (
     keys_and_queries,
     last,
@@ -274,7 +275,10 @@ class Mamba3(Mixer):
         self, x: Tensor, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return z and x (B, L, H, P), B and C (B, L, R, G, N) as projected, Δ, -Δ A, weights (B, L, H), tanh φ."""
-        z, x, B, C, dt, a, trap, angles = torch.split(self.in_proj(x), self.sizes, dim=-1)
+        if torch.jit.is_scripting():
+            z, x, B, C, dt, a, trap, angles = torch.split(self.in_proj(x), self.sizes, dim=-1)
+        else:
+            z, x, B, C, dt, a, trap, angles = project(self.in_proj, x, self.sizes)
         z, x = z.unflatten(-1, (-1, self.headdim)), x.unflatten(-1, (-1, self.headdim))
         groups = [self.rank, self.ngroups, self.d_state]
         B, C = B.unflatten(-1, groups), C.unflatten(-1, groups)

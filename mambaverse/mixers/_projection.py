@@ -1,0 +1,99 @@
+"""A linear layer whose output is cut into parts, without the copy that joins their gradients again.
+
+torch works out the gradient of the whole: it writes the parts' gradients side by side, and multiplies them. In a mixer
+the parts are as wide as the tokens' channels, and that copy moves as many bytes as a scan. Here each wide part is
+multiplied where it lies,
+
+    dx = Σ dy[part] W[part],   dW[part] = dy[part]ᵀ x
+
+The sum is rounded once more for each part than that of one product would be, in the dtype of x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+NARROW = 8  # a part of less than an eighth of the whole is joined with its neighbours: a product costs more than a copy
+
+
+def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return the parts, of these sizes, of layer(x) (..., Σ sizes).
+
+    A layer that is not `nn.Linear` itself (one of peft's, a quantized one), or that has hooks, is called as it is, and
+    so is every layer where no gradient is recorded or a compiler sees the whole.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_plain(layer):
+        return torch.split(layer(x), list(sizes), dim=-1)
+    weight: Tensor = layer.weight
+    bias: Tensor | None = layer.bias
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)  # as F.linear would, but for autograd to see
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    parts: tuple[Tensor, ...] = _SplitLinear.apply(x, weight, bias, tuple(sizes))
+    return parts
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether to call `layer` is `F.linear` of ordinary tensors and nothing else."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return type(layer) is nn.Linear and type(layer.weight) in (nn.Parameter, Tensor) and not any(hooks)
+
+
+class _SplitLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]) -> Any:
+        ctx.save_for_backward(x, weight)
+        ctx.sizes = sizes
+        ctx.set_materialize_grads(False)
+        return F.linear(x, weight, bias).split(sizes, dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        rows, starts = x.reshape(-1, x.shape[-1]), [0, *accumulate(ctx.sizes)]
+        dx: Tensor | None = None
+        of_weight, of_bias = [], []
+        for group in _groups(ctx.sizes):
+            parts = [_as_rows(gradients[i], ctx.sizes[i], rows) for i in group]
+            dy = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            if wants_x:
+                w = weight[starts[group[0]] : starts[group[-1] + 1]]
+                dx = dy @ w if dx is None else dx.addmm_(dy, w)
+            if wants_weight:
+                of_weight.append(dy.T @ rows)
+            if wants_bias:
+                of_bias.append(dy.sum(0))
+        return (
+            None if dx is None else dx.view(x.shape),
+            torch.cat(of_weight) if of_weight else None,
+            torch.cat(of_bias) if of_bias else None,
+            None,
+        )
+
+
+def _as_rows(dy: Tensor | None, size: int, rows: Tensor) -> Tensor:
+    return rows.new_zeros(len(rows), size) if dy is None else dy.reshape(-1, size)
+
+
+def _groups(sizes: Sequence[int]) -> list[list[int]]:
+    """Return the numbers of the parts that are multiplied together: a wide one alone, narrow neighbours."""
+    groups: list[list[int]] = []
+    was_narrow = False
+    for i, size in enumerate(sizes):
+        narrow = size * NARROW < sum(sizes)
+        if narrow and was_narrow:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+        was_narrow = narrow
+    return groups
