@@ -371,6 +371,7 @@ def _explain(error: OmegaConfBaseException) -> str:
     if isinstance(error, ConfigKeyError) and error.parent_node is not None:
         return f"unknown key {error.full_key!r}{_nearest_key(str(error.key), error.parent_node)}"
     text = str(error).splitlines()[0].partition(". Did you mean")[0]
+    text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "expected a list, such as [1, 2]", text)
     return f"{error.full_key}: {text}" if error.full_key else text
 
 

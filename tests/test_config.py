@@ -11,6 +11,7 @@ from mambaverse.config import ConfigError, DataConfig, RunConfig, TaskConfig, co
 @dataclass
 class ToyData(DataConfig):
     size: int = 8
+    std: list[float] | None = None
 
 
 def schema(task: str) -> RunConfig:
@@ -113,6 +114,7 @@ def test_unknown_key_in_a_file(root: Path) -> None:
         ("model.args.rates=[1, .nan]", "toy/run: model.args.rates.1: expected a finite number, got nan"),
         ("optim.min_lr=inf", "toy/run: optim.min_lr: expected a finite number, got inf"),
         ("optim.args=[1]", "a list where keys and values are expected, or the other way round"),
+        ("data.std=4.5", "argument 'data.std=4.5': data.std: expected a list, such as [1, 2]"),
         ("trainer.seed=9223372036854775808", "trainer.seed: expected at most 9223372036854775807, got"),
         ("trainer.num_threads=1000000000000", "trainer.num_threads: expected at most 8192, got"),
         ("trainer.epochs=${optim.lr}", "trainer.epochs: While dereferencing interpolation"),
