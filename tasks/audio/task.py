@@ -261,16 +261,16 @@ class AudioTask(Classifier):
         return f"{kind}, {data.frame_ms:g} ms every {data.shift_ms:g} ms{long}, {how}"
 
     def _augmentations(self) -> list[str]:
-        data, options = self.data, self.options
+        data, options, spectral = self.data, self.options, self.front.kind == "fbank"
         named = {
             f"speed ±{data.speed:.0%}": data.speed,
             f"level ±{data.gain_db:g} dB": data.gain_db,
             f"roll ±{data.roll_ms:g} ms": data.roll_ms,
             f"noise {data.noise:g}": data.noise,
-            f"tempo ±{data.tempo:.0%}": data.tempo,
-            f"frequencies ±{data.warp:.0%}": data.warp,
-            f"masks of {data.freq_mask} bands": data.freq_mask,
-            f"masks of {data.time_mask} frames": data.time_mask,
+            f"tempo ±{data.tempo:.0%}": spectral and data.tempo,
+            f"frequencies ±{data.warp:.0%}": spectral and data.warp,
+            f"masks of {data.freq_mask} bands": spectral and data.freq_mask,
+            f"masks of {data.time_mask} frames": spectral and data.time_mask,
             f"mixup {options.mixup:g}": options.mixup,
             f"label smoothing {options.label_smoothing:g}": options.label_smoothing,
         }

@@ -250,6 +250,8 @@ def test_the_head_of_a_run_says_what_is_learnt_from(make_task: Make, tiny: str) 
     assert "4 classes (the clips inside mambaverse, of one speaker" in described["data"]
     said = "speed ±20%, level ±6 dB, roll ±20 ms, noise 0.1, tempo ±20%, frequencies ±10%, masks of 8 bands, masks of 6"
     assert described["augmentation"] == f"{said} frames, mixup 0.4"
+    waveforms = make_task(tiny, *AUGMENTED, "model.name=audio_raw_nano").describe()["augmentation"]
+    assert waveforms == "speed ±20%, level ±6 dB, roll ±20 ms, noise 0.1, mixup 0.4"  # none of spectrograms
     assert "augmentation" not in make_task(tiny).describe()
     assert "each by its own mean" in make_task(tiny, "data.normalize=clip", "data.frames=50").describe()["input"]
 
