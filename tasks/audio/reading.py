@@ -25,6 +25,7 @@ RATES = (100, 768_000)  # Hz; outside of it a header is damaged
 MAX_BYTES = 2**31  # of one file: it is decoded in memory, at 4 bytes a sample
 FULL_SCALE, CLIPPED_SHARE = 0.999, 0.01  # so large a share of samples so near the limit are a clipped recording
 BLOCK = 2**20  # frames that are decoded at once
+COMPRESSED = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"FORM", b".snd", b"caff", b"RIFX", b"RF64")  # first bytes
 SILENCE = 1e-4  # -80 dB of full scale: what dither and a sound card's noise leave of nothing
 
 
@@ -136,6 +137,8 @@ def _decode(data: bytes, name: str) -> tuple[int, Iterator[np.ndarray]]:
         except WavError as error:
             raise UserError(f"{name}: a damaged WAV file: {error}; convert it again from its source") from None
     if not has_soundfile():
+        if Path(name).suffix.lower() in WAV_EXTENSIONS and not data.startswith(COMPRESSED):
+            raise UserError(f"{name}: not an audio file: named as WAV, but it does not begin as one")
         if not _looks_compressed(data, name):
             raise UserError(f"{name}: not an audio file: no WAV file, and its name has none of {_known()}")
         raise UserError(f"{name}: only WAV can be read without soundfile: {INSTALL}, or convert it to WAV")
@@ -167,8 +170,7 @@ def _damaged(name: str, error: Exception) -> str:
 
 
 def _looks_compressed(data: bytes, name: str) -> bool:
-    starts = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"FORM", b".snd", b"caff")
-    return data.startswith(starts) or Path(name).suffix.lower() in EXTENSIONS - WAV_EXTENSIONS
+    return data.startswith(COMPRESSED) or Path(name).suffix.lower() in EXTENSIONS - WAV_EXTENSIONS
 
 
 def _oddities(level: float, at_limit: float) -> list[str]:

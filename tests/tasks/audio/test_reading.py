@@ -194,6 +194,8 @@ def test_a_damaged_compressed_file_is_one_line(content: bytes, tmp_path: Path) -
         ("x.flac", b"fLaC", r"x.flac: only WAV can be read without soundfile: pip install 'mambaverse\[audio\]', or"),
         ("x.mp3", b"ID3", r"x.mp3: only WAV can be read without soundfile: pip install 'mambaverse\[audio\]'"),
         ("x.wav", raw_wav(b"\x55" * 80, bits=8, code=6), r"x.wav: its samples are A-law, which needs soundfile: pip"),
+        ("x.wav", b"letters", r"x.wav: not an audio file: named as WAV, but it does not begin as one"),
+        ("x.wav", b"RIFX", r"x.wav: only WAV can be read without soundfile: pip install 'mambaverse\[audio\]', or"),
         ("x.txt", b"letters", r"x.txt: not an audio file: no WAV file, and its name has none of aif, "),
     ],
 )
