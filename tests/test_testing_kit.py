@@ -140,6 +140,16 @@ class IgnoresDevice(Decay):
         super().__init__(dim)
 
 
+class DrawsNothingAnew(Decay):
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(dim, device=device, dtype=dtype)
+        self.gain = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
+
+    def mix_sequence(self, x: Tensor, state: Any = None, cu_seqlens: Any = None, spatial_shape: Any = None) -> Any:
+        y, h = super().mix_sequence(x, state)
+        return y * self.gain, h
+
+
 class BreaksTheGraph(Decay):
     def mix(self, x: Tensor) -> Tensor:
         return super().mix(x) if x.sum() < 1e9 else x
@@ -176,6 +186,7 @@ BROKEN = [
     (CutsItsGradient, "gradients", "differ from finite differences"),
     (ReturnsFp32, "dtypes", "is torch.float32"),
     (IgnoresDevice, "meta", "although device='meta' was given"),
+    (DrawsNothingAnew, "meta", "reset_parameters leaves gain as it was"),
     (BreaksTheGraph, "compile", ""),
     (PacksWithoutCare, "packed", "packed, against separate"),
     (AnswersForGoneState, "refusals", "init_state: expected a ValueError, got an answer"),
