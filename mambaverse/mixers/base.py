@@ -164,6 +164,7 @@ class Mixer(nn.Module):
         if not self.supports_state and (state is not None or return_state):
             raise ValueError(f"{name} keeps no state (supports_state is False)")
         if cu_seqlens is not None:
+            _check_boundaries(name, cu_seqlens)
             if x.shape[0] != 1:
                 raise ValueError(f"{name}: with cu_seqlens the batch is 1, got x of shape {tuple(x.shape)}")
             if self.needs_spatial_shape:
@@ -212,6 +213,15 @@ class Mixer(nn.Module):
         filled = [row for row in rows if row is not None]
         joined = torch.cat(filled)[None] if filled else torch.zeros_like(x)
         return (joined, self.stack_states(states)) if return_state else joined
+
+
+def _check_boundaries(name: str, cu_seqlens: Any) -> None:
+    """Raise ValueError unless it is what boundaries are made of; what they are is checked where they are used."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise ValueError(f"{name}: expected cu_seqlens as a tensor (S + 1,) int32, got {cu_seqlens!r}")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        given = f"{tuple(cu_seqlens.shape)} {str(cu_seqlens.dtype).removeprefix('torch.')}"
+        raise ValueError(f"{name}: expected cu_seqlens (S + 1,) int32 of at least one sequence, got {given}")
 
 
 def _map(state: Any, function: Any) -> Any:

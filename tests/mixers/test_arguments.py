@@ -122,6 +122,25 @@ def test_a_number_that_means_nothing_is_named(names: list[str], argument: str, l
             create_mixer(name, 16, **{argument: value})
 
 
+@pytest.mark.parametrize("name", mambaverse.list_mixers())
+@pytest.mark.parametrize(
+    ("bounds", "given"),
+    [
+        ([0, 6], r"as a tensor \(S \+ 1,\) int32, got \[0, 6\]"),
+        (torch.tensor([0.0, 6.0]), r"got \(2,\) float32"),
+        (torch.tensor([0, 6], dtype=torch.int16), r"got \(2,\) int16"),
+        (torch.tensor([[0, 6]]), r"got \(1, 2\) int64"),
+        (torch.tensor([0]), r"got \(1,\) int64"),
+        (torch.tensor([], dtype=torch.int32), r"got \(0,\) int32"),
+    ],
+    ids=["list", "float", "int16", "two axes", "one", "none"],
+)
+def test_boundaries_that_are_none_are_named(name: str, bounds: Any, given: str) -> None:
+    mixer = create_mixer(name, 16, **({"mixer": "s6"} if name == "bidirectional" else {}))
+    with pytest.raises(ValueError, match=f"{type(mixer).__name__}: expected cu_seqlens .*{given}"):
+        mixer(torch.zeros(1, 6, 16), cu_seqlens=bounds)
+
+
 def test_what_is_no_mixer_is_named() -> None:
     with pytest.raises(UserError, match=r"expected a subclass of mambaverse.Mixer, got <class 'torch"):
         create_mixer("torch.nn:Linear", 16)
