@@ -319,6 +319,11 @@ def _reading(arguments: argparse.Namespace, *keys: str) -> dict[str, Any]:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    if arguments.config_dir is not None and arguments.kind != "configs":
+        raise UserError(f"list {arguments.kind} takes no --config-dir: that is for `list configs`")
+    if arguments.verbose and arguments.kind in (alone := {"datasets": "data", "configs": "config"}):
+        command = f"mambaverse {alone[arguments.kind]} NAME"
+        raise UserError(f"list {arguments.kind} takes no -v: `{command}` says what one of them is")
     names, describe = _catalogue(arguments)
     if not names:
         raise UserError(f"no {arguments.kind} match {arguments.pattern!r}")
@@ -361,6 +366,8 @@ def _data(arguments: argparse.Namespace) -> None:
     from mambaverse.datasets import describe_dataset, get_dataset
 
     if Path(arguments.name).is_file():
+        if arguments.root is not None:
+            raise UserError(f"data {arguments.name} takes no --root: a genome is indexed where it is")
         from mambaverse.tasks.dna.genome import open_genome
 
         with open_genome(arguments.name) as genome:
