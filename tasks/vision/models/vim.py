@@ -11,6 +11,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cf
 from timm.models import register_model as register_with_timm
 from torch import nn
 
+from mambaverse.errors import UserError
 from mambaverse.models import register_model
 from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS, check_published, record_arguments
 from mambaverse.tasks.vision.vim import Vim
@@ -51,6 +52,8 @@ default_cfgs = generate_default_cfgs(
 def _vim(variant: str, pretrained: bool, **overrides: Any) -> nn.Module:
     check_published(variant, pretrained, overrides)
     path, key = overrides.pop("checkpoint_path", None), overrides.pop("checkpoint_key", None)
+    if key is not None and path is None:
+        raise UserError(f"{variant}: checkpoint_key={key!r} names a part of a file; expected checkpoint_path beside it")
     overlay = overrides.get("pretrained_cfg_overlay")
     if overlay and {"file", "url"} & set(overlay):  # what timm unwraps no longer tells whose layout it is in
         overrides["pretrained_cfg_overlay"] = {"custom_load": True, **overlay}

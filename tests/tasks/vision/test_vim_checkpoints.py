@@ -17,6 +17,7 @@ from torch import Tensor
 
 import mambaverse
 from mambaverse.engine.checkpoint import CheckpointError
+from mambaverse.errors import UserError
 from mambaverse.tasks.vision.task import VisionTask
 from mambaverse.tasks.vision.vim_checkpoints import checkpoint_filter_fn
 
@@ -197,3 +198,8 @@ def test_the_filter_leaves_what_it_was_given() -> None:
     before = {name: value.clone() for name, value in weights.items()}
     checkpoint_filter_fn({"model": weights}, model)
     assert all(torch.equal(before[name], weights[name]) for name in before)
+
+
+def test_a_part_of_no_file_is_refused() -> None:
+    with pytest.raises(UserError, match="checkpoint_key='model' names a part of a file; expected checkpoint_path"):
+        build(checkpoint_key="model")
