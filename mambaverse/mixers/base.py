@@ -221,7 +221,7 @@ def _check_boundaries(name: str, cu_seqlens: Any) -> None:
         raise ValueError(f"{name}: expected cu_seqlens as a tensor (S + 1,) int32, got {cu_seqlens!r}")
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         given = f"{tuple(cu_seqlens.shape)} {str(cu_seqlens.dtype).removeprefix('torch.')}"
-        raise ValueError(f"{name}: expected cu_seqlens (S + 1,) int32 of at least one sequence, got {given}")
+        raise ValueError(f"{name}: expected cu_seqlens (S + 1,) int32 or int64 of at least one sequence, got {given}")
 
 
 def _map(state: Any, function: Any) -> Any:

@@ -210,7 +210,7 @@ def test_an_argument_that_cannot_be_used_is_named(arguments: dict[str, Any], mes
     [
         ([0, 13], "mamba3: cu_seqlens goes from 0 to 13; expected from 0 to the length 12"),
         ([0, 5, 3, 12], "mamba3: cu_seqlens falls from 5 to 3 at index 2"),
-        ([0.0, 12.0], "mamba3: cu_seqlens has dtype torch.float32; expected int32 or int64"),
+        ([0.0, 12.0], r"Mamba3: expected cu_seqlens \(S \+ 1,\) int32 or int64 of .*, got \(2,\) float32"),
     ],
 )
 def test_boundaries_that_do_not_fit_are_named_in_tokens_not_in_places(bounds: list[Any], message: str) -> None:
