@@ -17,16 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def rates(
-    dt: Tensor, a: Tensor, trap: Tensor, dt_bias: Tensor, A_floor: float, heavy_tail: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return Δ, rate, β and γ (..., H) of δ, a and μ (..., H) and a bias (H,), in fp32 at least (scriptable)."""
-    trap = _wide(trap)
-    step = F.softplus(_wide(dt) + _wide(dt_bias))
-    rate = step * _decay(_wide(a), heavy_tail).clamp(min=A_floor)
-    return step, rate, torch.sigmoid(-trap) * step, torch.sigmoid(trap) * step
-
-
 def forward(
     dt: Tensor,
     a: Tensor,
@@ -37,7 +27,9 @@ def forward(
     heavy_tail: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return Δ, rate, weight and γ (B, L, H); differentiable by autograd."""
-    step, rate, beta, own = rates(dt, a, trap, dt_bias, A_floor, heavy_tail)
+    trap, step = _wide(trap), F.softplus(_wide(dt) + _wide(dt_bias))
+    rate = step * _decay(_wide(a), heavy_tail).clamp(min=A_floor)
+    own, beta = torch.sigmoid(trap) * step, torch.sigmoid(-trap) * step
     if cu_seqlens is not None:
         beta = beta.masked_fill(_starts(cu_seqlens, beta.shape[1]), 0.0)
     return step, rate, own + F.pad(beta, [0, 0, 0, 1])[:, 1:], own

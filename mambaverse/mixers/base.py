@@ -111,15 +111,14 @@ class Mixer(nn.Module):
         """
         if not self.supports_state:
             raise ValueError(f"{type(self).__name__} cannot be run step by step (supports_state is False)")
-        y, state = self.mix_sequence(x_t[:, None], state)
-        return y[:, 0], state
+        recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x_t, *self.parameters(), *_leaves(state)))
+        return Mixer._step(self, x_t, state) if recorded else self._step(x_t, state)
 
     @torch.jit.ignore
-    def _recorded(self, x_t: Tensor, state: Any) -> bool:
-        """Whether autograd records a step: one that updates the state in place has no gradient."""
-        if not torch.is_grad_enabled():
-            return False
-        return any(t.requires_grad for t in (x_t, *self.parameters(), *_leaves(state)))
+    def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take a step: of an override no gradient is asked, and it may update the state in place."""
+        y, state = self.mix_sequence(x_t[:, None], state)
+        return y[:, 0], state
 
     @torch.jit.ignore
     def stack_states(self, states: list[Any]) -> Any:

@@ -96,10 +96,8 @@ class LinearAttention(Mixer):
         return torch.zeros(shape, device=device or weight.device, dtype=wide)
 
     @torch.jit.ignore
-    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; without gradients the state is updated in place."""
-        if self._recorded(x_t, state):
-            return super().step(x_t, state)
+    def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """See `Mixer._step`; the state is updated in place."""
         q, k, v = self._project(x_t)
         y = linear_recurrence_step(state, v, self._rates(v), k, q)
         return self._output(x_t, y), state

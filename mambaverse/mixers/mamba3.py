@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.checks import num_sequences, sequence_bounds
+from mambaverse.kernels.trapezoid_weights import FORMS
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import (
     at_least_fp32,
@@ -45,7 +46,6 @@ from mambaverse.mixers.base import Mixer
 from mambaverse.mixers.ssd import GatedRMSNorm
 
 PAIRINGS = ("interleaved", "half_split")
-RATES = ("heavy_tail", "softplus")
 NORM_EPS = 1e-5
 
 
@@ -113,7 +113,7 @@ class Mamba3(Mixer):
         check_range("mamba3", "[dt_min, dt_max]", (dt_min, dt_max), above=0)
         if rope_pairing is None:
             rope_pairing = "half_split" if is_mimo else "interleaved"
-        for name, value, known in (("rope_pairing", rope_pairing, PAIRINGS), ("A_form", A_form, RATES)):
+        for name, value, known in (("rope_pairing", rope_pairing, PAIRINGS), ("A_form", A_form, FORMS)):
             if value not in known:
                 raise UserError(f"mamba3: unknown {name} {value!r}{suggest(value, known)}")
         check_numbers("mamba3", dt_init_floor=dt_init_floor, rope_fraction=rope_fraction)
@@ -209,10 +209,8 @@ class Mamba3(Mixer):
         return {"D", "dt_bias"}
 
     @torch.jit.ignore
-    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; without gradients h is updated in place."""
-        if self._recorded(x_t, state):
-            return super().step(x_t, state)
+    def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """See `Mixer._step`; h is updated in place."""
         theta, h, k_before, x_before = state
         z, x, B, C, dt, rate, _, gamma, turning = self._project(x_t[:, None], None)
         angles = summed_angles(dt, turning, theta, None)

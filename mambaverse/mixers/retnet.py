@@ -121,10 +121,8 @@ class RetNet(Mixer):
         return torch.zeros(shape, device=device, dtype=wide), torch.zeros(batch_size, device=device, dtype=torch.int64)
 
     @torch.jit.ignore
-    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; without gradients h is updated in place."""
-        if self._recorded(x_t, state):
-            return super().step(x_t, state)
+    def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """See `Mixer._step`; h is updated in place."""
         h, before = state
         q, k, v = (part[:, 0] for part in self._project(x_t[:, None], before[:, None]))
         y = linear_recurrence_step(h, v, self._rates(x_t), k, q)

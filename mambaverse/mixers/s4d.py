@@ -120,10 +120,8 @@ class S4D(Mixer):
         return torch.zeros(batch_size, *self.A_log.shape, device=device or self.D.device, dtype=wide)
 
     @torch.jit.ignore
-    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; without gradients the state is updated in place."""
-        if self._recorded(x_t, state):
-            return super().step(x_t, state)
+    def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """See `Mixer._step`; the state is updated in place."""
         A, C, dt = self._system()
         B = torch.ones_like(A)
         y = lti_conv_update(state, x_t, A, B, C, dt, self.D, discretization=self.discretization)

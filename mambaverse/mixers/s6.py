@@ -194,10 +194,8 @@ class S6(Mixer):
         return names & {name for name, _ in self.named_parameters()}
 
     @torch.jit.ignore
-    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; without gradients the state is updated in place."""
-        if self._recorded(x_t, state):
-            return super().step(x_t, state)
+    def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """See `Mixer._step`; the state is updated in place."""
         window, h = state
         u, z = self.in_proj(x_t).chunk(2, dim=-1)  # (B, E) each
         u = causal_conv1d_update(u, window, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu")

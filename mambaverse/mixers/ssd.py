@@ -163,10 +163,8 @@ class SSD(Mixer):
         return {"A_log", "D", "dt_bias"}
 
     @torch.jit.ignore
-    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Mixer.step`; without gradients the state is updated in place."""
-        if self._recorded(x_t, state):
-            return super().step(x_t, state)
+    def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """See `Mixer._step`; the state is updated in place."""
         window, h = state
         z, u, dt = torch.split(self.in_proj(x_t), self.sizes, dim=-1)
         u = causal_conv1d_update(u, window, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu")
