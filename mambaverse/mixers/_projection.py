@@ -7,6 +7,10 @@ multiplied where it lies,
     dx = Σ dy[part] W[part],   dW[part] = dy[part]ᵀ x
 
 The sum is rounded once more for each part than that of one product would be, in the dtype of x.
+
+On a GPU, products of 16-bit numbers whose rows are no multiple of 16 bytes take three times as long, and a mixer's
+projection has a few columns more than that, one for each head's Δ. So zeros fill up what such a row lacks, and are cut
+off again: of the output, which then lies at 16 bytes too, and of the gradient of the narrow parts.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 NARROW = 8  # a part of less than an eighth of the whole is joined with its neighbours: a product costs more than a copy
+_ROW = 16  # bytes of which a row should have a multiple
 
 
 def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
@@ -29,7 +34,7 @@ def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
     A layer that is not `nn.Linear` itself (one of peft's, a quantized one), or that has hooks, is called as it is, and
     so is every layer where no gradient is recorded or a compiler sees the whole.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_plain(layer):
+    if torch.compiler.is_compiling() or not _is_plain(layer) or not (torch.is_grad_enabled() or x.is_cuda):
         return torch.split(layer(x), list(sizes), dim=-1)
     weight: Tensor = layer.weight
     bias: Tensor | None = layer.bias
@@ -37,6 +42,8 @@ def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)  # as F.linear would, but for autograd to see
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if not torch.is_grad_enabled():
+        return _split_linear(x, weight, bias, tuple(sizes))
     parts: tuple[Tensor, ...] = _SplitLinear.apply(x, weight, bias, tuple(sizes))
     return parts
 
@@ -47,13 +54,27 @@ def _is_plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and type(layer.weight) in (nn.Parameter, Tensor) and not any(hooks)
 
 
+def _split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    missing = _missing(x, len(weight))
+    if not missing:
+        return F.linear(x, weight, bias).split(sizes, dim=-1)
+    bias = None if bias is None else F.pad(bias, [0, missing])
+    return F.linear(x, F.pad(weight, [0, 0, 0, missing]), bias).split((*sizes, missing), dim=-1)[:-1]
+
+
+def _missing(x: Tensor, columns: int) -> int:
+    """Return how many columns a row of x's dtype lacks to a whole number of 16 bytes, where that is worth a copy."""
+    each = _ROW // x.element_size()
+    return -columns % each if x.is_cuda and x.element_size() == 2 and x.shape[-1] % each == 0 else 0
+
+
 class _SplitLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]) -> Any:
         ctx.save_for_backward(x, weight)
         ctx.sizes = sizes
         ctx.set_materialize_grads(False)
-        return F.linear(x, weight, bias).split(sizes, dim=-1)
+        return _split_linear(x, weight, bias, sizes)
 
     @staticmethod
     @once_differentiable
@@ -64,15 +85,19 @@ class _SplitLinear(torch.autograd.Function):
         dx: Tensor | None = None
         of_weight, of_bias = [], []
         for group in _groups(ctx.sizes):
+            first, stop = starts[group[0]], starts[group[-1] + 1]
             parts = [_as_rows(gradients[i], ctx.sizes[i], rows) for i in group]
+            narrow = (stop - first) * NARROW < len(weight)
+            if missing := _missing(x, stop - first) if narrow else 0:
+                parts.append(rows.new_zeros(len(rows), missing))
             dy = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
             if wants_x:
-                w = weight[starts[group[0]] : starts[group[-1] + 1]]
+                w = F.pad(weight[first:stop], [0, 0, 0, missing])
                 dx = dy @ w if dx is None else dx.addmm_(dy, w)
             if wants_weight:
-                of_weight.append(dy.T @ rows)
+                of_weight.append((dy.T @ rows)[: stop - first])
             if wants_bias:
-                of_bias.append(dy.sum(0))
+                of_bias.append(dy[:, : stop - first].sum(0))
         return (
             None if dx is None else dx.view(x.shape),
             torch.cat(of_weight) if of_weight else None,

@@ -188,9 +188,11 @@ class BiSSD(Mixer):
             (v, v_b), dt, (A, A_b), (B, B_b), (C, C_b), (D, D_2), gate, (dt_bias, bias_2), self.dt_limit, cu_seqlens,
             self.chunk_size,
         ).flatten(-2)  # fmt: skip
-        y = y if self.merge == "add" else y / 2
-        if self.norm is not None:
-            y = self.norm(y, z)
+        norm = self.norm
+        if norm is not None:
+            y = norm(y, z, 1.0 if self.merge == "add" else 0.5)
+        elif self.merge == "mean":
+            y = y / 2
         return self.out_proj(y)
 
     def _scan_inputs(

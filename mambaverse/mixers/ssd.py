@@ -235,6 +235,7 @@ class GatedRMSNorm(nn.Module):
         self.group_size, self.norm_before_gate, self.eps = group_size, norm_before_gate, eps
         self.weight = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
 
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """Normalise y (..., dim), gated by z (..., dim)."""
-        return gated_rms_norm(y, self.weight, z, self.group_size, self.norm_before_gate, self.eps)
+    def forward(self, y: Tensor, z: Tensor, scale: float = 1.0) -> Tensor:
+        """Normalise scale · y (..., dim), gated by z (..., dim)."""
+        eps = self.eps / scale**2  # which is all that the norm keeps of a scale
+        return gated_rms_norm(y, self.weight, z, self.group_size, self.norm_before_gate, eps)

@@ -37,6 +37,46 @@ def test_outputs_and_gradients_are_those_of_a_split(dtype: torch.dtype, bias: bo
         assert_close("gradient", a, e)
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_rows_that_are_filled_up_change_nothing(monkeypatch: pytest.MonkeyPatch, recorded: bool) -> None:
+    """As on a GPU, where rows of 16-bit numbers are."""
+    monkeypatch.setattr(_projection, "_missing", lambda x, columns: -columns % 8)
+    layer, x = nn.Linear(16, sum(SIZES)), torch.randn(2, 7, 16, requires_grad=True)
+    with torch.set_grad_enabled(recorded):
+        if not recorded:  # as a GPU does without a gradient
+            parts = _projection._split_linear(x, layer.weight, layer.bias, tuple(SIZES))
+        else:
+            parts = project(layer, x, SIZES)
+        expected = torch.split(layer(x), SIZES, dim=-1)
+    assert [part.shape[-1] for part in parts] == SIZES and parts[0].stride(-2) == 88
+    for a, e in zip(parts, expected, strict=True):
+        assert_close("y", a, e)
+    if recorded:
+        leaves, every = [x, *layer.parameters()], list(range(len(SIZES)))
+        for a, e in zip(gradients(parts, leaves, every), gradients(expected, leaves, every), strict=True):
+            assert_close("gradient", a, e)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bias", [True, False])
+def test_on_a_gpu_rows_are_whole_sectors(bias: bool) -> None:
+    layer = nn.Linear(16, sum(SIZES), bias, device="cuda")
+    x = torch.randn(2, 7, 16, device="cuda", requires_grad=True)
+    every, leaves = list(range(len(SIZES))), [x, *layer.parameters()]
+    wide = torch.split(nn.functional.linear(x.double(), *(p.double() for p in layer.parameters())), SIZES, dim=-1)
+    with torch.autocast("cuda", torch.bfloat16):
+        parts = project(layer, x, SIZES)
+        with torch.no_grad():
+            same = project(layer, x, SIZES)
+    assert parts[0].stride(-2) == same[0].stride(-2) == 88
+    for a, b, e in zip(parts, same, wide, strict=True):
+        assert torch.equal(a, b)
+        assert_close("y", a, e)
+    for a, e in zip(gradients(parts, leaves, every), gradients(wide, leaves, every), strict=True):
+        assert_close("gradient", a, e, torch.bfloat16)
+
+
 def test_what_needs_no_gradient_gets_none() -> None:
     layer, x = nn.Linear(16, sum(SIZES)), torch.randn(7, 16)
     layer.weight.requires_grad_(False)
