@@ -1,0 +1,129 @@
+"""Non-causal SSD on the GPU: a Triton kernel that sums states, one that reads them, and one for the gradients.
+
+Same equations, arguments and results as `reference`, with sums in float32. Products are bfloat16's where x is, three of
+tf32 where x, B and C are float32, and one of tf32 else, since states pass what float16 holds. Deterministic: states and
+the gradients of A, D and dt_bias are added up from parts in a fixed order. Strides are read as they are, and offsets
+are 64-bit.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mambaverse.kernels.backend import BackendError
+from mambaverse.kernels.launch import Spec, launch, memo_of, num_multiprocessors, on_device
+from mambaverse.kernels.nc_ssd import triton_kernels as kernels
+from mambaverse.kernels.nc_ssd.reference import state_dtype
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+MAX_STATE = 64 * 128  # numbers of a state, sizes rounded up to powers of two: backward has two of them on chip
+_PROGRAMS = 4  # that a multiprocessor runs side by side
+
+
+def forward(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None, dt_softplus: bool
+) -> tuple[Tensor, Tensor]:
+    """Return y and the states, as `reference.forward`."""
+    call = _Call((x, dt, A, B, C, D, dt_bias), dt_softplus)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    with on_device(x):
+        state = call.states("write", x, B, state_dtype(x), weighted=True)
+        if x.numel():
+            launch(
+                call.memo, "read", kernels.read, (call.programs,),
+                (x, C, D, state, y, *call.sizes, *x.stride(), *C.stride()), lambda: call.flags | {"num_stages": 2},
+            )  # fmt: skip
+    return y, state
+
+
+def backward(
+    dy: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
+    state: Tensor, dt_softplus: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return the gradients of x, dt, A, B, C, D and dt_bias, as `reference.backward`."""
+    call = _Call((x, dt, A, B, C, D, dt_bias, dy), dt_softplus)
+    dx, ddt, dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, dt, B, C))
+    blocks = -(-x.shape[1] // call.flags["BT"])
+    parts = torch.empty((x.shape[0] * blocks, 3, x.shape[2]), dtype=torch.float32, device=x.device)
+    with on_device(x):
+        dstate = call.states("write_gradient", dy, C, torch.float32, weighted=False)
+        if x.numel():
+            launch(
+                call.memo, "gradient", kernels.gradient, (x.shape[0] * blocks * B.shape[2],),
+                (dy, x, dt, A, B, C, D, dt_bias, state.contiguous(), dstate, dx, ddt, dB, dC, parts, blocks,
+                 x.shape[1], *dy.stride(), *x.stride(), *dt.stride(), *B.stride(), *C.stride()), lambda: call.flags,
+            )  # fmt: skip
+    dA, dD, dbias = parts.sum(0).unbind(0)
+    nothing = x.new_empty(0)
+    return (
+        dx, ddt, dA.to(A.dtype), dB, dC, nothing if D is None else dD.to(D.dtype),
+        nothing if dt_bias is None else dbias.to(dt_bias.dtype),
+    )  # fmt: skip
+
+
+class _Call:
+    """What the launches of a call share.
+
+    The tokens of a sequence and head are cut into as many runs as fill the GPU; a program has one, and walks it in
+    tiles.
+    """
+
+    def __init__(self, tensors: tuple[Tensor | None, ...], dt_softplus: bool) -> None:
+        self.tensors = tensors[:7]
+        x, _, _, B, C, *_ = tensors
+        assert x is not None and B is not None and C is not None
+        (batch, length, heads, head_dim), (groups, state_dim) = x.shape, B.shape[2:]
+        columns, states = _power_of_two(head_dim), _power_of_two(state_dim)
+        if columns * states > MAX_STATE:
+            raise BackendError(
+                f"nc_ssd: backend 'triton' takes states of up to {MAX_STATE} numbers, not heads of {head_dim} channels "
+                f'with {state_dim} states each; use_backend("reference") runs anywhere'
+            )
+        bf16 = x.dtype == torch.bfloat16 and not INTERPRETED  # whose products know no bfloat16
+        small = columns * states <= 4096
+        tokens = 64 if bf16 or small else 32
+        processors = 2 if INTERPRETED else num_multiprocessors(x.device)
+        tiles = max(1, -(-length // tokens))
+        wanted = max(1, _PROGRAMS * processors // max(1, batch * heads))
+        rows = -(-tiles // min(tiles, wanted)) * tokens
+        self.runs = max(1, -(-length // rows))
+        self.programs = batch * self.runs * heads
+        self.sizes = self.runs, length, rows
+        self.stages = 2 if small else 3  # of `write`: in flight, tiles take from what other programs have
+        full = all(t.dtype == torch.float32 for t in (x, B, C))
+        self.flags: dict[str, Any] = {
+            "H": heads, "R": heads // groups, "P": head_dim, "N": state_dim, "BP": columns, "BN": states, "BT": tokens,
+            "SOFTPLUS": dt_softplus, "BF16": bf16, "PRECISION": "tf32x3" if full else "tf32",
+            "num_warps": 4 if small else 8,
+        }  # fmt: skip
+        self.memo = memo_of("nc_ssd", x.device, *map(Spec.of, tensors), dt_softplus)
+
+    def states(self, name: str, v: Tensor, m: Tensor, dtype: torch.dtype, weighted: bool) -> Tensor:
+        """Return Σ_t v[t] m[t]ᵀ (B, H, P, N), with the weights of x or without."""
+        _, dt, A, _, _, _, dt_bias = self.tensors
+        assert dt is not None and A is not None
+        batch, _, heads, head_dim = v.shape
+        state = torch.empty((batch, heads, head_dim, m.shape[3]), dtype=dtype, device=v.device)
+        if not v.numel():
+            return state.zero_()
+        parts = torch.empty((self.runs, *state.shape), dtype=torch.float32, device=v.device)
+        out = state if self.runs == 1 else parts
+        launch(
+            self.memo, name, kernels.write, (self.programs,),
+            (v, dt, A, dt_bias, m, out, batch, *self.sizes, *v.stride(), *dt.stride(), *m.stride()),
+            lambda: self.flags | {"WEIGHTED": weighted, "num_stages": self.stages},
+        )  # fmt: skip
+        if self.runs > 1:
+            launch(
+                self.memo, (name, "add"), kernels.add, (-(-state.numel() // 1024),),
+                (parts, state, state.numel(), self.runs), lambda: {"BLOCK": 1024, "num_warps": 4},
+            )  # fmt: skip
+        return state
+
+
+def _power_of_two(n: int) -> int:
+    return max(16, 1 << (n - 1).bit_length())
