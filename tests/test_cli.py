@@ -197,7 +197,19 @@ def test_half_written_run(run: Path, capsys: pytest.CaptureFixture[str], tmp_pat
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     expected = {
         "mixers": {
-            *("attention", "bidirectional", "bissd", "linear_attention", "mamba3", "retnet", "s4d", "s6", "ssd", "vim")
+            *(
+                "attention",
+                "bidirectional",
+                "bissd",
+                "linear_attention",
+                "mamba3",
+                "ncssd",
+                "retnet",
+                "s4d",
+                "s6",
+                "ssd",
+                "vim",
+            )
         },
         "models": {"vim_tiny_patch16_224", "vim_nano_patch4_32"},
         "datasets": {"vision/digits", "vision/cifar10", "vision/cifar100", "vision/fashion_mnist", "vision/folder"},

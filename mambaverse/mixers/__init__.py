@@ -20,6 +20,7 @@ MEANT = {  # what the field calls some of them: suggested, not taken
     "bimamba": "vim",
     "hydra": "bissd",  # the nearest: both directions of SSD, though not one quasi-separable matrix
     "vss": "ss2d",
+    "vssd": "ncssd",
     "vmamba": "ss2d",
     "mha": "attention",
     "transformer": "attention",

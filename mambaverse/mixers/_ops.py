@@ -201,6 +201,15 @@ def bidirectional_ssd(
     return y + y_b
 
 
+def nc_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> Tensor:
+    """Return what all tokens of x (B, L, H, P) sum up to, read at each of them, with Δ = softplus(dt + dt_bias)."""
+    if torch.jit.is_scripting():
+        y, _ = torch.ops.mambaverse.nc_ssd(x, dt, A, B, C, D, dt_bias, True, "auto")
+        return y
+    else:
+        return _portable.nc_ssd(x, dt, A, B, C, D, dt_bias=dt_bias, dt_softplus=True)
+
+
 def linear_recurrence(
     v: Tensor, A: Tensor, k: Tensor, q: Tensor, h: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor]:

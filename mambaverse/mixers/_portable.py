@@ -21,12 +21,14 @@ from torch import Tensor
 
 from mambaverse.errors import UserError
 from mambaverse.kernels import causal_conv1d as _conv
+from mambaverse.kernels import nc_ssd as _sum
 from mambaverse.kernels import norm as _norm
 from mambaverse.kernels import selective_scan as _scan
 from mambaverse.kernels import ssd as _ssd
 from mambaverse.kernels import summed_angles as _angles
 from mambaverse.kernels import trapezoid_weights as _weights
 from mambaverse.kernels import turned_qk as _turned
+from mambaverse.kernels.nc_ssd import reference as _sum_in_plain
 from mambaverse.kernels.summed_angles import reference as _angles_in_plain
 from mambaverse.kernels.trapezoid_weights import reference as _weights_in_plain
 from mambaverse.kernels.turned_qk import reference as _turned_in_plain
@@ -216,6 +218,15 @@ def gated_rms_norm(
     groups = y.unflatten(-1, (-1, group_size))
     y = (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)).flatten(-2) * weight.to(wide)
     return (y * gate if norm_before_gate else y).to(x.dtype)
+
+
+def nc_ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, *, dt_bias: Tensor, dt_softplus: bool
+) -> Tensor:
+    """As `mambaverse.kernels.nc_ssd.nc_ssd`, whose reference is in standard operations."""
+    if not exporting():
+        return _sum.nc_ssd(x, dt, A, B, C, D, dt_bias=dt_bias, dt_softplus=dt_softplus)
+    return _sum_in_plain.forward(x, dt, A, B, C, D, dt_bias, dt_softplus)[0]
 
 
 def turned_qk(

@@ -105,8 +105,8 @@ def test_a_number_of_channels_that_is_none_is_named(name: str, dim: Any) -> None
     ("names", "argument", "least"),
     [
         (["s6", "vim", "ss2d"], "dt_scale", "of at least 0"),
-        (["s6", "vim", "ss2d", "ssd", "bissd", "mamba3"], "dt_init_floor", "of at least 0"),
-        (["ssd", "bissd", "retnet"], "norm_eps", "of at least 0"),
+        (["s6", "vim", "ss2d", "ssd", "bissd", "ncssd", "mamba3"], "dt_init_floor", "of at least 0"),
+        (["ssd", "bissd", "ncssd", "retnet"], "norm_eps", "of at least 0"),
         (["linear_attention"], "eps", "of at least 0"),
         (["ss2d"], "expand", "of at least 0"),
         (["mamba3"], "rope_fraction", "of at least 0"),
@@ -149,7 +149,8 @@ def test_what_is_no_mixer_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("mamba", "s6"), ("Mamba1", "s6"), ("mamba-2", "ssd"), ("s4", "s4d"), ("Hydra", "bissd")]
+    ("name", "meant"),
+    [("mamba", "s6"), ("Mamba1", "s6"), ("mamba-2", "ssd"), ("s4", "s4d"), ("Hydra", "bissd"), ("VSSD", "ncssd")],
 )
 def test_what_the_field_calls_a_mixer_is_suggested_and_not_taken(name: str, meant: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"unknown mixer {name!r}, did you mean {meant!r}?")):

@@ -12,7 +12,7 @@ from mambaverse.kernels.testing import assert_close
 from mambaverse.testing import Subject
 
 
-@pytest.mark.parametrize("name", ["s4d", "s6", "ssd", "mamba3", "vim", "bissd", "bidirectional"])
+@pytest.mark.parametrize("name", ["s4d", "s6", "ssd", "mamba3", "vim", "bissd", "ncssd", "bidirectional"])
 def test_the_backend_in_force_reaches_the_operators(name: str) -> None:
     subject = Subject(name, 16)
     mixer, x = subject.build(), subject.tokens()
@@ -25,7 +25,7 @@ def test_the_backend_in_force_reaches_the_operators(name: str) -> None:
 
 
 def test_float64_runs_in_float64() -> None:
-    for name in ("s6", "ssd", "mamba3", "vim", "bissd"):
+    for name in ("s6", "ssd", "mamba3", "vim", "bissd", "ncssd"):
         subject = Subject(name, 16)
         mixer, x = subject.build().double(), subject.tokens().double()
         y = mixer(x=x)

@@ -46,6 +46,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"d_state": 8, "headdim": 16, "shared": True, "norm_before_gate": True},
         {"d_state": 8, "headdim": 16, "rmsnorm": False, "conv_bias": False},
     ],
+    "ncssd": [
+        {"d_state": 8},
+        {"d_state": 8, "conv": "grid", "conv_bias": False},
+        {"d_state": 5, "headdim": 4, "ngroups": 2, "bias": True, "norm_before_gate": True, "d_conv": 3},
+    ],
     "ss2d": [
         {},
         {"d_state": 3, "expand": 2.0, "gate": "silu", "conv_bias": True},  # as the first VMamba

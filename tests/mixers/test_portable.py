@@ -17,7 +17,8 @@ from mambaverse.mixers import MIXERS, _ops, _portable, create_mixer
 DIM = 8
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "vim": {"d_state": 4}, "s6": {"d_state": 4}, "ssd": {"d_state": 4, "headdim": 8},
-    "bissd": {"d_state": 4, "headdim": 8}, "mamba3": {"d_state": 8, "headdim": 8},
+    "bissd": {"d_state": 4, "headdim": 8}, "ncssd": {"d_state": 4, "headdim": 8},
+    "mamba3": {"d_state": 8, "headdim": 8},
     "bidirectional": {"mixer": "s6"},
 }  # fmt: skip
 COMPLEX = {"s4d"}

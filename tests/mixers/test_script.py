@@ -23,6 +23,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("vim", {"shared": True}),
     ("bissd", {"d_state": 8}),
     ("bissd", {"d_state": 8, "shared": True, "rmsnorm": False}),
+    ("ncssd", {"d_state": 8}),
+    ("ncssd", {"d_state": 8, "conv": "grid"}),
     ("ss2d", {}),
     ("ss2d", {"gate": "silu", "d_state": 2, "d_conv": 1, "out_norm": False}),
     ("bidirectional", {"mixer": "s6"}),

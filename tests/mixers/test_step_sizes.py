@@ -64,6 +64,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         ("vim", {}, ["forward", "backward"]),
         ("vim", {"shared": True}, ["both directions"]),
         ("bissd", {"d_state": 8}, ["forward", "backward"]),
+        ("ncssd", {"d_state": 8}, ["sum"]),
         ("bissd", {"d_state": 8, "shared": True}, ["forward", "backward"]),
     ],
     ids=lambda value: str(value),
