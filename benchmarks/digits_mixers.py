@@ -19,7 +19,7 @@ from rich.table import Table
 from mambaverse.config import compose
 from mambaverse.engine.run import train
 
-MIXERS = ("vim", "s6", "ssd", "bissd", "mamba3", "s4d", "attention", "retnet", "linear_attention")
+MIXERS = ("vim", "s6", "ssd", "bissd", "ncssd", "mamba3", "s4d", "attention", "retnet", "linear_attention")
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What image models need at least by resolution: the floors of their operators, beside which a time can be judged.
 
-    python benchmarks/resolution_floors.py [--models NAME[:MIXER],...] [--sizes 224,...] [--times resolution_sweep.csv]
+    python benchmarks/resolution_floors.py [--models NAME[:MIXER[:KEY=VALUE]],...] [--sizes 224,...]
+                                           [--times resolution_sweep.csv]
 
 A model runs on the meta device, on shapes alone, in bfloat16. Matrix products, convolutions, attention and our
 operators but `norm` count: each takes at least the longest of the bytes of its inputs and outputs at 3.0 TB/s, its
@@ -21,7 +22,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from resolution_sweep import MODELS, PIXELS, SIZES
+from resolution_sweep import MODELS, PIXELS, SIZES, mixer_options
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ EXPONENTIALS: dict[str, Callable[[dict[str, Any]], float]] = {  # of an operator
     "selective_scan": lambda given: _scan(given, 1),
     "bidirectional_selective_scan": lambda given: _scan(given, 2),
     "ssd": lambda given: 3.0 * given["dt"].numel(),
+    "nc_ssd": lambda given: 2.0 * given["dt"].numel(),
     "causal_conv1d": lambda given: 2.0 * given["x"].numel(),
     "gated_rms_norm": lambda given: 2.0 * given["x"].numel(),
     "cross_scan": lambda given: 0.0,
@@ -126,10 +128,9 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def floors_of(name: str, size: int, batch: int, training: bool) -> Floors:
     """Return the floors of a batch of one model at one size, forward or forward and backward."""
-    name, _, mixer = name.partition(":")
     floors = Floors()
     with torch.device("meta"):
-        model: nn.Module = timm.create_model(name, img_size=size, **({"mixer": mixer} if mixer else {}))
+        model: nn.Module = timm.create_model(name.partition(":")[0], img_size=size, **mixer_options(name))
         images = torch.randn(batch, 3, size, size, dtype=torch.bfloat16)
     model.bfloat16().train(training)
     with Counting(floors), FusedAttention(floors), torch.set_grad_enabled(training):

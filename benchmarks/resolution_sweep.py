@@ -1,6 +1,7 @@
 """Images a second and memory of image models by resolution: ours beside DeiT with PyTorch's attention.
 
-    python benchmarks/resolution_sweep.py [--models NAME[:MIXER],...] [--sizes 224,512,...] [--csv FILE] [--plot FILE]
+    python benchmarks/resolution_sweep.py [--models NAME[:MIXER[:KEY=VALUE]],...] [--sizes 224,512,...] [--csv FILE]
+                                          [--plot FILE]
 
 Under bf16 autocast; training is forward and backward, without an optimizer. Each is captured as a CUDA graph, so that
 the host's launches, which could be hidden in other ways, are not in it; the eager rate stands beside it. A batch has
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ from mambaverse.bench.timing import Clock, clock_for
 
 MODELS = (
     "deit_tiny_patch16_224,deit_small_patch16_224,vim_tiny_patch16_224,vim_tiny_patch16_224:bissd,"
-    "vim_small_patch16_224,vim_small_patch16_224:bissd,strata_tiny_patch4_224,vmamba_tiny_s1l8_224"
+    "vim_tiny_patch16_224:ncssd,vim_tiny_patch16_224:ncssd:recompute=true,"
+    "vim_small_patch16_224,vim_small_patch16_224:ncssd,strata_tiny_patch4_224,vmamba_tiny_s1l8_224"
 )
 SIZES = "224,384,512,768,1024,1248,1536"
 PIXELS = 256 * 224 * 224
@@ -36,10 +39,17 @@ FIELDS = ("model", "size", "batch", "inference", "inference_eager", "inference_m
 
 
 def build(name: str, size: int) -> nn.Module:
-    """Return a timm model for images of a size; NAME:MIXER swaps the mixer."""
-    name, _, mixer = name.partition(":")
+    """Return a timm model for images of a size; NAME:MIXER:KEY=VALUE swaps the mixer and sets an argument of it."""
+    return timm.create_model(name.partition(":")[0], img_size=size, num_classes=1000, **mixer_options(name)).cuda()
+
+
+def mixer_options(name: str) -> dict[str, Any]:
+    """Return what NAME:MIXER:KEY=VALUE means to a factory; the value in JSON."""
+    _, _, mixer = name.partition(":")
+    mixer, _, argument = mixer.partition(":")
+    key, _, value = argument.partition("=")
     options: dict[str, Any] = {"mixer": mixer} if mixer else {}
-    return timm.create_model(name, img_size=size, num_classes=1000, **options).cuda()
+    return options | ({"mixer_args": {mixer: {key: json.loads(value)}}} if argument else {})
 
 
 def measure(name: str, size: int, batch: int, clock: Clock) -> dict[str, Any]:

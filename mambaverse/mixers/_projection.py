@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mambaverse.mixers.base import Mixer
+
 NARROW = 8  # a part of less than an eighth of the whole is joined with its neighbours: a product costs more than a copy
 _ROW = 16  # bytes of which a row should have a multiple
 
@@ -46,6 +48,17 @@ def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
         return _split_linear(x, weight, bias, tuple(sizes))
     parts: tuple[Tensor, ...] = _SplitLinear.apply(x, weight, bias, tuple(sizes))
     return parts
+
+
+class Projected(Mixer):
+    """A mixer whose layer `in_proj` makes all that it mixes."""
+
+    def _parts(self, x: Tensor, sizes: list[int]) -> list[Tensor]:
+        """Return the parts of `in_proj` of x (B, L, D), of these sizes, from Python and from TorchScript alike."""
+        if torch.jit.is_scripting():
+            return torch.split(self.in_proj(x), sizes, dim=-1)  # type: ignore[operator, return-value]
+        else:
+            return list(project(self.in_proj, x, sizes))  # type: ignore[arg-type]
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -29,15 +29,14 @@ from mambaverse.mixers._common import (
     resolve_inner_heads,
 )
 from mambaverse.mixers._ops import bidirectional_ssd, causal_conv1d
-from mambaverse.mixers._projection import project
-from mambaverse.mixers.base import Mixer
+from mambaverse.mixers._projection import Projected
 from mambaverse.mixers.ssd import GatedRMSNorm
 
 MERGES = ("mean", "add")
 
 
 @register_mixer("bissd")
-class BiSSD(Mixer):
+class BiSSD(Projected):
     """Bidirectional SSD with shared projections and gate; a state dict of `ssd` holds all but `*_b`.
 
     Args:
@@ -171,10 +170,7 @@ class BiSSD(Mixer):
         return {name: positive_dt(dt, bias).clamp(*self.dt_limit) for name, bias in biases.items()}
 
     def _run(self, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        if torch.jit.is_scripting():
-            z, u, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
-        else:
-            z, u, dt = project(self.in_proj, x, self.sizes)
+        z, u, dt = self._parts(x, self.sizes)
         v, B, C = self._scan_inputs(u, self.conv1d.weight, self.conv1d.bias, cu_seqlens, False)
         D, dt_bias = self.D, self.dt_bias
         v_b, B_b, C_b, D_2, bias_2 = v, B, C, D, dt_bias

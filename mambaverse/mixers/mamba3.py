@@ -33,7 +33,7 @@ from mambaverse.mixers._common import (
     init_dt_bias_,
     resolve_inner_heads,
 )
-from mambaverse.mixers._projection import project
+from mambaverse.mixers._projection import Projected
 from mambaverse.mixers._trapezoid import (
     keys_and_queries,
     last,
@@ -42,7 +42,6 @@ from mambaverse.mixers._trapezoid import (
     trapezoid_step,
     trapezoid_weights,
 )
-from mambaverse.mixers.base import Mixer
 from mambaverse.mixers.ssd import GatedRMSNorm
 
 PAIRINGS = ("interleaved", "half_split")
@@ -50,7 +49,7 @@ NORM_EPS = 1e-5
 
 
 @register_mixer("mamba3")
-class Mamba3(Mixer):
+class Mamba3(Projected):
     """Mamba-3 mixer, SISO or MIMO; its state dict is that of mamba_ssm's `Mamba3`.
 
     State: (θ (B, H, S) fp32 in [0, 2π], h (B, H, P, N) fp32, k (B, R, H, N), x (B, H, P)), the last two of the last
@@ -273,10 +272,7 @@ class Mamba3(Mixer):
         self, x: Tensor, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return z and x (B, L, H, P), B and C (B, L, R, G, N) as projected, Δ, -Δ A, weights (B, L, H), tanh φ."""
-        if torch.jit.is_scripting():
-            z, x, B, C, dt, a, trap, angles = torch.split(self.in_proj(x), self.sizes, dim=-1)
-        else:
-            z, x, B, C, dt, a, trap, angles = project(self.in_proj, x, self.sizes)
+        z, x, B, C, dt, a, trap, angles = self._parts(x, self.sizes)
         z, x = z.unflatten(-1, (-1, self.headdim)), x.unflatten(-1, (-1, self.headdim))
         groups = [self.rank, self.ngroups, self.d_state]
         B, C = B.unflatten(-1, groups), C.unflatten(-1, groups)

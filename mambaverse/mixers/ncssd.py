@@ -33,15 +33,14 @@ from mambaverse.mixers._common import (
     resolve_inner_heads,
 )
 from mambaverse.mixers._ops import causal_conv1d, nc_ssd
-from mambaverse.mixers._projection import project
-from mambaverse.mixers.base import Mixer
+from mambaverse.mixers._projection import Projected
 from mambaverse.mixers.ssd import GatedRMSNorm
 
 WIDTHS = {"sequence": 4, "grid": 3}
 
 
 @register_mixer("ncssd")
-class NCSSD(Mixer):
+class NCSSD(Projected):
     """Non-causal SSD; with `conv="sequence"` its state dict is that of `ssd`.
 
     Args:
@@ -143,14 +142,14 @@ class NCSSD(Mixer):
 
     def mix(self, x: Tensor) -> Tensor:
         """See `Mixer.mix`."""
-        z, u, dt = self._project(x)
+        z, u, dt = self._parts(x, self.sizes)
         if self.recompute and not torch.jit.is_scripting():
             return self._recomputed(z, u, dt, None)
         return self._output(z, u, dt, None)
 
     def mix_grid(self, x: Tensor, spatial_shape: tuple[int, int]) -> Tensor:
         """See `Mixer.mix_grid`."""
-        z, u, dt = self._project(x)
+        z, u, dt = self._parts(x, self.sizes)
         if self.recompute and not torch.jit.is_scripting():
             return self._recomputed(z, u, dt, spatial_shape)
         return self._output(z, u, dt, spatial_shape)
@@ -176,14 +175,6 @@ class NCSSD(Mixer):
         """See `Mixer.step_sizes`."""
         _, _, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
         return {"sum": positive_dt(dt, self.dt_bias)}
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return z (B, L, E), [x, B, C] (B, L, E + 2 G N) and δ (B, L, H)."""
-        if torch.jit.is_scripting():
-            z, u, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
-        else:
-            z, u, dt = project(self.in_proj, x, self.sizes)
-        return z, u, dt
 
     @torch.jit.ignore
     def _recomputed(self, z: Tensor, u: Tensor, dt: Tensor, spatial_shape: tuple[int, int] | None) -> Tensor:

@@ -32,14 +32,13 @@ from mambaverse.mixers._common import (
     resolve_dt_rank,
 )
 from mambaverse.mixers._ops import causal_conv1d, selective_scan
-from mambaverse.mixers._projection import project
-from mambaverse.mixers.base import Mixer
+from mambaverse.mixers._projection import Projected
 
 A_INITS = ("s4d_real", "s4d_lin", "random")
 
 
 @register_mixer("s6")
-class S6(Mixer):
+class S6(Projected):
     """Selective state-space mixer of Mamba-1; with default arguments its state dict is that of mamba_ssm's `Mamba`.
 
     State: (the last inputs of the convolution (B, d_conv - 1, E), h (B, E, N) fp32), E = expand · D.
@@ -217,10 +216,7 @@ class S6(Mixer):
     def _run(
         self, x: Tensor, window: Tensor | None, h: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if torch.jit.is_scripting():
-            u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
-        else:
-            u, z = project(self.in_proj, x, [self.d_inner, self.d_inner])
+        u, z = self._parts(x, [self.d_inner, self.d_inner])
         u, window = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, window, cu_seqlens, False)
         delta, delta_bias, A, B, C = self._scan_inputs(u)
         y, h = selective_scan(u, delta, A, B, C, self.D, z, delta_bias, h, cu_seqlens, False)

@@ -28,12 +28,11 @@ from mambaverse.mixers._common import (
     resolve_inner_heads,
 )
 from mambaverse.mixers._ops import causal_conv1d, gated_rms_norm, ssd
-from mambaverse.mixers._projection import project
-from mambaverse.mixers.base import Mixer
+from mambaverse.mixers._projection import Projected
 
 
 @register_mixer("ssd")
-class SSD(Mixer):
+class SSD(Projected):
     """State-space dual mixer of Mamba-2; its state dict is that of mamba_ssm's `Mamba2` and transformers' mixer.
 
     State: (the last inputs of the convolution (B, d_conv - 1, E + 2 G N), h (B, H, P, N) fp32), E = expand · D = H · P.
@@ -181,10 +180,7 @@ class SSD(Mixer):
     def _run(
         self, x: Tensor, window: Tensor | None, h: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if torch.jit.is_scripting():
-            z, u, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
-        else:
-            z, u, dt = project(self.in_proj, x, self.sizes)
+        z, u, dt = self._parts(x, self.sizes)
         u, window = causal_conv1d(u, self.conv1d.weight, self.conv1d.bias, window, cu_seqlens, False)
         u, A, B, C, D, gate = self._scan_inputs(u, z)
         y, h = ssd(u, dt, A, B, C, D, gate, self.dt_bias, self.dt_limit, h, cu_seqlens, self.chunk_size)

@@ -30,12 +30,11 @@ from mambaverse.mixers._common import (
     resolve_dt_rank,
 )
 from mambaverse.mixers._ops import bidirectional_selective_scan, causal_conv1d
-from mambaverse.mixers._projection import project
-from mambaverse.mixers.base import Mixer
+from mambaverse.mixers._projection import Projected
 
 
 @register_mixer("vim")
-class Vim(Mixer):
+class Vim(Projected):
     """Bidirectional S6 with shared projections; what the backward direction owns is called `*_b` (`A_b_log`).
 
     - Vision Mamba: the defaults.
@@ -178,10 +177,7 @@ class Vim(Mixer):
         return found if len(found) == 2 else {"both directions": found["forward"]}
 
     def _run(self, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        if torch.jit.is_scripting():
-            u, z = self.in_proj(x).chunk(2, dim=-1)  # (B, L, E) each
-        else:
-            u, z = project(self.in_proj, x, [len(self.D), len(self.D)])
+        u, z = self._parts(x, [len(self.D), len(self.D)])
         conv, x_proj, dt_proj = self.conv1d, self.x_proj, self.dt_proj
         v, delta, B, C = self._scan_inputs(u, conv.weight, conv.bias, x_proj.weight, dt_proj.weight, cu_seqlens, False)
         D, bias = self.D, dt_proj.bias

@@ -124,12 +124,10 @@ class Vim(Isotropic):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised tokens (B, [cls +] M, D), cls first, of images x (B, C, H, W)."""
-        tokens, height, width = self._embed(x)
         if not torch.jit.is_scripting() and self.needs_spatial_shape:
-            tokens = self.forward_grid(tokens, (height, width))
-        else:
-            tokens = self.forward_layers(tokens)
-        return self._cls_first(tokens)
+            tokens, height, width = self._embed(x)
+            return self._cls_first(self.forward_grid(tokens, (height, width)))
+        return self._cls_first(self.forward_layers(self._embed(x)[0]))  # without a name that holds the first tokens
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool tokens (B, [cls +] M, D) and classify: (B, num_classes), or (B, D) with `pre_logits`."""

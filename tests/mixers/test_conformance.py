@@ -50,6 +50,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"d_state": 8},
         {"d_state": 8, "conv": "grid", "conv_bias": False},
         {"d_state": 5, "headdim": 4, "ngroups": 2, "bias": True, "norm_before_gate": True, "d_conv": 3},
+        {"d_state": 8, "recompute": True},
     ],
     "ss2d": [
         {},

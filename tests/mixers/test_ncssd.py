@@ -40,6 +40,27 @@ def test_every_token_reads_what_all_of_them_write(conv: str, before: bool) -> No
     assert_close("y", y, m.out_proj(normed * F.silu(z) if before else normed), torch.float32)
 
 
+@pytest.mark.parametrize("conv", ["sequence", "grid"])
+def test_what_is_worked_out_again_is_the_same(conv: str) -> None:
+    subject = Subject("ncssd", DIM, {**BASE, "conv": conv})
+    x, results = subject.tokens(2, 12).requires_grad_(), []
+    for recompute in (False, True):
+        mixer: Any = subject.build()
+        mixer.recompute = recompute
+        kept: list[int] = []
+
+        def keep(t: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(t.numel())
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            y = mixer(x=x, spatial_shape=(3, 4))
+        results.append((sum(kept), y.detach(), *torch.autograd.grad(y.sum(), [x, *mixer.parameters()])))
+    (all_kept, *plain), (few_kept, *again) = results
+    assert few_kept < all_kept / 2
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
 def test_the_parameters_of_ssd_load() -> None:
     ssd, mixer = create_mixer("ssd", DIM, **BASE), create_mixer("ncssd", DIM, **BASE)
     mixer.load_state_dict(ssd.state_dict())

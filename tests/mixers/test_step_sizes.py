@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaverse.kernels import nc_ssd, ssd
 from mambaverse.kernels import selective_scan as scan
-from mambaverse.kernels import ssd
 from mambaverse.mixers import Mixer, create_mixer, list_mixers
 from mambaverse.mixers import mamba3 as mamba3_module
 
@@ -52,6 +52,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     spy(scan, "selective_scan", lambda a, k: [F.softplus(a[1] + k["delta_bias"])])
     spy(scan, "bidirectional_selective_scan", both)
+    spy(nc_ssd, "nc_ssd", lambda a, k: [F.softplus(a[1] + k["dt_bias"])])
     spy(ssd, "ssd", lambda a, k: [F.softplus(a[1] + k["dt_bias"]).clamp(*k["dt_limit"])])
     return seen
 
