@@ -129,7 +129,7 @@ class GpuClock(HostClock):
         from triton.testing import do_bench
 
         function()  # compiles
-        if self._seconds(function) > SLOW_S:
+        if self._seconds(function) > SLOW_S and self._seconds(function) > SLOW_S:  # twice: a busy host may stall once
             return super().times(function)
         eager = do_bench(function, warmup=20, rep=100, return_mode="median")
         return Times(float(eager), self._graph_ms(function) if graph else math.nan)

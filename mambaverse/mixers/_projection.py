@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -53,12 +53,15 @@ def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
 class Projected(Mixer):
     """A mixer whose layer `in_proj` makes all that it mixes."""
 
+    if TYPE_CHECKING:
+        in_proj: nn.Linear
+
     def _parts(self, x: Tensor, sizes: list[int]) -> list[Tensor]:
         """Return the parts of `in_proj` of x (B, L, D), of these sizes, from Python and from TorchScript alike."""
         if torch.jit.is_scripting():
-            return torch.split(self.in_proj(x), sizes, dim=-1)  # type: ignore[operator, return-value]
+            return list(torch.split(self.in_proj(x), sizes, dim=-1))
         else:
-            return list(project(self.in_proj, x, sizes))  # type: ignore[arg-type]
+            return list(project(self.in_proj, x, sizes))
 
 
 def _is_plain(layer: nn.Module) -> bool:

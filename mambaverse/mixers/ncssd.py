@@ -3,8 +3,8 @@
     [z, x, B, C, δ] = u W_in;   [x, B, C] = silu(conv([x, B, C]));   w = -A softplus(δ + b_Δ)
     S = Σ_t w[t] x[t] B[t]ᵀ;   y[t] = S C[t] + D x[t];   out = norm(y silu(z)) W_out
 
-No token comes before another, so images need no second scan: three passes over memory in place of those of two scans.
-What is near is the convolution's part, along the sequence or, as in VSSD, on the grid of the tokens.
+No token comes before another, so images need no second scan, nor the first. What is near is the convolution's part,
+along the sequence or, as in VSSD, on the grid of the tokens.
 
 Source: Shi et al. 2024, "VSSD: Vision Mamba with Non-Causal State Space Duality" (arXiv 2407.18559), section 3.2, in
 the mixer of Dao and Gu 2024 (arXiv 2405.21060), whose gated norm stands where VSSD's authors multiply y by z after a
@@ -142,17 +142,11 @@ class NCSSD(Projected):
 
     def mix(self, x: Tensor) -> Tensor:
         """See `Mixer.mix`."""
-        z, u, dt = self._parts(x, self.sizes)
-        if self.recompute and not torch.jit.is_scripting():
-            return self._recomputed(z, u, dt, None)
-        return self._output(z, u, dt, None)
+        return self._run(x, None)
 
     def mix_grid(self, x: Tensor, spatial_shape: tuple[int, int]) -> Tensor:
         """See `Mixer.mix_grid`."""
-        z, u, dt = self._parts(x, self.sizes)
-        if self.recompute and not torch.jit.is_scripting():
-            return self._recomputed(z, u, dt, spatial_shape)
-        return self._output(z, u, dt, spatial_shape)
+        return self._run(x, spatial_shape)
 
     @torch.jit.ignore
     def mix_sequence(
@@ -163,7 +157,7 @@ class NCSSD(Projected):
         spatial_shape: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Any]:
         """See `Mixer.mix_sequence`."""
-        return (self.mix(x) if spatial_shape is None or self.conv2d is None else self.mix_grid(x, spatial_shape)), None
+        return self._run(x, spatial_shape), None
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -175,6 +169,12 @@ class NCSSD(Projected):
         """See `Mixer.step_sizes`."""
         _, _, dt = torch.split(self.in_proj(x), self.sizes, dim=-1)
         return {"sum": positive_dt(dt, self.dt_bias)}
+
+    def _run(self, x: Tensor, spatial_shape: tuple[int, int] | None) -> Tensor:
+        z, u, dt = self._parts(x, self.sizes)
+        if self.recompute and not torch.jit.is_scripting():
+            return self._recomputed(z, u, dt, spatial_shape)
+        return self._output(z, u, dt, spatial_shape)
 
     @torch.jit.ignore
     def _recomputed(self, z: Tensor, u: Tensor, dt: Tensor, spatial_shape: tuple[int, int] | None) -> Tensor:
