@@ -265,10 +265,8 @@ def import_plugins(names: Any, source: str = "plugins") -> None:
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever a module may do when it is imported
-            reason = " ".join(str(error).split())
-            raise ConfigError(
-                f"{source}: plugin {name!r} cannot be imported: {type(error).__name__}: {reason}"
-            ) from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ConfigError(f"{source}: plugin {name!r} cannot be imported: {reason}") from error
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -372,6 +370,8 @@ def _explain(error: OmegaConfBaseException) -> str:
         return f"unknown key {error.full_key!r}{_nearest_key(str(error.key), error.parent_node)}"
     text = str(error).splitlines()[0].partition(". Did you mean")[0]
     text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "expected a list, such as [1, 2]", text)
+    keyed = r"expected a mixer's name and its arguments, such as model.mixer_args.ssd.d_state=64, got \1"
+    text = re.sub(r"Value (.*) \(\w+\) is incompatible with type hint 'typing\.Dict\[str, typing\.Any\]'", keyed, text)
     return f"{error.full_key}: {text}" if error.full_key else text
 
 

@@ -132,6 +132,7 @@ def test_unknown_key_in_a_file(root: Path) -> None:
         (".trainer.epochs=1", "the key has an empty part"),
         ("trainer.epochs.=1", "the key has an empty part"),
         ("model.mixer_args[].d_state=1", "the key has an empty part"),
+        ("model.mixer_args.d_state=8", "expected a mixer's name and its arguments, such as model.mixer_args.ssd"),
         ("model.mixer_args.[ssd].d_state=1", "the key has an empty part"),
         ("data.batch_size=-1", "data.batch_size: expected at least 1, got -1"),
         ("data={a: [1", "argument 'data={a: [1'"),
