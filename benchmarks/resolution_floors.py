@@ -35,8 +35,8 @@ from mambaverse.bench.timing import BYTES_PER_S, EXPONENTIALS_PER_S
 
 FLOPS_PER_S = 600e12
 UNCOUNTED = "norm"
-KEPT = ("chunk_states", "total")  # from a forward to its backward pass, by choice
-SCANS = ("selective_scan", "bidirectional_selective_scan", "ssd")
+KEPT = ("chunk_states", "total", "state")  # from a forward to its backward pass, by choice
+RESULTS = {"selective_scan": 2, "bidirectional_selective_scan": 2, "ssd": 2, "nc_ssd": 1}  # the rest is kept
 PRODUCTS = ("mm", "addmm", "bmm", "convolution", "convolution_backward")
 
 
@@ -93,7 +93,7 @@ class Counting(TorchDispatchMode):
         elif operator in (EXPONENTIALS if ours else PRODUCTS):
             given = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)}
             needed = [value for key, value in given.items() if key not in KEPT]
-            made = out[:2] if name in SCANS else out  # y and the final state
+            made = out[: RESULTS[name]] if name in RESULTS else out
             moved = sum(t.nbytes for t in (*_tensors(needed), *_tensors(made)))
             formula = flop_registry.get(func.overloadpacket)
             flops = formula(*args, **(kwargs or {}), out_val=out) if formula else 0

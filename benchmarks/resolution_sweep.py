@@ -44,12 +44,18 @@ def build(name: str, size: int) -> nn.Module:
 
 
 def mixer_options(name: str) -> dict[str, Any]:
-    """Return what NAME:MIXER:KEY=VALUE means to a factory; the value in JSON."""
+    """Return what NAME:MIXER:KEY=VALUE means to a factory; a value is JSON, or else a word."""
     _, _, mixer = name.partition(":")
     mixer, _, argument = mixer.partition(":")
-    key, _, value = argument.partition("=")
+    key, _, text = argument.partition("=")
     options: dict[str, Any] = {"mixer": mixer} if mixer else {}
-    return options | ({"mixer_args": {mixer: {key: json.loads(value)}}} if argument else {})
+    if not argument:
+        return options
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    return options | {"mixer_args": {mixer: {key: value}}}
 
 
 def measure(name: str, size: int, batch: int, clock: Clock) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Same equations, arguments and results as `reference`, with sums in float32. Products are bfloat16's where x is, three of
 tf32 where x, B and C are float32, and one of tf32 else, since states pass what float16 holds. Deterministic: states and
-the gradients of A, D and dt_bias are added up from parts in a fixed order. Strides are read as they are, and offsets
-are 64-bit.
+the gradients of A, D and dt_bias are added up from parts in a fixed order. Strides but those of A, D
+and dt_bias are read as they are, and offsets are 64-bit.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None, dt_softplus: bool
 ) -> tuple[Tensor, Tensor]:
     """Return y and the states, as `reference.forward`."""
+    A, D, dt_bias = A.contiguous(), _dense(D), _dense(dt_bias)
     call = _Call((x, dt, A, B, C, D, dt_bias), dt_softplus)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     with on_device(x):
@@ -45,10 +46,12 @@ def backward(
     state: Tensor, dt_softplus: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the gradients of x, dt, A, B, C, D and dt_bias, as `reference.backward`."""
+    A, D, dt_bias = A.contiguous(), _dense(D), _dense(dt_bias)
     call = _Call((x, dt, A, B, C, D, dt_bias, dy), dt_softplus)
-    dx, ddt, dB, dC = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, dt, B, C))
+    make = torch.empty if x.numel() else torch.zeros
+    dx, ddt, dB, dC = (make(t.shape, dtype=t.dtype, device=t.device) for t in (x, dt, B, C))
     blocks = -(-x.shape[1] // call.flags["BT"])
-    parts = torch.empty((x.shape[0] * blocks, 3, x.shape[2]), dtype=torch.float32, device=x.device)
+    parts = make((x.shape[0] * blocks, 3, x.shape[2]), dtype=torch.float32, device=x.device)
     with on_device(x):
         dstate = call.states("write_gradient", dy, C, torch.float32, weighted=False)
         if x.numel():
@@ -80,8 +83,8 @@ class _Call:
         columns, states = _power_of_two(head_dim), _power_of_two(state_dim)
         if columns * states > MAX_STATE:
             raise BackendError(
-                f"nc_ssd: backend 'triton' takes states of up to {MAX_STATE} numbers, not heads of {head_dim} channels "
-                f'with {state_dim} states each; use_backend("reference") runs anywhere'
+                f"nc_ssd: backend 'triton' takes heads of up to {MAX_STATE} channels times states, each rounded up to "
+                f'a power of two of at least 16, not {head_dim} and {state_dim}; use_backend("reference") runs anywhere'
             )
         bf16 = x.dtype == torch.bfloat16 and not INTERPRETED  # whose products know no bfloat16
         small = columns * states <= 4096
@@ -123,6 +126,10 @@ class _Call:
                 (parts, state, state.numel(), self.runs), lambda: {"BLOCK": 1024, "num_warps": 4},
             )  # fmt: skip
         return state
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _power_of_two(n: int) -> int:

@@ -34,7 +34,7 @@ def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
     """Return the parts, of these sizes, of layer(x) (..., Σ sizes).
 
     A layer that is not `nn.Linear` itself (one of peft's, a quantized one), or that has hooks, is called as it is, and
-    so is every layer where no gradient is recorded or a compiler sees the whole.
+    so is every layer where a compiler sees the whole, and on a CPU where no gradient is recorded.
     """
     if torch.compiler.is_compiling() or not _is_plain(layer) or not (torch.is_grad_enabled() or x.is_cuda):
         return torch.split(layer(x), list(sizes), dim=-1)
@@ -104,11 +104,12 @@ class _SplitLinear(torch.autograd.Function):
             first, stop = starts[group[0]], starts[group[-1] + 1]
             parts = [_as_rows(gradients[i], ctx.sizes[i], rows) for i in group]
             narrow = (stop - first) * NARROW < len(weight)
-            if missing := _missing(x, stop - first) if narrow else 0:
+            missing = _missing(x, stop - first) if narrow else 0
+            if missing:
                 parts.append(rows.new_zeros(len(rows), missing))
             dy = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
             if wants_x:
-                w = F.pad(weight[first:stop], [0, 0, 0, missing])
+                w = weight[first:stop] if not missing else F.pad(weight[first:stop], [0, 0, 0, missing])
                 dx = dy @ w if dx is None else dx.addmm_(dy, w)
             if wants_weight:
                 of_weight.append((dy.T @ rows)[: stop - first])

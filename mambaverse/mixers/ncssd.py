@@ -13,6 +13,7 @@ layer norm.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambaverse.errors import UserError, suggest
+from mambaverse.kernels.backend import current_backend, use_backend
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import (
     at_least_fp32,
@@ -42,6 +44,9 @@ WIDTHS = {"sequence": 4, "grid": 3}
 @register_mixer("ncssd")
 class NCSSD(Projected):
     """Non-causal SSD; with `conv="sequence"` its state dict is that of `ssd`.
+
+    What is summed grows with the length, and nothing divides it before the norm: long sequences want bfloat16, since
+    float16 holds no more than 65,504.
 
     Args:
         dim: Channels D.
@@ -179,8 +184,27 @@ class NCSSD(Projected):
     @torch.jit.ignore
     def _recomputed(self, z: Tensor, u: Tensor, dt: Tensor, spatial_shape: tuple[int, int] | None) -> Tensor:
         """Return `_output`, of which backward keeps the arguments alone."""
-        y: Tensor = checkpoint(self._output, z, u, dt, spatial_shape, use_reentrant=False, preserve_rng_state=False)
+        if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return self._output(z, u, dt, spatial_shape)
+        output: Any = self._output if torch.compiler.is_compiling() else self._output_again()
+        y: Tensor = checkpoint(output, z, u, dt, spatial_shape, use_reentrant=False, preserve_rng_state=False)
         return y
+
+    @torch.jit.ignore
+    def _output_again(self) -> Callable[..., Tensor]:
+        """Return `_output` with the backend and the parameters of now; it raises if these were changed or replaced."""
+        backend = current_backend()
+        known = [(parameter, parameter._version) for parameter in self.parameters()]
+
+        def output(*arguments: Any) -> Tensor:
+            now = zip(self.parameters(), known, strict=True)
+            if any(p is not parameter or p._version != version for p, (parameter, version) in now):
+                raise RuntimeError("ncssd: parameters were changed or replaced between forward and backward, which "
+                                   "recompute=True works out again")  # fmt: skip
+            with use_backend(backend):
+                return self._output(*arguments)
+
+        return output
 
     def _output(self, z: Tensor, u: Tensor, dt: Tensor, spatial_shape: tuple[int, int] | None) -> Tensor:
         """Return the mixer's output, of the parts of its projection."""
@@ -189,15 +213,15 @@ class NCSSD(Projected):
 
     def _near(self, u: Tensor, spatial_shape: tuple[int, int] | None) -> Tensor:
         """Return the convolution of u (B, L, E + 2 G N)."""
-        conv1d, conv2d = self.conv1d, self.conv2d
-        if conv1d is not None:
-            y, _ = causal_conv1d(u, conv1d.weight, conv1d.bias, None, None, False)
+        if self.conv2d is None:
+            conv = self.conv1d
+            assert conv is not None
+            y, _ = causal_conv1d(u, conv.weight, conv.bias, None, None, False)
             return y
-        assert conv2d is not None and spatial_shape is not None
-        grid = u.unflatten(1, [spatial_shape[0], spatial_shape[1]]).permute(0, 3, 1, 2)
-        channels, _, side, _ = conv2d.weight.shape
-        near = F.conv2d(grid, conv2d.weight, conv2d.bias, padding=side // 2, groups=channels)
-        return F.silu(near.permute(0, 2, 3, 1)).flatten(1, 2)
+        else:
+            assert spatial_shape is not None
+            grid = u.unflatten(1, [spatial_shape[0], spatial_shape[1]]).permute(0, 3, 1, 2)
+            return F.silu(self.conv2d(grid).permute(0, 2, 3, 1)).flatten(1, 2)
 
     def _sum(self, u: Tensor, dt: Tensor) -> Tensor:
         """Return y (B, L, E), of the convolution's output."""

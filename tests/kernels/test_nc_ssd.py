@@ -47,6 +47,9 @@ def check_all(backend: str, device: str = "cpu") -> None:
     inputs = make_inputs(TESTED[0], device=device)
     check({k: v for k, v in inputs.items() if k not in ("D", "dt_bias")}, backend=backend, dt_softplus=False)
     check({k: v.movedim(0, -1).contiguous().movedim(-1, 0) for k, v in inputs.items()}, backend=backend)
+    for name in ("A", "D", "dt_bias"):  # every other one of twice as many, and one for all
+        check({**inputs, name: inputs[name].repeat_interleave(2)[::2]}, backend=backend)
+        check({**inputs, name: inputs[name][:1].expand(4)}, backend=backend)
     check({**inputs, "A": -inputs["A"]}, backend=backend)  # weights below 0
     halves = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]  # the interpreter cuts bfloat16 off
     for dtype in halves:
@@ -57,6 +60,9 @@ def check_all(backend: str, device: str = "cpu") -> None:
             results = outputs_and_gradients(nc_ssd, make_inputs(Case(batch, length, 2, 4, 1, 4, ""), device=device))
         assert results["out0"].shape == (batch, length, 2, 4)
         assert not results["dA"].any() and not results["dD"].any()
+    with use_backend(backend), nan_filled_empty():
+        results = outputs_and_gradients(nc_ssd, make_inputs(Case(2, 5, 2, 0, 1, 4, ""), device=device))
+    assert not any(results[name].any() for name in ("ddt", "dA", "dB", "dC", "dD", "ddt_bias"))
 
 
 @compiled
@@ -144,6 +150,14 @@ def test_the_order_of_tokens_does_not_matter() -> None:
 
 
 @compiled
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_autocast_takes_no_bits(backend: str) -> None:
+    inputs = make_inputs(TESTED[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        check(inputs, backend=backend)
+
+
+@compiled
 def test_one_group_needs_no_axis() -> None:
     inputs: dict[str, Any] = make_inputs(TESTED[1])
     assert torch.equal(nc_ssd(**{**inputs, "B": inputs["B"][:, :, 0], "C": inputs["C"][:, :, 0]}), nc_ssd(**inputs))
@@ -170,13 +184,15 @@ def test_opcheck() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         leaves = [v.requires_grad_() for v in make_inputs(SMALL, dtype=dtype).values()]
         torch.library.opcheck(torch.ops.mambaverse.nc_ssd, (*leaves, True, "auto"))
+        groups = [v.requires_grad_() for v in make_inputs(Case(2, 5, 3, 4, 3, 6, ""), dtype=dtype).values()]
+        torch.library.opcheck(torch.ops.mambaverse.nc_ssd, (*groups, True, "auto"))
         torch.library.opcheck(torch.ops.mambaverse.nc_ssd, (*leaves[:5], None, None, False, "auto"))
 
 
 @interpreted
 def test_heads_that_a_tile_does_not_hold_are_refused() -> None:
     inputs: dict[str, Any] = make_inputs(Case(1, 2, 1, 130, 1, 40, ""))
-    message = "up to 8192 numbers, not heads of 130 channels with 40 states each"
+    message = "up to 8192 channels times states, each rounded up to a power of two of at least 16, not 130 and 40"
     with use_backend("triton"), pytest.raises(BackendError, match=message):
         nc_ssd(**inputs)
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from mambaverse.errors import UserError
+from mambaverse.kernels import backend
 from mambaverse.kernels.testing import assert_close
-from mambaverse.mixers import create_mixer
+from mambaverse.mixers import create_mixer, ncssd
 from mambaverse.testing import Subject
 
 DIM, N, P, G = 16, 5, 8, 2
@@ -59,6 +60,50 @@ def test_what_is_worked_out_again_is_the_same(conv: str) -> None:
     (all_kept, *plain), (few_kept, *again) = results
     assert few_kept < all_kept / 2
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_what_is_worked_out_again_is_of_the_same_parameters_and_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject("ncssd", DIM, {**BASE, "recompute": True})
+    mixer: Any = subject.build()
+    x, seen = subject.tokens(2, 12), []
+    load = backend.load
+
+    def spy(op: str, name: str, tensor: torch.Tensor) -> Any:
+        seen.append((op, name))
+        return load(op, name, tensor)
+
+    monkeypatch.setattr(backend, "load", spy)
+    with backend.use_backend("reference"):
+        y = mixer(x=x)
+    y.sum().backward()
+    assert seen.count(("nc_ssd", "reference")) == 3 and {name for _, name in seen} == {"reference"}
+    y = mixer(x=x)
+    with torch.no_grad():
+        mixer.out_proj.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="parameters were changed or replaced between forward and backward"):
+        y.sum().backward()
+    y = torch.func.functional_call(mixer, {name: 2 * p for name, p in mixer.named_parameters()}, (), {"x": x})
+    with pytest.raises(RuntimeError, match="parameters were changed or replaced"):
+        y.sum().backward()
+
+
+def test_nothing_is_worked_out_again_where_no_gradient_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject("ncssd", DIM, {**BASE, "recompute": True})
+    mixer, x = subject.build(), subject.tokens(2, 12)
+    program = torch.export.export(mixer, (), {"x": x}, strict=True)
+    assert_close("y", program.module()(x=x), mixer(x=x).double())
+    monkeypatch.setattr(ncssd, "checkpoint", None)
+    with torch.no_grad():
+        mixer(x=x)
+
+
+def test_a_hook_of_the_grids_convolution_is_called() -> None:
+    subject = Subject("ncssd", DIM, {**BASE, "conv": "grid"})
+    mixer: Any = subject.build()
+    seen: list[torch.Size] = []
+    mixer.conv2d.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    mixer(x=subject.tokens(2, 12), spatial_shape=(3, 4))
+    assert seen == [(2, 2 * DIM + 2 * G * N, 3, 4)]
 
 
 def test_the_parameters_of_ssd_load() -> None:

@@ -60,7 +60,7 @@ def test_rows_that_are_filled_up_change_nothing(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("bias", [True, False])
-def test_on_a_gpu_rows_are_whole_sectors(bias: bool) -> None:
+def test_on_a_gpu_rows_are_filled_up(bias: bool) -> None:
     layer = nn.Linear(16, sum(SIZES), bias, device="cuda")
     x = torch.randn(2, 7, 16, device="cuda", requires_grad=True)
     every, leaves = list(range(len(SIZES))), [x, *layer.parameters()]
