@@ -67,6 +67,22 @@ def nan_filled_empty() -> Iterator[None]:
             setattr(torch, name, original)
 
 
+def assert_captured(step: Callable[[], Sequence[Tensor]]) -> None:
+    """Raise AssertionError unless a CUDA graph of `step` replays to the bit what a call of it returns."""
+    step()  # compiles
+    expected = step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        actual = step()
+    for tensor in actual:
+        tensor.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        if not torch.equal(a, e):
+            raise AssertionError(f"tensor {i} of a replayed graph differs from that of a call")
+
+
 def outputs_and_gradients(
     function: Callable[..., Any],
     inputs: Mapping[str, Any],

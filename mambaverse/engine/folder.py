@@ -29,7 +29,7 @@ from torch import nn
 
 from mambaverse.config import RunConfig, compose, import_plugins, to_yaml
 from mambaverse.engine.checkpoint import load_weights
-from mambaverse.engine.files import saving, write_atomic
+from mambaverse.engine.files import PART, saving, write_atomic
 from mambaverse.engine.state import StateFolder
 from mambaverse.engine.task import TASKS, FactError, Task, fact
 from mambaverse.errors import UserError, suggest
@@ -56,6 +56,7 @@ class RunFolder:
         self.explain = path / "explain"
         self.state = StateFolder(path / "state")
         self.lock = path / ".lock"  # whose holder trains here (see `claimed`)
+        self._cut_off = path / (self.config.name + PART)
 
     def weights(self, config: RunConfig) -> Path:
         """Return the weights that the run reports and that are used afterwards, as `trainer.select` says."""
@@ -110,10 +111,12 @@ class RunFolder:
             finally:
                 self.lock.unlink(missing_ok=True)
                 if self._is_empty():
+                    self._cut_off.unlink(missing_ok=True)
                     self.path.rmdir()
 
     def _is_empty(self) -> bool:
-        return all(path == self.lock for path in self.path.iterdir())
+        """Return whether nothing was begun here: a claim at most, and a config that a kill cut off."""
+        return all(path in (self.lock, self._cut_off) for path in self.path.iterdir())
 
     def begin(self, config: RunConfig, task: Task) -> None:
         """Make the folder, clear what a run before it left, and write what this one starts from.

@@ -109,6 +109,20 @@ def test_a_name_that_is_taken_is_refused_or_replaced_and_only_what_is_ours_is_re
     assert [p.name for p in other.iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_that_was_killed_as_it_wrote_its_config_begins_again(tmp_path: Path, quiet: Console) -> None:
+    run = tmp_path / "cut"
+    run.mkdir()
+    (run / ".lock").touch()
+    (run / "config.yaml.part").write_text("task: {na")
+    with pytest.raises(UserError, match="unknown optimizer"):
+        train(toy_config(tmp_path, "optim.name=nope", name="cut"), console=quiet)
+    assert not run.exists()  # as without what the kill left
+    run.mkdir()
+    (run / "config.yaml.part").write_text("task: {na")
+    assert train(toy_config(tmp_path, name="cut"), console=quiet).folder == run
+    assert not (run / "config.yaml.part").exists()
+
+
 def test_what_is_not_a_run_folder_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run folder"):
         open_run(tmp_path / "none")

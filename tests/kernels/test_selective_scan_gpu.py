@@ -8,7 +8,7 @@ import torch
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.selective_scan import bidirectional_selective_scan, selective_scan
 from mambaverse.kernels.selective_scan.cases import TESTED, Case, make_inputs
-from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
+from mambaverse.kernels.testing import assert_captured, assert_close, nan_filled_empty, outputs_and_gradients
 
 pytestmark = pytest.mark.gpu
 
@@ -175,16 +175,7 @@ def test_captured_in_a_graph(name):
         y = selective_scan(**leaves, delta_softplus=True)
         return (y.detach(), *torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y)))
 
-    step()  # compiles
-    expected = step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        actual = step()
-    for t in actual:
-        t.zero_()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    assert_captured(step)
 
 
 @pytest.mark.parametrize("function", [selective_scan, bidirectional_selective_scan], ids=lambda f: f.__name__)

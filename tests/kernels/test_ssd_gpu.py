@@ -12,7 +12,7 @@ from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.ssd import ssd
 from mambaverse.kernels.ssd.cases import TESTED, Case, make_inputs, make_weights
 from mambaverse.kernels.ssd.layout import TRITON_KEEP
-from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
+from mambaverse.kernels.testing import assert_captured, assert_close, nan_filled_empty, outputs_and_gradients
 
 pytestmark = [
     pytest.mark.gpu,
@@ -269,16 +269,7 @@ def test_captured_in_a_graph(name):
         y = ssd(**leaves, dt_softplus=True, cu_seqlens=cu_seqlens)
         return (y.detach(), *torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y)))
 
-    step()  # compiles
-    expected = step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        actual = step()
-    for t in actual:
-        t.zero_()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    assert_captured(step)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

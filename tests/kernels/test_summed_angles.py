@@ -18,7 +18,7 @@ from torch import Tensor
 from mambaverse.kernels.backend import use_backend
 from mambaverse.kernels.summed_angles import reference, summed_angles
 from mambaverse.kernels.summed_angles.cases import TESTED, TIMED_GPU, Case, make_inputs
-from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
+from mambaverse.kernels.testing import assert_captured, assert_close, nan_filled_empty, outputs_and_gradients
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_the_interpreters_part_passes_there")
@@ -114,13 +114,7 @@ def test_runs_on_a_gpu_are_bit_equal_and_can_be_captured() -> None:
         angles = summed_angles(**leaves)
         return angles.detach(), *torch.autograd.grad(angles, list(leaves.values()), angles.detach())
 
-    expected = step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        actual = step()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    assert_captured(step)
 
 
 @compiled

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import use_backend
-from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
+from mambaverse.kernels.testing import assert_captured, assert_close, nan_filled_empty, outputs_and_gradients
 from mambaverse.kernels.trapezoid_weights import reference, trapezoid_weights
 from mambaverse.kernels.trapezoid_weights.cases import TESTED, TIMED_GPU, Case, make_inputs
 
@@ -122,13 +122,7 @@ def test_runs_on_a_gpu_are_bit_equal_and_can_be_captured() -> None:
         detached = [output.detach() for output in outputs]
         return *detached, *torch.autograd.grad(outputs, list(leaves.values()), detached)
 
-    expected = step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        actual = step()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    assert_captured(step)
 
 
 @pytest.mark.gpu
