@@ -19,13 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from resolution_sweep import MODELS, PIXELS, SIZES, mixer_options
+from resolution_sweep import MODELS, PIXELS, SIZES, build
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -130,7 +129,7 @@ def floors_of(name: str, size: int, batch: int, training: bool) -> Floors:
     """Return the floors of a batch of one model at one size, forward or forward and backward."""
     floors = Floors()
     with torch.device("meta"):
-        model: nn.Module = timm.create_model(name.partition(":")[0], img_size=size, **mixer_options(name))
+        model = build(name, size)
         images = torch.randn(batch, 3, size, size, dtype=torch.bfloat16)
     model.bfloat16().train(training)
     with Counting(floors), FusedAttention(floors), torch.set_grad_enabled(training):

@@ -38,24 +38,23 @@ FIELDS = ("model", "size", "batch", "inference", "inference_eager", "inference_m
           "training_mb")  # fmt: skip
 
 
-def build(name: str, size: int) -> nn.Module:
-    """Return a timm model for images of a size; NAME:MIXER:KEY=VALUE swaps the mixer and sets an argument of it."""
-    return timm.create_model(name.partition(":")[0], img_size=size, num_classes=1000, **mixer_options(name)).cuda()
+def build(name: str, size: int, **options: Any) -> nn.Module:
+    """Return a timm model for images of a size; NAME:MIXER swaps the mixer, NAME:MIXER:KEY=VALUE sets an argument too.
 
-
-def mixer_options(name: str) -> dict[str, Any]:
-    """Return what NAME:MIXER:KEY=VALUE means to a factory; a value is JSON, or else a word."""
-    _, _, mixer = name.partition(":")
+    A value is JSON, or else a word.
+    """
+    name, _, mixer = name.partition(":")
     mixer, _, argument = mixer.partition(":")
-    key, _, text = argument.partition("=")
-    options: dict[str, Any] = {"mixer": mixer} if mixer else {}
-    if not argument:
-        return options
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    return options | {"mixer_args": {mixer: {key: value}}}
+    if mixer:
+        options["mixer"] = mixer
+    if argument:
+        key, _, text = argument.partition("=")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        options["mixer_args"] = {mixer: {key: value}}
+    return timm.create_model(name, img_size=size, **options)
 
 
 def measure(name: str, size: int, batch: int, clock: Clock) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def measure(name: str, size: int, batch: int, clock: Clock) -> dict[str, Any]:
     row: dict[str, Any] = {"model": name, "size": size, "batch": batch}
     images = torch.randn(batch, 3, size, size, device="cuda")
 
-    model = build(name, size)
+    model = build(name, size, num_classes=1000).cuda()
 
     def infer() -> None:
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mambaverse.kernels.nc_ssd import nc_ssd
-
-
-@dataclass(frozen=True)
-class Case:
-    """One shape: x (batch, length, heads, head_dim), B and C (batch, length, groups, state_dim)."""
-
-    batch: int
-    length: int
-    heads: int
-    head_dim: int
-    groups: int
-    state_dim: int
-    reason: str
-
+from mambaverse.kernels.ssd.cases import Case
+from mambaverse.kernels.ssd.cases import make_inputs as ssd_inputs
 
 TESTED = (
     Case(2, 130, 4, 16, 2, 16, "several blocks of tokens, the last not full; two heads a group"),
@@ -47,26 +34,9 @@ TIMED_GPU = (
 def make_inputs(
     case: Case, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Return x, dt, A, B, C, D and dt_bias of a case as a trained layer would see them.
-
-    x, dt, B and C are in `dtype`, parameters in float32 (float64 beside float64); drawn in float64.
-    """
-    generator = torch.Generator(device).manual_seed(seed)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def normal(*shape: int, to: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64, device=device).to(to)
-
-    tokens = (case.batch, case.length)
-    return {
-        "x": normal(*tokens, case.heads, case.head_dim, to=dtype),
-        "dt": normal(*tokens, case.heads, to=dtype),
-        "A": -(0.5 + 7.5 * torch.rand(case.heads, generator=generator, dtype=torch.float64, device=device)).to(wide),
-        "B": normal(*tokens, case.groups, case.state_dim, to=dtype),
-        "C": normal(*tokens, case.groups, case.state_dim, to=dtype),
-        "D": normal(case.heads, to=wide),
-        "dt_bias": normal(case.heads, to=wide) - 2,
-    }
+    """Return x, dt, A, B, C, D and dt_bias of a case, those of ssd."""
+    inputs = ssd_inputs(case, seed=seed, dtype=dtype, device=device)
+    return {name: value for name, value in inputs.items() if name not in ("z", "initial_state")}
 
 
 def run(inputs: dict[str, Any]) -> tuple[Tensor, ...]:

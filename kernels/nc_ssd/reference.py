@@ -10,6 +10,9 @@ Source: Shi et al. 2024, "VSSD", arXiv 2407.18559, section 3.2. Shapes: see `nc_
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,8 +30,9 @@ def forward(
     wide = torch.promote_types(x.dtype, torch.float32)
     x_wide, groups = x.to(wide), B.shape[2]
     weight = -A.to(wide) * _steps(dt, dt_bias, dt_softplus)[1].to(wide)
-    state = _outer(x_wide * weight[..., None], B.to(wide))
-    y = _through(state, C.to(wide), groups)
+    with _no_autocast(x):
+        state = _outer(x_wide * weight[..., None], B.to(wide))
+        y = _through(state, C.to(wide), groups)
     y = y if D is None else y + D.to(wide)[:, None] * x_wide
     return y.to(x.dtype), state.to(state_dtype(x))
 
@@ -42,8 +46,10 @@ def backward(
     dy, x_wide, A_wide, B_wide, C_wide, S = (t.to(wide) for t in (dy, x, A, B, C, state))
     shifted, step = (t.to(wide) for t in _steps(dt, dt_bias, dt_softplus))
     weight, groups = (-A_wide * step)[..., None], B.shape[2]
-    dstate = _outer(dy, C_wide)
-    written = _through(dstate, B_wide, groups)
+    with _no_autocast(x):
+        dstate = _outer(dy, C_wide)
+        written = _through(dstate, B_wide, groups)
+        dB, dC = _back(weight * x_wide, dstate, groups), _back(dy, S, groups)
     dx, dweight = weight * written, (x_wide * written).sum(-1)
     dx = dx if D is None else dx + D.to(wide)[:, None] * dy
     ddt = -A_wide * dweight * (torch.sigmoid(shifted) if dt_softplus else 1.0)
@@ -51,11 +57,17 @@ def backward(
         dx.to(x.dtype),
         ddt.to(dt.dtype),
         -(step * dweight).sum((0, 1)).to(A.dtype),
-        _back(weight * x_wide, dstate, groups).to(B.dtype),
-        _back(dy, S, groups).to(C.dtype),
+        dB.to(B.dtype),
+        dC.to(C.dtype),
         x.new_empty(0) if D is None else (dy * x_wide).sum((0, 1, 3)).to(D.dtype),
         x.new_empty(0) if dt_bias is None else ddt.sum((0, 1)).to(dt_bias.dtype),
     )
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Keep autocast from taking products of wide numbers to 16 bits."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _steps(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 Same equations, arguments and results as `reference`, with sums in float32. Products are bfloat16's where x is, three of
 tf32 where x, B and C are float32, and one of tf32 else, since states pass what float16 holds. Deterministic: states and
-the gradients of A, D and dt_bias are added up from parts in a fixed order. Strides but those of A, D
-and dt_bias are read as they are, and offsets are 64-bit.
+the gradients of A, D and dt_bias are added up from parts in a fixed order. Strides but those of A, D and dt_bias are
+read as they are, and offsets are 64-bit.
 """
 
 from __future__ import annotations

@@ -140,6 +140,14 @@ def positive_dt(dt: Tensor, bias: Tensor | None) -> Tensor:
     return F.softplus(dt if bias is None else dt + at_least_fp32(bias))
 
 
+def heads_and_groups(u: Tensor, headdim: int, ngroups: int, d_state: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut [x, B, C] (..., E + 2 G N) of Mamba-2 into x (..., H, P), B and C (..., G, N); scriptable."""
+    width = ngroups * d_state
+    x, B, C = torch.split(u, [u.shape[-1] - 2 * width, width, width], dim=-1)
+    B, C = B.unflatten(-1, (ngroups, d_state)), C.unflatten(-1, (ngroups, d_state))
+    return x.unflatten(-1, (-1, headdim)), B, C
+
+
 def at_least_fp32(x: Tensor) -> Tensor:
     """Return x in fp32, or in fp64 if it is: decays and their sums are never 16-bit (scriptable)."""
     return x if x.dtype == torch.float64 else x.float()

@@ -23,6 +23,7 @@ from mambaverse.mixers._common import (
     check_numbers,
     check_range,
     check_sizes,
+    heads_and_groups,
     init_dt_bias_,
     init_uniform_A_,
     positive_dt,
@@ -196,10 +197,7 @@ class BiSSD(Projected):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return x (B, L, H, P), B and C (B, L, G, N) of one direction."""
         v, _ = causal_conv1d(u, weight, bias, None, cu_seqlens, reverse)
-        width = self.ngroups * self.d_state
-        v, B, C = torch.split(v, [self.d_inner, width, width], dim=-1)
-        groups = [self.ngroups, self.d_state]
-        return v.unflatten(-1, (-1, self.headdim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
+        return heads_and_groups(v, self.headdim, self.ngroups, self.d_state)
 
 
 def _direction(

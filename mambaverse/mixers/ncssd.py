@@ -29,6 +29,7 @@ from mambaverse.mixers._common import (
     check_numbers,
     check_range,
     check_sizes,
+    heads_and_groups,
     init_dt_bias_,
     init_uniform_A_,
     positive_dt,
@@ -225,8 +226,6 @@ class NCSSD(Projected):
 
     def _sum(self, u: Tensor, dt: Tensor) -> Tensor:
         """Return y (B, L, E), of the convolution's output."""
-        width = self.ngroups * self.d_state
-        u, B, C = torch.split(u, [self.d_inner, width, width], dim=-1)
-        B, C = B.unflatten(-1, (self.ngroups, self.d_state)), C.unflatten(-1, (self.ngroups, self.d_state))
+        u, B, C = heads_and_groups(u, self.headdim, self.ngroups, self.d_state)
         A = -torch.exp(at_least_fp32(self.A_log))
-        return nc_ssd(u.unflatten(-1, (-1, self.headdim)), dt, A, B, C, self.D, self.dt_bias).flatten(-2)
+        return nc_ssd(u, dt, A, B, C, self.D, self.dt_bias).flatten(-2)

@@ -22,6 +22,7 @@ from mambaverse.mixers._common import (
     check_numbers,
     check_range,
     check_sizes,
+    heads_and_groups,
     init_dt_bias_,
     init_uniform_A_,
     positive_dt,
@@ -188,15 +189,13 @@ class SSD(Projected):
 
     def _scan_inputs(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """Return u (..., H, P), A (H,), B and C (..., G, N), D (H,) or (H, P), and the gate of the scan."""
-        width = self.ngroups * self.d_state
-        u, B, C = torch.split(u, [self.d_inner, width, width], dim=-1)
-        B, C = B.unflatten(-1, (self.ngroups, self.d_state)), C.unflatten(-1, (self.ngroups, self.d_state))
+        u, B, C = heads_and_groups(u, self.headdim, self.ngroups, self.d_state)
         D: Tensor = self.D
         if D.shape != self.dt_bias.shape:
             D = D.unflatten(0, (-1, self.headdim))
         A = -torch.exp(at_least_fp32(self.A_log))
         gate = z.unflatten(-1, (-1, self.headdim)) if self.norm is None else None
-        return u.unflatten(-1, (-1, self.headdim)), A, B, C, D, gate
+        return u, A, B, C, D, gate
 
     def _output(self, y: Tensor, z: Tensor) -> Tensor:
         """Return the mixer's output, of the scan's y (..., H, P) and z (..., E)."""
