@@ -19,7 +19,8 @@ its columns less that of its rows, from t on, but where decays are strong their 
 Everything is parallel over chunks of Q positions, where `scan` and `carry` left states and their gradients. `steps`
 finds the step sizes and decays of a chunk once, for the two kernels that follow: `gradient_x` has a program a head,
 whose few tiles leave room for several on a multiprocessor; `gradient_BC` has one for the heads of a group, or a part of
-them, one after the other, and keeps dB, dC and dK of its chunk in registers all the while.
+them, one after the other, and keeps dB, dC and dK of its chunk in registers all the while. `gradient_BC_of_one` is for
+programs of one head: dC is written before dB is begun, so that only one of them takes registers.
 """
 
 # What Triton compiles has its own types.
@@ -394,6 +395,87 @@ def gradient_BC(  # noqa: N802
     ok_BC = ok[:, None] & (o_n < N)[None, :]
     tl.store(pointers(p_dB, rows, sdB, o_n, 1), acc_B.to(dB.dtype.element_ty), mask=ok_BC)
     tl.store(pointers(p_dC, rows, sdC, o_n, 1), acc_C.to(dC.dtype.element_ty), mask=ok_BC)
+
+
+@triton.jit(do_not_specialize=[*PLACES, "heads"])
+def gradient_BC_of_one(  # noqa: N802
+    dy, dfinal, x, B, C, z, initial, own, cu, states, dstates, chunk_steps, dB, dC,
+    L, num_sequences, search, first_chunk, num_chunks, kept, first_state, first_gradient, H, per_group, heads,
+    part_size,
+    sy_b, sy_l, sy_h, sy_p, sf_s, sf_h, sf_p, sf_n, sx_b, sx_l, sx_h, sx_p,
+    sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sz_b, sz_l, sz_h, sz_p, si_s, si_h, si_p, si_n,
+    so_b, so_l, so_h,
+    P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr,
+    DT: tl.constexpr, PRECISION: tl.constexpr, HAS_Z: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    HAS_FINAL: tl.constexpr, HAS_OWN: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, STAGES: tl.constexpr,
+    FAST: tl.constexpr,
+):  # fmt: skip
+    """Do what `gradient_BC` does, where `heads` is 1."""
+    PB: tl.constexpr = (P + BP - 1) // BP
+    SIZE: tl.constexpr = PB * BP * BN
+    pid = tl.program_id(0).to(tl.int64)
+    i_h, groups = pid % H, H // per_group
+    i_g, i_part = i_h // per_group, i_h % per_group
+    slot, i_s, start, count, t, left = _place_of(
+        cu, pid // H, L, num_sequences, search, first_chunk, num_chunks, Q, PACKED
+    )
+    row = i_s * 0 if PACKED else i_s
+    o_l, o_n = tl.arange(0, Q), tl.arange(0, BN)
+    rows, ok = t + o_l, o_l < left
+    boundary = row * kept + start // Q + t // Q
+    p_B, sB = first_row(B + row * sB_b + i_g * sB_g, start, count, sB_l, REVERSE)
+    p_C, sC = first_row(C + row * sC_b + i_g * sC_g, start, count, sC_l, REVERSE)
+    p_x, sx = first_row(x + row * sx_b + i_h * sx_h, start, count, sx_l, REVERSE)
+    p_y, sy = first_row(dy + row * sy_b + i_h * sy_h, start, count, sy_l, REVERSE)
+    p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
+    at_BC = i_part * part_size + (row * L * groups + i_g) * N
+    p_dB, sdB = first_row(dB + at_BC, start, count, groups * N, REVERSE)
+    p_dC, sdC = first_row(dC + at_BC, start, count, groups * N, REVERSE)
+    ok_BC = ok[:, None] & (o_n < N)[None, :]
+    b_w, whole, part, end, end_part = _steps_of(chunk_steps, slot * H + i_h, o_l, Q)
+
+    dM = tl.zeros([Q, Q], tl.float32)
+    for i_p in tl.static_range(PB):
+        o_p = i_p * BP + tl.arange(0, BP)
+        b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
+        b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z)
+        dM = tl.dot(b_x, tl.trans(b_dy.to(DT)), acc=dM, input_precision=PRECISION)
+    decay = decay_between(
+        dM, whole[None, :], part[None, :], whole[:, None], part[:, None], o_l[None, :] >= o_l[:, None], FAST
+    )
+    dK = dM * decay * b_w[:, None]
+    if HAS_OWN:
+        p_own, so = first_row(own + row * so_b + i_h * so_h, start, count, so_l, REVERSE)
+        b_own = load_rows(p_own, rows, so, ok).to(tl.float32)
+        dK = tl.where(o_l[:, None] == o_l[None, :], dM * b_own[:, None], dK)
+    dK = dK.to(DT)
+
+    b_B = load_tile(pointers(p_B, rows, sB, o_n, sB_n), ok, o_n, N, BN, DT)
+    acc = tl.dot(tl.trans(dK), b_B, input_precision=PRECISION)
+    from_start = tl.exp2(whole + part)
+    for i_p in tl.static_range(PB):
+        o_p = i_p * BP + tl.arange(0, BP)
+        b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z)
+        S = _kept_states(
+            states, initial, boundary - first_state, i_s, i_h, H, si_s, si_h, si_p, si_n, o_p, o_n,
+            (left > 0) & (t > 0), (left > 0) & (t == 0), P, N, BN, SIZE, HAS_INITIAL,
+        ).to(DT)  # fmt: skip
+        acc = tl.dot((b_dy * from_start[:, None]).to(DT), S, acc=acc, input_precision=PRECISION)
+    tl.store(pointers(p_dC, rows, sdC, o_n, 1), acc.to(dC.dtype.element_ty), mask=ok_BC)
+
+    b_C = load_tile(pointers(p_C, rows, sC, o_n, sC_n), ok, o_n, N, BN, DT)
+    acc = tl.dot(dK, b_C, input_precision=PRECISION)
+    to_end = tl.exp2((end - whole) + (end_part - part))
+    for i_p in tl.static_range(PB):
+        o_p = i_p * BP + tl.arange(0, BP)
+        b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
+        dS = _kept_states(
+            dstates, dfinal, boundary - first_gradient, i_s, i_h, H, sf_s, sf_h, sf_p, sf_n, o_p, o_n, left > Q,
+            (left > 0) & (left <= Q), P, N, BN, SIZE, HAS_FINAL,
+        ).to(DT)  # fmt: skip
+        weighted = (b_x.to(tl.float32) * (to_end * b_w)[:, None]).to(DT)
+        acc = tl.dot(weighted, dS, acc=acc, input_precision=PRECISION)
+    tl.store(pointers(p_dB, rows, sdB, o_n, 1), acc.to(dB.dtype.element_ty), mask=ok_BC)
 
 
 @triton.jit(do_not_specialize=["rows"])

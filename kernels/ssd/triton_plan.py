@@ -37,6 +37,8 @@ PIECE_BYTES = 2**15 if INTERPRETED else 640 * 2**20
 TUNING = {
     ("scan", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
     ("scan", torch.float32): ((32, 8, 1), (32, 8, 1)),
+    ("scan of own B and C", torch.bfloat16): ((32, 4, 3), (64, 8, 1)),  # not read again by other heads: more at a time
+    ("scan of own B and C", torch.float32): ((32, 8, 1), (32, 8, 1)),
     ("carry", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
     ("carry", torch.float32): ((32, 4, 1), (32, 8, 1)),
     ("gradient_x", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
@@ -155,6 +157,8 @@ def tuning(kernel: str, p: Plan) -> tuple[int, int, int]:
     """Return the length of a chunk, the warps of a program and the stages of its loop."""
     if INTERPRETED:
         return TRITON_KEEP, 4, 1
+    if kernel == "scan" and p.groups == p.heads:
+        kernel = "scan of own B and C"
     dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32
     chunk, warps, stages = TUNING[kernel, dtype][p.tile[1] > 128]
     return chunk, warps, stages

@@ -15,7 +15,7 @@ from torch import Tensor
 from mambaverse.kernels.launch import Spec, launch, memo_of, on_device
 from mambaverse.kernels.summed_angles import triton_kernels as kernels
 
-_CHUNK = 16 if os.environ.get("TRITON_INTERPRET") == "1" else 32  # tokens
+_CHUNK = 16 if os.environ.get("TRITON_INTERPRET") == "1" else 64  # tokens
 _BLOCK = 256
 
 

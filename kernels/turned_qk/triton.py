@@ -18,7 +18,7 @@ from mambaverse.kernels.turned_qk import triton_kernels as kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_CHANNELS = 1024
-_TILE = 256 if INTERPRETED else 2048  # elements of a tile of B: 16 a thread of four warps
+_TILE = 256 if INTERPRETED else 4096  # elements of a tile of B: 32 a thread of four warps
 _HEADS = 8  # that a program of forward has
 
 
