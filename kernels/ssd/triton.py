@@ -269,7 +269,6 @@ class _Run:
             "HAS_Z": self.z is not None, "HAS_INITIAL": self.initial is not None, "HAS_FINAL": dfinal is not None,
             "HAS_OWN": self.own is not None,
         }  # fmt: skip
-        heads = p.heads // p.groups // p.parts  # a program of dB and dC
         for piece in pieces:
             *place, states, dstates = piece
             programs = slots if p.packed else p.batch * piece.num_chunks
@@ -288,12 +287,12 @@ class _Run:
                 },
             )  # fmt: skip
             launch(
-                self.memo, "gradient_BC", gradient_BC_of_one if heads == 1 else gradient_BC,
+                self.memo, "gradient_BC", gradient_BC_of_one if p.one else gradient_BC,
                 (programs * p.groups * p.parts,),
                 (*(dy, *self._or_x(dfinal), self.x, self.B, self.C, *self._or_x(self.z, self.initial)),
                 *self._or_x(self.own, self.cu),
                 *(states, dstates, chunk_steps, to_B, to_C, *bounds, *place, *self.sizes),
-                *(heads, dB.numel()),
+                *(p.heads // p.groups // p.parts, dB.numel()),
                 *(*of_y, *of_x, *of_BC, *_strides(self.z, 4), *_strides(self.initial, 4), *_strides(self.own, 3)),),
                 lambda: self._tuned("gradient_BC") | flags | {"STAGES": tuning("gradient_BC", p)[2]},
             )  # fmt: skip

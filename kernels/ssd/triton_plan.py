@@ -37,8 +37,6 @@ PIECE_BYTES = 2**15 if INTERPRETED else 640 * 2**20
 TUNING = {
     ("scan", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
     ("scan", torch.float32): ((32, 8, 1), (32, 8, 1)),
-    ("scan of own B and C", torch.bfloat16): ((32, 4, 3), (64, 8, 1)),  # not read again by other heads: more at a time
-    ("scan of own B and C", torch.float32): ((32, 8, 1), (32, 8, 1)),
     ("carry", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
     ("carry", torch.float32): ((32, 4, 1), (32, 8, 1)),
     ("gradient_x", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
@@ -46,6 +44,8 @@ TUNING = {
     ("gradient_BC", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
     ("gradient_BC", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
 }
+# Of `scan` where no other head reads a head's B and C again, and they are most of what it reads.
+SCAN_OF_OWN = 32, 4, 3
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,14 @@ class Plan:
     def kept(self) -> int:
         """States that forward keeps of each sequence; 0 with packed sequences, whose places offsets tell."""
         return 0 if self.packed else int(triton_boundaries(self.length))
+
+    @property
+    def one(self) -> bool:
+        """Whether `gradient_BC_of_one` runs: a program of dB and dC has one head.
+
+        On a GPU narrower tiles than these came out wrong in it in bfloat16, as elsewhere (`layout.triton_tile`).
+        """
+        return self.parts == self.heads // self.groups and (INTERPRETED or self.tile[1] >= 128)
 
     @property
     def chunks(self) -> int:
@@ -157,8 +165,8 @@ def tuning(kernel: str, p: Plan) -> tuple[int, int, int]:
     """Return the length of a chunk, the warps of a program and the stages of its loop."""
     if INTERPRETED:
         return TRITON_KEEP, 4, 1
-    if kernel == "scan" and p.groups == p.heads:
-        kernel = "scan of own B and C"
+    if kernel == "scan" and p.dtype == torch.bfloat16 and p.groups == p.heads and p.head_dim <= 64 < p.state_dim <= 128:
+        return SCAN_OF_OWN
     dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32
     chunk, warps, stages = TUNING[kernel, dtype][p.tile[1] > 128]
     return chunk, warps, stages

@@ -25,6 +25,7 @@ CASES = {
     "long": Case(1, 1333, 2, 64, 1, 32, "so few programs that the length is split"),
     "many": Case(40, 70, 8, 16, 1, 16, "so many programs that nothing is split; heads narrower than a tile"),
     "own": Case(2, 130, 5, 33, 5, 20, "a group for each head; tiles that are not full"),
+    "each": Case(2, 300, 3, 64, 3, 128, "the usual sizes of Mamba-3: a group for each head"),
     "shared": Case(1, 65, 12, 32, 1, 48, "so few chunks that the heads of a group are split among programs"),
     "wide": Case(1, 150, 2, 128, 1, 128, "two tiles a head"),
     "odd": Case(2, 67, 2, 100, 1, 130, "two tiles a head, the second not full; more than 128 states"),
