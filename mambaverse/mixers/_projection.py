@@ -50,27 +50,6 @@ def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
     return parts
 
 
-def scan_inputs(u: Tensor, x_weight: Tensor, dt_weight: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return δ W_Δᵀ (B, L, E), B and C (B, L, N) of S6: [δ, B, C] = u W_xᵀ, cut at `sizes`, of u (B, L, E)."""
-    if torch.jit.is_scripting():
-        delta, B, C = torch.split(F.linear(u, x_weight), sizes, dim=-1)
-        return F.linear(delta, dt_weight), B, C
-    else:
-        return _scan_inputs(u, x_weight, dt_weight, sizes)
-
-
-def _scan_inputs(u: Tensor, x_weight: Tensor, dt_weight: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Do so; δ and the row it lies in are filled up with zeros, which a weight of zeros makes."""
-    rank = sizes[0]
-    of_rank = 0 if torch.compiler.is_compiling() else _missing(u, rank)
-    of_row = 0 if torch.compiler.is_compiling() else _missing(u, of_rank + len(x_weight))
-    if of_rank or of_row:
-        filling = F.pad(x_weight[:rank], [0, 0, 0, of_rank]), F.pad(x_weight[rank:], [0, 0, 0, of_row])
-        x_weight, dt_weight = torch.cat(filling), F.pad(dt_weight, [0, of_rank])
-    parts = torch.split(F.linear(u, x_weight), [rank + of_rank, sizes[1], sizes[2], of_row], dim=-1)
-    return F.linear(parts[0], dt_weight), parts[1], parts[2]
-
-
 class Projected(Mixer):
     """A mixer whose layer `in_proj` makes all that it mixes."""
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaverse.errors import UserError
@@ -29,7 +30,7 @@ from mambaverse.mixers._common import (
     resolve_dt_rank,
 )
 from mambaverse.mixers._ops import bidirectional_selective_scan, causal_conv1d
-from mambaverse.mixers._projection import Projected, scan_inputs
+from mambaverse.mixers._projection import Projected
 
 
 @register_mixer("vim")
@@ -206,8 +207,8 @@ class Vim(Projected):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return u (B, L, E), δ (B, L, E), B and C (B, L, N) of one direction."""
         u, _ = causal_conv1d(u, conv_weight, conv_bias, None, cu_seqlens, reverse)
-        delta, B, C = scan_inputs(u, x_weight, dt_weight, self.sizes)
-        return u, delta, B, C
+        delta, B, C = torch.split(F.linear(u, x_weight), self.sizes, dim=-1)
+        return u, F.linear(delta, dt_weight), B, C
 
 
 def _direction(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mambaverse.kernels.testing import assert_close
 from mambaverse.mixers import _projection
-from mambaverse.mixers._projection import project, scan_inputs
+from mambaverse.mixers._projection import project
 
 SIZES = [40, 3, 2, 40, 1]  # two wide parts, narrow neighbours, a narrow one alone
 
@@ -75,22 +75,6 @@ def test_on_a_gpu_rows_are_filled_up(bias: bool) -> None:
         assert_close("y", a, e)
     for a, e in zip(gradients(parts, leaves, every), gradients(wide, leaves, every), strict=True):
         assert_close("gradient", a, e, torch.bfloat16)
-
-
-@pytest.mark.parametrize("sizes", [[12, 16, 16], [8, 16, 16], [3, 5, 5]], ids=str)
-def test_inputs_of_a_scan_that_are_filled_up_are_the_same(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
-    monkeypatch.setattr(_projection, "_missing", lambda x, columns: -columns % 8)
-    u = torch.randn(2, 7, 24, requires_grad=True)
-    x_weight = torch.randn(sum(sizes), 24, requires_grad=True)
-    dt_weight = torch.randn(24, sizes[0], requires_grad=True)
-    leaves = [u, x_weight, dt_weight]
-    delta, B, C = (u @ x_weight.T).split(sizes, dim=-1)
-    expected, actual = (delta @ dt_weight.T, B, C), scan_inputs(u, x_weight, dt_weight, sizes)
-    assert actual[1].stride(-2) % 8 == 0 and actual[1].storage_offset() % 8 == 0
-    for a, e in zip(actual, expected, strict=True):
-        assert_close("output", a, e)
-    for a, e in zip(gradients(actual, leaves, [0, 1, 2]), gradients(expected, leaves, [0, 1, 2]), strict=True):
-        assert_close("gradient", a, e)
 
 
 def test_what_needs_no_gradient_gets_none() -> None:
