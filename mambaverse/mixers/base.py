@@ -30,6 +30,8 @@ class Mixer(nn.Module):
         supports_cu_seqlens: `mix_sequence` takes packed sequences. Where False, the base class splits them, runs equal
             lengths as one batch (of a causal mixer similar ones, padded at their ends) and joins them again, which is
             exact for any mixer.
+        uncalled: Names of layers whose parameters are read without calling them, since a kernel does what they would.
+            Another kind of layer in their place, such as an adapter of peft, would have no effect, and is refused.
     """
 
     # Not annotated: TorchScript refuses class annotations that are strings.
@@ -37,7 +39,20 @@ class Mixer(nn.Module):
     needs_spatial_shape = False
     supports_state = False
     supports_cu_seqlens = False
+    uncalled = frozenset[str]()
     __constants__ = ("needs_spatial_shape",)  # TorchScript compiles one of `mix` and `mix_grid`
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        old = self.__dict__.get("_modules", {}).get(name) if name in self.uncalled else None
+        if old is not None and isinstance(value, nn.Module) and not isinstance(value, type(old)):
+            linear = [child for child, layer in self.named_children() if isinstance(layer, nn.Linear)]
+            called = ", ".join(child for child in linear if child not in self.uncalled)
+            raise TypeError(
+                f"{type(self).__name__}: {name} cannot become a {type(value).__name__}, which would have no effect: a "
+                f"kernel reads the parameters of this {type(old).__name__} without calling it. Layers that are called: "
+                f"{called}"
+            )
+        super().__setattr__(name, value)
 
     def forward(
         self,

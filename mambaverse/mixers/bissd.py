@@ -70,6 +70,7 @@ class BiSSD(Projected):
 
     causal = False
     supports_cu_seqlens = True
+    uncalled = frozenset({"conv1d", "conv1d_b"})
 
     def __init__(
         self,

@@ -84,6 +84,7 @@ class Mamba3(Projected):
 
     supports_state = True
     supports_cu_seqlens = True
+    uncalled = frozenset({"B_norm", "C_norm"})
 
     def __init__(
         self,

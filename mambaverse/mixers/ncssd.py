@@ -76,6 +76,7 @@ class NCSSD(Projected):
     """
 
     causal = False
+    uncalled = frozenset({"conv1d"})
 
     def __init__(
         self,

@@ -69,6 +69,7 @@ class S6(Projected):
 
     supports_state = True
     supports_cu_seqlens = True
+    uncalled = frozenset({"conv1d", "dt_proj"})
 
     def __init__(
         self,

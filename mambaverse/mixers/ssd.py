@@ -66,6 +66,7 @@ class SSD(Projected):
 
     supports_state = True
     supports_cu_seqlens = True
+    uncalled = frozenset({"conv1d"})
 
     def __init__(
         self,

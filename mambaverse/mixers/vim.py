@@ -68,6 +68,7 @@ class Vim(Projected):
 
     causal = False
     supports_cu_seqlens = True
+    uncalled = frozenset({"conv1d", "conv1d_b", "dt_proj", "dt_proj_b"})
 
     def __init__(
         self,
@@ -171,22 +172,22 @@ class Vim(Projected):
             owned["backward"] = (self.conv1d_b, self.x_proj_b, self.dt_proj_b)
         found = {}
         for name, (conv, x_proj, dt_proj) in owned.items():
-            weights = (conv.weight, conv.bias, x_proj.weight, dt_proj.weight)
-            delta = self._scan_inputs(u, *weights, None, name == "backward")[1]
+            v, _ = causal_conv1d(u, conv.weight, conv.bias, None, None, name == "backward")
+            delta, _, _ = self._scan_inputs(x_proj(v), dt_proj.weight)
             found[name] = positive_dt(delta, dt_proj.bias)
         return found if len(found) == 2 else {"both directions": found["forward"]}
 
     def _run(self, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         u, z = self._parts(x, [len(self.D), len(self.D)])
-        conv, x_proj, dt_proj = self.conv1d, self.x_proj, self.dt_proj
-        v, delta, B, C = self._scan_inputs(u, conv.weight, conv.bias, x_proj.weight, dt_proj.weight, cu_seqlens, False)
+        conv, dt_proj = self.conv1d, self.dt_proj
+        v, _ = causal_conv1d(u, conv.weight, conv.bias, None, cu_seqlens, False)
+        delta, B, C = self._scan_inputs(self.x_proj(v), dt_proj.weight)
         D, bias = self.D, dt_proj.bias
         v_b, delta_b, B_b, C_b, D_2, bias_2 = v, delta, B, C, D, bias
-        conv_b, x_proj_b, dt_proj_b, D_b = self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.D_b
-        if conv_b is not None and x_proj_b is not None and dt_proj_b is not None and D_b is not None:
-            v_b, delta_b, B_b, C_b = self._scan_inputs(
-                u, conv_b.weight, conv_b.bias, x_proj_b.weight, dt_proj_b.weight, cu_seqlens, True
-            )
+        conv_b, dt_proj_b, D_b = self.conv1d_b, self.dt_proj_b, self.D_b
+        if conv_b is not None and self.x_proj_b is not None and dt_proj_b is not None and D_b is not None:
+            v_b, _ = causal_conv1d(u, conv_b.weight, conv_b.bias, None, cu_seqlens, True)
+            delta_b, B_b, C_b = self._scan_inputs(self.x_proj_b(v_b), dt_proj_b.weight)
             D_2, bias_2 = D_b, dt_proj_b.bias
         A, A_b = -torch.exp(at_least_fp32(self.A_log)), -torch.exp(at_least_fp32(self.A_b_log))
         y = bidirectional_selective_scan(
@@ -195,20 +196,10 @@ class Vim(Projected):
         )  # fmt: skip
         return self.out_proj(y)
 
-    def _scan_inputs(
-        self,
-        u: Tensor,
-        conv_weight: Tensor,
-        conv_bias: Tensor | None,
-        x_weight: Tensor,
-        dt_weight: Tensor,
-        cu_seqlens: Tensor | None,
-        reverse: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return u (B, L, E), δ (B, L, E), B and C (B, L, N) of one direction."""
-        u, _ = causal_conv1d(u, conv_weight, conv_bias, None, cu_seqlens, reverse)
-        delta, B, C = torch.split(F.linear(u, x_weight), self.sizes, dim=-1)
-        return u, F.linear(delta, dt_weight), B, C
+    def _scan_inputs(self, projected: Tensor, dt_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return δ (B, L, E), B and C (B, L, N) of what one direction's `x_proj` returned."""
+        delta, B, C = torch.split(projected, self.sizes, dim=-1)
+        return F.linear(delta, dt_weight), B, C
 
 
 def _direction(

@@ -1,0 +1,76 @@
+"""A layer that takes another's place, as peft's adapters do, has an effect in every mixer, or is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mambaverse.mixers import create_mixer, list_mixers
+from mambaverse.mixers.base import Mixer
+
+
+class LowRank(nn.Module):
+    """Like peft's layers: no subclass of what it wraps, whose weight it shows."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.base_layer = layer
+        self.down = nn.Parameter(torch.randn(2, layer.in_features))
+        self.up = nn.Parameter(torch.zeros(layer.out_features, 2))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base_layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + x @ self.down.T @ self.up.T
+
+
+def run(mixer: Mixer, x: Tensor) -> Tensor:
+    y: Tensor = mixer(x=x, spatial_shape=(2, 3) if mixer.needs_spatial_shape else None)
+    return y
+
+
+@pytest.mark.parametrize("name", sorted(list_mixers()))
+def test_every_linear_layer_takes_an_adapter_or_refuses_it(name: str) -> None:
+    torch.manual_seed(0)
+    x, adapted = torch.randn(2, 6, 32), 0
+    mixer = create_mixer(name, 32)
+    plain = run(mixer, x)
+    owners = [(owner, child, layer) for owner in mixer.modules() for child, layer in owner.named_children()]
+    for owner, child, layer in owners:
+        if not isinstance(layer, nn.Linear):
+            continue
+        wrapped = LowRank(layer)
+        if isinstance(owner, Mixer) and child in owner.uncalled:
+            with pytest.raises(TypeError, match=rf"{child} cannot become a LowRank.* called: in_proj, .*out_proj"):
+                setattr(owner, child, wrapped)
+            continue
+        setattr(owner, child, wrapped)
+        y = run(mixer, x)
+        torch.testing.assert_close(y, plain)  # a new adapter adds nothing
+        (gradient,) = torch.autograd.grad(y.square().sum(), wrapped.up)
+        assert gradient.abs().max() > 0, f"{name}: {child} is not called"
+        setattr(owner, child, layer)
+        adapted += 1
+    assert adapted
+
+
+@pytest.mark.parametrize("name", sorted(list_mixers()))
+def test_layers_whose_parameters_are_read_alone_are_refused_in_place_of(name: str) -> None:
+    mixer = create_mixer(name, 32)
+    for child in mixer.uncalled:
+        layer = getattr(mixer, child, None)
+        if layer is None:
+            continue
+        setattr(mixer, child, layer)  # of the same kind: allowed
+        with pytest.raises(TypeError, match=f"reads the parameters of this {type(layer).__name__}"):
+            setattr(mixer, child, nn.Identity())
+        assert getattr(mixer, child) is layer
