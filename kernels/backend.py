@@ -13,13 +13,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 BACKENDS = ("auto", "triton", "cpu", "reference")
 ENVIRONMENT = "MAMBAVERSE_BACKEND"
@@ -57,6 +59,19 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _chosen.reset(token)
+
+
+def recomputed(function: Callable[..., Any], *arguments: Any, preserve_rng_state: bool = True) -> Any:
+    """Return `function(*arguments)`, of which backward keeps the arguments alone and works out the rest again.
+
+    It does so on the backend of now. `torch.utils.checkpoint` alone would ask for that of backward, which may run after
+    a `with use_backend(...)`, and for tensors on a GPU runs in a thread of its own.
+    """
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": preserve_rng_state}
+    if not torch.compiler.is_compiling():  # the compiler records the operators, and their backend with them
+        backend = current_backend()
+        options["context_fn"] = lambda: (nullcontext(), use_backend(backend))
+    return checkpoint(function, *arguments, **options)
 
 
 def resolve(op: str, backend: str, tensor: Tensor, suffix: str = "") -> str:

@@ -15,10 +15,10 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mambaverse.blocks import Block, build_mixer, check_stack, layer_pattern, reset_parameters
 from mambaverse.errors import UserError
+from mambaverse.kernels.backend import recomputed
 
 DOWNSAMPLES = ("conv", "merge")
 StageMixers = str | Sequence[str | Sequence[str]]  # one name for all, or for each stage a name or a pattern
@@ -99,7 +99,7 @@ class Stage(nn.Module):
                 residual = total
                 hidden = local(total.to(x.dtype).unflatten(1, [height, width])).flatten(1, 2)
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                hidden, residual = checkpoint(block, hidden, residual, (height, width), use_reentrant=False)
+                hidden, residual = recomputed(block, hidden, residual, (height, width))
             else:
                 hidden, residual = block(hidden, residual, (height, width))
         total = hidden if residual is None else residual + hidden

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mambaverse.blocks import Block, Norm, Sum, build_mixer, check_stack, layer_pattern, reset_parameters
+from mambaverse.kernels.backend import recomputed
 
 
 class Isotropic(nn.Module):
@@ -125,7 +125,7 @@ class Isotropic(nn.Module):
         residual: Tensor | None = None
         for layer in self.layers:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, residual = checkpoint(layer, x, residual, use_reentrant=False)
+                x, residual = recomputed(layer, x, residual)
             else:
                 x, residual = layer(x, residual)
         return self.norm_f(x, residual)[0]
@@ -184,7 +184,7 @@ class Isotropic(nn.Module):
             state = None if states is None else states[i]
             arguments = (x, residual, state, cu_seqlens, spatial_shape, return_state)
             if self.grad_checkpointing:
-                x, residual, final = checkpoint(layer.forward_sequence, *arguments, use_reentrant=False)
+                x, residual, final = recomputed(layer.forward_sequence, *arguments)
             else:
                 x, residual, final = layer.forward_sequence(*arguments)
             finals.append(final)

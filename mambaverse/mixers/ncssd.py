@@ -19,10 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mambaverse.errors import UserError, suggest
-from mambaverse.kernels.backend import current_backend, use_backend
+from mambaverse.kernels.backend import recomputed
 from mambaverse.mixers import register_mixer
 from mambaverse.mixers._common import (
     at_least_fp32,
@@ -189,13 +188,12 @@ class NCSSD(Projected):
         if not torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self._output(z, u, dt, spatial_shape)
         output: Any = self._output if torch.compiler.is_compiling() else self._output_again()
-        y: Tensor = checkpoint(output, z, u, dt, spatial_shape, use_reentrant=False, preserve_rng_state=False)
+        y: Tensor = recomputed(output, z, u, dt, spatial_shape, preserve_rng_state=False)
         return y
 
     @torch.jit.ignore
     def _output_again(self) -> Callable[..., Tensor]:
-        """Return `_output` with the backend and the parameters of now; it raises if these were changed or replaced."""
-        backend = current_backend()
+        """Return `_output`; it raises if the parameters of now were changed or replaced."""
         known = [(parameter, parameter._version) for parameter in self.parameters()]
 
         def output(*arguments: Any) -> Tensor:
@@ -203,8 +201,7 @@ class NCSSD(Projected):
             if any(p is not parameter or p._version != version for p, (parameter, version) in now):
                 raise RuntimeError("ncssd: parameters were changed or replaced between forward and backward, which "
                                    "recompute=True works out again")  # fmt: skip
-            with use_backend(backend):
-                return self._output(*arguments)
+            return self._output(*arguments)
 
         return output
 

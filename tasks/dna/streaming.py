@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from mambaverse.errors import UserError
+from mambaverse.kernels.backend import recomputed
 from mambaverse.tasks.dna.heads import token_mask
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def in_chunks(model: DnaModel, x: Tensor, lengths: Tensor | None, chunk_size: in
     states: list[Any] | None = None
     parts = []
     for chunk in x.split(chunk_size, dim=1):
-        y, states = checkpoint(model.forward_state, chunk, states, use_reentrant=False)
+        y, states = recomputed(model.forward_state, chunk, states)
         parts.append(y)
     hidden = torch.cat(parts, dim=1)
     return hidden if lengths is None else hidden * token_mask(hidden.shape[1], lengths)

@@ -16,11 +16,11 @@ from timm.models import register_notrace_module
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mambaverse.backbones.isotropic import Isotropic
 from mambaverse.blocks import Block, Norm, Sum, check_counts, check_rates
 from mambaverse.errors import UserError
+from mambaverse.kernels.backend import recomputed
 from mambaverse.tasks.vision.patches import PatchEmbed, check_images
 from mambaverse.tasks.vision.vim_checkpoints import load_vim
 
@@ -202,7 +202,7 @@ class Vim(Isotropic):
     ) -> tuple[Tensor, Tensor]:
         arguments = (hidden, residual, None, None, (height, width) if self.needs_spatial_shape else None)
         if self.grad_checkpointing:
-            hidden, residual, _ = checkpoint(layer.forward_sequence, *arguments, use_reentrant=False)
+            hidden, residual, _ = recomputed(layer.forward_sequence, *arguments)
         else:
             hidden, residual, _ = layer.forward_sequence(*arguments)
         return hidden, residual
