@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -70,7 +71,10 @@ def test_layers_whose_parameters_are_read_alone_are_refused_in_place_of(name: st
         layer = getattr(mixer, child, None)
         if layer is None:
             continue
-        setattr(mixer, child, layer)  # of the same kind: allowed
-        with pytest.raises(TypeError, match=f"reads the parameters of this {type(layer).__name__}"):
-            setattr(mixer, child, nn.Identity())
+        with pytest.raises(TypeError, match=f"reads those of this {type(layer).__name__} without calling it"):
+            setattr(mixer, child, nn.Sequential(layer, nn.Linear(1, 1)))
         assert getattr(mixer, child) is layer
+        for allowed in (copy.deepcopy(layer), nn.Sequential(layer), None):  # of the same kind, with its parameters
+            setattr(mixer, child, allowed)
+            assert getattr(mixer, child) is allowed
+            setattr(mixer, child, layer)
