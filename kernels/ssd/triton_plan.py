@@ -88,9 +88,9 @@ class Plan:
 
     @property
     def one(self) -> bool:
-        """Whether `gradient_BC_of_one` runs: a program of dB and dC has one head.
+        """Whether `gradient_BC_of_one` runs: where a program of dB and dC has one head, and at least 128 states.
 
-        On a GPU narrower tiles than these came out wrong in it in bfloat16, as elsewhere (`layout.triton_tile`).
+        On a GPU narrower tiles came out wrong in it in bfloat16, as elsewhere (`layout.triton_tile`).
         """
         return self.parts == self.heads // self.groups and (INTERPRETED or self.tile[1] >= 128)
 

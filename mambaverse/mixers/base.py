@@ -30,9 +30,9 @@ class Mixer(nn.Module):
         supports_cu_seqlens: `mix_sequence` takes packed sequences. Where False, the base class splits them, runs equal
             lengths as one batch (of a causal mixer similar ones, padded at their ends) and joins them again, which is
             exact for any mixer.
-        uncalled: Names of layers whose parameters are read without calling them, since a kernel does what they would.
-            Another kind of layer in their place with parameters of its own, such as an adapter of peft, is refused:
-            these would have no effect.
+        uncalled: A frozenset of names of layers whose parameters are read without calling them, since a kernel does
+            what they would. A layer that computes something else, with parameters of its own, such as an adapter of
+            peft, is refused in their place: these would have no effect.
     """
 
     # Not annotated: TorchScript refuses class annotations that are strings.
@@ -45,18 +45,15 @@ class Mixer(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         old = self.__dict__.get("_modules", {}).get(name) if name in self.uncalled else None
-        if (
-            old is not None
-            and isinstance(value, nn.Module)
-            and not isinstance(value, type(old))
-            and {id(p) for p in value.parameters()} - {id(p) for p in old.parameters()}
-        ):
-            linear = [child for child, layer in self.named_children() if isinstance(layer, nn.Linear)]
-            called = ", ".join(child for child in linear if child not in self.uncalled)
+        if old is None or not isinstance(value, nn.Module) or type(value).forward is type(old).forward:
+            super().__setattr__(name, value)
+            return
+        if {id(p) for p in value.parameters()} - {id(p) for p in old.parameters()}:
+            called = ", ".join(child for child, _ in self.named_children() if child not in self.uncalled)
             raise TypeError(
-                f"{type(self).__name__}: {name} cannot become a {type(value).__name__}, whose parameters would have "
-                f"no effect: a kernel reads those of this {type(old).__name__} without calling it. Layers that are "
-                f"called: {called}"
+                f"{type(self).__name__}: {name} cannot become a {type(value).__name__}, whose parameters would have no "
+                f"effect: a kernel reads those of this {type(old).__name__} without calling it"
+                + (f". Layers that are called: {called}" if called else "")
             )
         super().__setattr__(name, value)
 

@@ -236,9 +236,12 @@ class DnaModel(Isotropic):
     def token_scores(self, hidden: Tensor) -> Tensor:
         """Return the head's scores (..., classes) of tokens, or pooled ones, (..., D), each strand by itself."""
         if self.head in LANGUAGE:
-            table = self.embeddings.word_embeddings if self.lm_head is None else self.lm_head
-            assert isinstance(table.weight, Tensor)
-            return F.linear(hidden, table.weight)
+            if self.lm_head is not None:
+                scores: Tensor = self.lm_head(hidden)
+                return scores
+            table = self.embeddings.word_embeddings.weight
+            assert isinstance(table, Tensor)
+            return F.linear(hidden, table)
         return self.score(self.head_drop(hidden))
 
     def init_state(self, batch_size: int) -> list[Any]:

@@ -9,8 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mambaverse import create_model
 from mambaverse.mixers import create_mixer, list_mixers
 from mambaverse.mixers.base import Mixer
+
+
+class OwnForward(nn.Linear):
+    """Like loralib's layers: a subclass, with parameters and a forward pass of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
 
 
 class LowRank(nn.Module):
@@ -59,9 +67,19 @@ def test_every_linear_layer_takes_an_adapter_or_refuses_it(name: str) -> None:
         torch.testing.assert_close(y, plain)  # a new adapter adds nothing
         (gradient,) = torch.autograd.grad(y.square().sum(), wrapped.up)
         assert gradient.abs().max() > 0, f"{name}: {child} is not called"
-        setattr(owner, child, layer)
         adapted += 1
     assert adapted
+
+
+def test_a_subclass_with_its_own_forward_is_refused_and_a_parametrized_layer_is_not() -> None:
+    mixer: Any = create_mixer("s6", 32)
+    with pytest.raises(TypeError, match="dt_proj cannot become a OwnForward"):
+        mixer.dt_proj = OwnForward(2, 64)
+    plain, x = copy.deepcopy(mixer.conv1d), torch.randn(2, 6, 32)
+    y = mixer(x=x)
+    nn.utils.parametrizations.weight_norm(mixer.conv1d)
+    torch.testing.assert_close(mixer(x=x), y)
+    mixer.conv1d = plain  # whose class that of the parametrized one is derived from
 
 
 @pytest.mark.parametrize("name", sorted(list_mixers()))
@@ -78,3 +96,10 @@ def test_layers_whose_parameters_are_read_alone_are_refused_in_place_of(name: st
             setattr(mixer, child, allowed)
             assert getattr(mixer, child) is allowed
             setattr(mixer, child, layer)
+
+
+def test_the_scores_of_a_language_model_take_an_adapter() -> None:
+    model: Any = create_model("dna_mamba_d64_n2", dim=16, depth=1, head="causal_lm", tie_embeddings=False)
+    model.lm_head = LowRank(model.lm_head)
+    (gradient,) = torch.autograd.grad(model(torch.randint(4, (1, 9))).square().sum(), model.lm_head.up)
+    assert gradient.abs().max() > 0
