@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
@@ -68,10 +68,15 @@ def recomputed(function: Callable[..., Any], *arguments: Any, preserve_rng_state
     a `with use_backend(...)`, and for tensors on a GPU runs in a thread of its own.
     """
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": preserve_rng_state}
-    if not torch.compiler.is_compiling():  # the compiler records the operators, and their backend with them
-        backend = current_backend()
-        options["context_fn"] = lambda: (nullcontext(), use_backend(backend))
-    return checkpoint(function, *arguments, **options)
+    if torch.compiler.is_compiling():  # the compiler records the operators, and their backend with them
+        return checkpoint(function, *arguments, **options)
+    backend = current_backend()
+
+    def on_that_backend(*arguments: Any) -> Any:
+        with use_backend(backend):
+            return function(*arguments)
+
+    return checkpoint(on_that_backend, *arguments, **options)
 
 
 def resolve(op: str, backend: str, tensor: Tensor, suffix: str = "") -> str:
