@@ -29,6 +29,7 @@ def sample(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_sample_of_cifar10_beats_chance_threefold(sample: Path, tmp_path: Path) -> None:
     options = (
         "model.name=vim_nano_patch4_32", "model.args.depth=2", "model.args.drop_path_rate=0",
