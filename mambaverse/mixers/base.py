@@ -45,10 +45,7 @@ class Mixer(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         old = self.__dict__.get("_modules", {}).get(name) if name in self.uncalled else None
-        if old is None or not isinstance(value, nn.Module) or type(value).forward is type(old).forward:
-            super().__setattr__(name, value)
-            return
-        if {id(p) for p in value.parameters()} - {id(p) for p in old.parameters()}:
+        if old is not None and isinstance(value, nn.Module) and _adds_to(old, value):
             called = ", ".join(child for child, _ in self.named_children() if child not in self.uncalled)
             raise TypeError(
                 f"{type(self).__name__}: {name} cannot become a {type(value).__name__}, whose parameters would have no "
@@ -230,6 +227,12 @@ class Mixer(nn.Module):
         filled = [row for row in rows if row is not None]
         joined = torch.cat(filled)[None] if filled else torch.zeros_like(x)
         return (joined, self.stack_states(states)) if return_state else joined
+
+
+def _adds_to(old: nn.Module, new: nn.Module) -> bool:
+    """Return whether `new` computes something else than `old`, with parameters that `old` has not."""
+    known = {id(parameter) for parameter in old.parameters()}
+    return type(new).forward is not type(old).forward and any(id(p) not in known for p in new.parameters())
 
 
 def _check_boundaries(name: str, cu_seqlens: Any) -> None:
