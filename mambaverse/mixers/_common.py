@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambaverse.errors import UserError
 
@@ -146,6 +146,12 @@ def heads_and_groups(u: Tensor, headdim: int, ngroups: int, d_state: int) -> tup
     x, B, C = torch.split(u, [u.shape[-1] - 2 * width, width, width], dim=-1)
     B, C = B.unflatten(-1, (ngroups, d_state)), C.unflatten(-1, (ngroups, d_state))
     return x.unflatten(-1, (-1, headdim)), B, C
+
+
+def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether to call `layer` is what `kind` does with ordinary tensors, and nothing else."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return type(layer) is kind and type(layer.weight) in (nn.Parameter, Tensor) and not any(hooks)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

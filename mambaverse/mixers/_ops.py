@@ -8,13 +8,15 @@ chooses the backend.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mambaverse.errors import UserError
 from mambaverse.kernels import lti_conv as _lti
 from mambaverse.kernels.lti_conv.discretize import discretize
 from mambaverse.kernels.ssd import ssd_update
 from mambaverse.mixers import _portable
+from mambaverse.mixers._common import is_plain
 
 
 def causal_conv1d(
@@ -34,6 +36,25 @@ def causal_conv1d(
             cu_seqlens=cu_seqlens,
             reverse=reverse,
         )
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return silu(convolution) of a grid x (B, H, W, D), its weight (D, 1, K, K') as in `nn.Conv2d`."""
+    weight = weight.squeeze(1)
+    if torch.jit.is_scripting():
+        return torch.ops.mambaverse.depthwise_conv2d(x, weight, bias, True, "auto")
+    else:
+        return _portable.depthwise_conv2d(x, weight, bias, activation="silu")
+
+
+def silu_conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return silu(layer(x)) of a grid x (B, H, W, D), from Python: a layer of another class, or with hooks, is called.
+
+    The layer is a depthwise one of odd sides that keeps the grid's size.
+    """
+    if is_plain(layer, nn.Conv2d):
+        return depthwise_conv2d(x, layer.weight, layer.bias)
+    return F.silu(layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 def selective_scan(

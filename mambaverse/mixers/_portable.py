@@ -1,6 +1,6 @@
 """The operators in standard operations alone, for programs that leave PyTorch: each recurrence is one `scan`.
 
-    causal_conv1d    a depthwise convolution of the padded sequence
+    causal_conv1d    a depthwise convolution of the padded sequence; depthwise_conv2d: one of the grid
     selective_scan   h[t] = exp(Δ[t] A) h[t-1] + Δ[t] u[t] B[t],     y[t] = C[t]·h[t]         one ONNX Scan a direction
     ssd              h[t] = exp(Δ[t] A) h[t-1] + w[t] x[t] B[t]ᵀ,    y[t] = h[t] C[t]        w is Δ unless given
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mambaverse.errors import UserError
 from mambaverse.kernels import causal_conv1d as _conv
+from mambaverse.kernels import depthwise_conv2d as _grid
 from mambaverse.kernels import nc_ssd as _sum
 from mambaverse.kernels import norm as _norm
 from mambaverse.kernels import selective_scan as _scan
@@ -74,6 +75,16 @@ def causal_conv1d(
     y = F.silu(y) if activation == "silu" else y
     last = inputs[:, :, :before].flip(2) if reverse else inputs[:, :, inputs.shape[2] - before :]
     return y, last.transpose(1, 2)
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """As `mambaverse.kernels.depthwise_conv2d.depthwise_conv2d`."""
+    if not exporting():
+        return _grid.depthwise_conv2d(x, weight, bias, activation=activation)
+    padding = [weight.shape[1] // 2, weight.shape[2] // 2]
+    filters, bias = weight.unsqueeze(1).to(x.dtype), None if bias is None else bias.to(x.dtype)
+    y = F.conv2d(x.permute(0, 3, 1, 2), filters, bias, padding=padding, groups=weight.shape[0]).permute(0, 2, 3, 1)
+    return F.silu(y) if activation == "silu" else y
 
 
 def selective_scan(

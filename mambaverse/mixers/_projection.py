@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mambaverse.mixers._common import is_plain
 from mambaverse.mixers.base import Mixer
 
 NARROW = 8  # a part of less than an eighth of the whole is joined with its neighbours: a product costs more than a copy
@@ -36,7 +37,7 @@ def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
     A layer that is not `nn.Linear` itself (one of peft's, a quantized one), or that has hooks, is called as it is, and
     so is every layer where a compiler sees the whole, and on a CPU where no gradient is recorded.
     """
-    if torch.compiler.is_compiling() or not _is_plain(layer) or not (torch.is_grad_enabled() or x.is_cuda):
+    if torch.compiler.is_compiling() or not is_plain(layer, nn.Linear) or not (torch.is_grad_enabled() or x.is_cuda):
         return torch.split(layer(x), list(sizes), dim=-1)
     weight: Tensor = layer.weight
     bias: Tensor | None = layer.bias
@@ -62,12 +63,6 @@ class Projected(Mixer):
             return list(torch.split(self.in_proj(x), sizes, dim=-1))
         else:
             return list(project(self.in_proj, x, sizes))
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether to call `layer` is `F.linear` of ordinary tensors and nothing else."""
-    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
-    return type(layer) is nn.Linear and type(layer.weight) in (nn.Parameter, Tensor) and not any(hooks)
 
 
 def _split_linear(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:

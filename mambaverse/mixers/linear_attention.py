@@ -107,11 +107,26 @@ class LinearAttention(Mixer):
         return torch.zeros(self.num_heads, device=v.device, dtype=torch.float32)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return φ(q) and φ(k) (..., H, P) and [v, 1] (..., H, P + 1) of x (..., D), in fp32 at least: they add up."""
-        q, k, v = at_least_fp32(self.qkv(x)).unflatten(-1, (3, self.num_heads, self.headdim)).unbind(-3)
-        return F.elu(q) + 1, F.elu(k) + 1, F.pad(v, (0, 1), value=1.0)
+        """Return φ(q) and φ(k) (..., H, P) and [v, 1] (..., H, P + 1) of x (..., D).
+
+        They are in bfloat16 if the projection is, else in fp32 at least: sums over the past outgrow float16.
+        """
+        qkv = self.qkv(x)
+        if qkv.dtype != torch.bfloat16:
+            qkv = at_least_fp32(qkv)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.headdim)).unbind(-3)
+        return _features(q), _features(k), F.pad(v, (0, 1), value=1.0)
 
     def _output(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mixer's output, of the sums y (..., H, P + 1), in x's dtype before the last projection."""
         y = y[..., :-1] / (y[..., -1:] + self.eps)
         return self.out_proj(y.flatten(-2).to(x.dtype))
+
+
+def _features(x: Tensor) -> Tensor:
+    """Return elu(x) + 1 in the dtype of x, rounded once: exp(x) - 1 in bfloat16 is -1 from x = -6 down, and 1 more 0.
+
+    Autocast takes `exp` to float32, but not where it is told to work in place.
+    """
+    above = F.relu(x)
+    return above + (x - above).exp_()

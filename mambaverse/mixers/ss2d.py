@@ -33,7 +33,7 @@ from mambaverse.mixers._common import (
     positive_dt,
     resolve_dt_rank,
 )
-from mambaverse.mixers._ops import scan_both_ways
+from mambaverse.mixers._ops import depthwise_conv2d, scan_both_ways, silu_conv2d
 from mambaverse.mixers.base import Mixer
 
 GATES = ("none", "silu", "linear")
@@ -118,7 +118,7 @@ class SS2D(Mixer):
 
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_proj = nn.Linear(dim, inner if gate == "none" else 2 * inner, bias=bias, **dd)
-        self.conv2d: nn.Module = nn.Identity()
+        self.conv2d: nn.Conv2d | None = None
         if d_conv > 1:
             self.conv2d = nn.Conv2d(inner, inner, d_conv, padding=d_conv // 2, groups=inner, bias=conv_bias, **dd)
         self.x_proj_weight = nn.Parameter(torch.empty(ORDERS, self.dt_rank + 2 * d_state, inner, **dd))
@@ -200,8 +200,13 @@ class SS2D(Mixer):
         z = u
         if self.gate != "none":
             u, z = u.chunk(2, dim=-1)  # (B, L, E) each
-        grid = self.conv2d(u.unflatten(1, [height, width]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return F.silu(grid), z
+        grid = u.unflatten(1, [height, width])
+        if self.conv2d is None:
+            return F.silu(grid), z
+        elif torch.jit.is_scripting():
+            return depthwise_conv2d(grid, self.conv2d.weight, self.conv2d.bias), z
+        else:
+            return silu_conv2d(self.conv2d, grid), z
 
     def _scan_pair(self, u: Tensor, A: Tensor, D: Tensor, k: int) -> Tensor:
         """Return the sum of the scans of u (B, L, E) forwards with the parameters k and backwards with those k + 2."""

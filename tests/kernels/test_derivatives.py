@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-OPERATORS = ["causal_conv1d", "lti_conv", "nc_ssd", "norm", "selective_scan", "ssd", "summed_angles", "turned_qk"]
+OPERATORS = [
+    "causal_conv1d",
+    "depthwise_conv2d",
+    "lti_conv",
+    "nc_ssd",
+    "norm",
+    "selective_scan",
+    "ssd",
+    "summed_angles",
+    "turned_qk",
+]
 
 
 def leaves_and_outputs(op: str) -> tuple[list[torch.Tensor], Any, dict[str, Any]]:

@@ -11,8 +11,8 @@ import mambaverse
 from mambaverse.kernels.selective_scan import selective_scan
 
 OPERATORS = [
-    "causal_conv1d", "lti_conv", "nc_ssd", "norm", "selective_scan", "ssd", "summed_angles", "trapezoid_weights",
-    "turned_qk",
+    "causal_conv1d", "depthwise_conv2d", "lti_conv", "nc_ssd", "norm", "selective_scan", "ssd", "summed_angles",
+    "trapezoid_weights", "turned_qk",
 ]  # fmt: skip
 
 

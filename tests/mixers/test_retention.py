@@ -12,6 +12,7 @@ from torch import Tensor
 from mambaverse.errors import UserError
 from mambaverse.kernels.testing import assert_close
 from mambaverse.mixers import create_mixer
+from mambaverse.mixers.linear_attention import _features
 from mambaverse.testing.subject import seeded
 
 LENGTH, DIM = 37, 24
@@ -47,6 +48,18 @@ def test_linear_attention_is_attention_with_the_kernel_of_its_features():
     weights = torch.tril((F.elu(q) + 1) @ (F.elu(k) + 1).mT)
     heads = (weights @ v) / (weights.sum(-1, keepdim=True) + mixer.eps)
     assert_close("y", y, wide.out_proj(heads.transpose(1, 2).flatten(2)), torch.float32)
+
+
+def test_the_features_of_linear_attention_lose_nothing_in_bfloat16():
+    """exp(x) - 1 + 1 would be 0 from x = -6 down; autocast would make them float32. At 0 the slope is 1."""
+    x = torch.cat([torch.linspace(-40, 40, 1001), torch.zeros(1)]).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = _features(x)
+    assert y.dtype == torch.bfloat16
+    exact = torch.where(x > 0, x.double() + 1, x.double().exp())
+    torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=0)
+    slopes = torch.autograd.grad(y.sum(), x)[0].double()
+    torch.testing.assert_close(slopes, exact.clamp(max=1), rtol=2**-8, atol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))
