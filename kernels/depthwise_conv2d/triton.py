@@ -18,7 +18,7 @@ from mambaverse.kernels.launch import Memo, Spec, launch, memo_of, on_device
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_SIDE = 7  # of a filter: its taps are in registers, and its loops unrolled
-ROWS = 4 if INTERPRETED else 16  # of a band
+ROWS = 4 if INTERPRETED else 32  # of a band
 COLUMNS = 4 if INTERPRETED else 16
 # Elements of a tile, of each of 128 threads as many as leave room for the taps of a filter of so many a side; backward
 # has as many sums for them beside.
