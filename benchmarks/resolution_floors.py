@@ -69,6 +69,7 @@ EXPONENTIALS: dict[str, Callable[[dict[str, Any]], float]] = {  # of an operator
     "ssd": lambda given: 3.0 * given["dt"].numel(),
     "nc_ssd": lambda given: 2.0 * given["dt"].numel(),
     "causal_conv1d": lambda given: 2.0 * given["x"].numel(),
+    "depthwise_conv2d": lambda given: 2.0 * given["x"].numel(),
     "gated_rms_norm": lambda given: 2.0 * given["x"].numel(),
     "cross_scan": lambda given: 0.0,
     "cross_merge": lambda given: 0.0,
