@@ -120,20 +120,15 @@ class Isotropic(nn.Module):
             return self._forward_packed(x, lengths, cu_seqlens)
         return self.forward_layers(x)
 
-    def forward_layers(self, x: Tensor) -> Tensor:
-        """Run the blocks and the last norm on tokens (B, L, D)."""
+    def forward_layers(self, x: Tensor, spatial_shape: tuple[int, int] | None = None) -> Tensor:
+        """Run the blocks and the last norm on tokens (B, L, D), which may be those of a grid `spatial_shape` (H, W)."""
         residual: Tensor | None = None
         for layer in self.layers:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, residual = recomputed(layer, x, residual)
+                x, residual = recomputed(layer, x, residual, spatial_shape)
             else:
-                x, residual = layer(x, residual)
+                x, residual = layer(x, residual, spatial_shape)
         return self.norm_f(x, residual)[0]
-
-    @torch.jit.ignore
-    def forward_grid(self, x: Tensor, spatial_shape: tuple[int, int]) -> Tensor:
-        """Run the stack on tokens (B, H · W, D) of a grid `spatial_shape` (H, W)."""
-        return self._run(x, spatial_shape=spatial_shape)[0]
 
     @torch.jit.ignore
     def forward_state(self, x: Tensor, states: Sequence[Any] | None = None) -> tuple[Tensor, list[Any]]:
@@ -175,14 +170,13 @@ class Isotropic(nn.Module):
         x: Tensor,
         states: Sequence[Any] | None = None,
         cu_seqlens: Tensor | None = None,
-        spatial_shape: tuple[int, int] | None = None,
         return_state: bool = False,
     ) -> tuple[Tensor, list[Any]]:
         residual: Tensor | None = None
         finals = []
         for i, layer in enumerate(self.blocks()):
             state = None if states is None else states[i]
-            arguments = (x, residual, state, cu_seqlens, spatial_shape, return_state)
+            arguments = (x, residual, state, cu_seqlens, None, return_state)
             if self.grad_checkpointing:
                 x, residual, final = recomputed(layer.forward_sequence, *arguments)
             else:

@@ -227,7 +227,7 @@ class AuM(Isotropic):
 
     def _run_layers(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         tokens = self.pos_drop(tokens)
-        return self.forward_grid(tokens, grid) if self.needs_spatial_shape else self.forward_layers(tokens)
+        return self.forward_layers(tokens, grid if self.needs_spatial_shape else None)
 
     def _insert_cls(self, tokens: Tensor) -> Tensor:
         if self.cls_token is None:

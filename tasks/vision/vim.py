@@ -124,9 +124,9 @@ class Vim(Isotropic):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised tokens (B, [cls +] M, D), cls first, of images x (B, C, H, W)."""
-        if not torch.jit.is_scripting() and self.needs_spatial_shape:
+        if self.needs_spatial_shape:
             tokens, height, width = self._embed(x)
-            return self._cls_first(self.forward_grid(tokens, (height, width)))
+            return self._cls_first(self.forward_layers(tokens, (height, width)))
         return self._cls_first(self.forward_layers(self._embed(x)[0]))  # without a name that holds the first tokens
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -170,6 +170,9 @@ class Vim(Isotropic):
             self._check_format(output_fmt)
         take, last = feature_take_indices(len(self.layers), indices)
         hidden, height, width = self._embed(x)
+        grid: tuple[int, int] | None = None
+        if self.needs_spatial_shape:
+            grid = (height, width)
         residual: Tensor | None = None
         maps: list[Tensor] = []
         prefixes: list[Tensor] = []
@@ -178,10 +181,10 @@ class Vim(Isotropic):
         else:
             layers = self.layers[: last + 1]
         for i, layer in enumerate(layers):
-            if torch.jit.is_scripting():
-                hidden, residual = layer(hidden, residual)
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                hidden, residual = recomputed(layer, hidden, residual, grid)
             else:
-                hidden, residual = self._run_block(layer, hidden, residual, height, width)
+                hidden, residual = layer(hidden, residual, grid)
             if i in take:
                 tokens = self.norm_f(hidden, residual)[0] if norm else hidden + residual
                 tokens = self._cls_first(tokens)
@@ -195,17 +198,6 @@ class Vim(Isotropic):
         if intermediates_only:
             return maps
         return self._cls_first(self.norm_f(hidden, residual)[0]), maps
-
-    @torch.jit.ignore
-    def _run_block(
-        self, layer: Block, hidden: Tensor, residual: Tensor | None, height: int, width: int
-    ) -> tuple[Tensor, Tensor]:
-        arguments = (hidden, residual, None, None, (height, width) if self.needs_spatial_shape else None)
-        if self.grad_checkpointing:
-            hidden, residual, _ = recomputed(layer.forward_sequence, *arguments)
-        else:
-            hidden, residual, _ = layer.forward_sequence(*arguments)
-        return hidden, residual
 
     @torch.jit.ignore
     def prune_intermediate_layers(

@@ -79,7 +79,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 def test_every_mixer_fits_a_bidirectional_stack(mixer: str) -> None:
     model = stack(mixer, causal=False, depth=1)
     x = torch.randn(1, 9, DIM, requires_grad=True)
-    y = model.forward_grid(x, (3, 3)) if model.needs_spatial_shape else model(x)
+    y = model.forward_layers(x, (3, 3)) if model.needs_spatial_shape else model(x)
     (gradient,) = torch.autograd.grad(y[0, 4].sum(), x)
     assert gradient[0, 0].abs().sum() > 0 and gradient[0, -1].abs().sum() > 0
 

@@ -146,7 +146,7 @@ def test_the_sequence_is_band_by_band_with_the_cls_token_in_the_middle() -> None
 class PassOn(nn.Module):
     """In place of a block and of the last norm."""
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, residual: Tensor | None = None, grid: Any = None) -> tuple[Tensor, Tensor | None]:
         return x, residual
 
 

@@ -130,8 +130,9 @@ def test_drop_rates_reach_their_places() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # timm's contract asks for it all the same
-def test_scripted_model_agrees() -> None:
-    model, x = small(), torch.randn(1, 3, 16, 16)
+@pytest.mark.parametrize(("mixer", "arguments"), [("vim", {}), ("ncssd", {"conv": "grid"}), ("ss2d", {"d_conv": 1})])
+def test_scripted_model_agrees(mixer: str, arguments: dict[str, Any]) -> None:
+    model, x = small(mixer=mixer, mixer_args={mixer: arguments}), torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.script(model)(x), model(x), atol=1e-5, rtol=1e-4)
 
