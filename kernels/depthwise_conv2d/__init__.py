@@ -2,7 +2,7 @@
 
     y[i, j] = act(bias + Σ_rs weight[:, r, s] x[i + r - K // 2, j + s - K' // 2]),   zeros beside the grid
 
-Source: Liu et al., "VMamba: Visual State Space Model" (2024), section 4.3, figure 3 (d): DWConv, then SiLU.
+Source: Liu et al., "VMamba: Visual State Space Model" (2024), the VSS block: DWConv, then SiLU.
 """
 
 from __future__ import annotations
