@@ -17,7 +17,7 @@ _ARGUMENTS = "Tensor x, Tensor weight, Tensor? bias, bool silu, str backend"
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, backend: str) -> Tensor:
-    return backends.load("depthwise_conv2d", backend, x).forward(x, weight, bias, silu)
+    return _in_order(backends.load("depthwise_conv2d", backend, x).forward(x, weight, bias, silu))
 
 
 def _forward_fake(x: Tensor, *others: Any) -> Tensor:
@@ -25,11 +25,17 @@ def _forward_fake(x: Tensor, *others: Any) -> Tensor:
 
 
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, backend: str) -> Any:
-    return backends.load("depthwise_conv2d", backend, x).backward(dy, x, weight, bias, silu)
+    gradients = backends.load("depthwise_conv2d", backend, x).backward(dy, x, weight, bias, silu)
+    return tuple(_in_order(gradient) for gradient in gradients)
 
 
 def _backward_fake(dy: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return tuple(inputs[0].new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs[:3])
+
+
+def _in_order(tensor: Tensor) -> Tensor:
+    """Return a tensor with the strides that the fake has, on axes of one element too, which `contiguous` leaves."""
+    return tensor.contiguous().view(-1).view(tensor.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

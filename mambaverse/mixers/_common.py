@@ -151,7 +151,9 @@ def heads_and_groups(u: Tensor, headdim: int, ngroups: int, d_state: int) -> tup
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether to call `layer` is what `kind` does with ordinary tensors, and nothing else."""
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
-    return type(layer) is kind and type(layer.weight) in (nn.Parameter, Tensor) and not any(hooks)
+    if type(layer) is not kind or "forward" in vars(layer) or any(hooks):  # accelerate's hooks are the second
+        return False
+    return torch.compiler.is_compiling() or type(layer.weight) in (nn.Parameter, Tensor)  # under export they are fake
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

@@ -38,23 +38,23 @@ def causal_conv1d(
         )
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return silu(convolution) of a grid x (B, H, W, D), its weight (D, 1, K, K') as in `nn.Conv2d`."""
-    weight = weight.squeeze(1)
-    if torch.jit.is_scripting():
-        return torch.ops.mambaverse.depthwise_conv2d(x, weight, bias, True, "auto")
-    else:
-        return _portable.depthwise_conv2d(x, weight, bias, activation="silu")
-
-
 def silu_conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return silu(layer(x)) of a grid x (B, H, W, D), from Python: a layer of another class, or with hooks, is called.
-
-    The layer is a depthwise one of odd sides that keeps the grid's size.
-    """
-    if is_plain(layer, nn.Conv2d):
-        return depthwise_conv2d(x, layer.weight, layer.bias)
+    """Return silu(layer(x)) of a grid x (B, H, W, D), from Python; the kernel runs if that is what the layer does."""
+    if is_plain(layer, nn.Conv2d) and _is_depthwise(layer):
+        return _portable.depthwise_conv2d(x, layer.weight.squeeze(1), layer.bias, activation="silu")
     return F.silu(layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+def _is_depthwise(layer: nn.Conv2d) -> bool:
+    """Return whether a layer has a filter a channel, of odd sides, with zeros beside a grid whose size it keeps."""
+    rows, columns = layer.kernel_size
+    return (
+        layer.groups == layer.in_channels == layer.out_channels
+        and layer.stride == layer.dilation == (1, 1)
+        and rows % 2 == columns % 2 == 1
+        and layer.padding in ("same", (rows // 2, columns // 2))
+        and layer.padding_mode == "zeros"
+    )
 
 
 def selective_scan(

@@ -72,7 +72,7 @@ def causal_conv1d(
         inputs = torch.cat([inputs, state.flip(2)] if reverse else [state, inputs], dim=2)
     filters = (weight.flip(1) if reverse else weight).unsqueeze(1).to(x.dtype)
     y = F.conv1d(inputs, filters, None if bias is None else bias.to(x.dtype), groups=weight.shape[0]).transpose(1, 2)
-    y = F.silu(y) if activation == "silu" else y
+    y = F.silu(y) if activation is not None else y
     last = inputs[:, :, :before].flip(2) if reverse else inputs[:, :, inputs.shape[2] - before :]
     return y, last.transpose(1, 2)
 
@@ -84,7 +84,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, a
     padding = [weight.shape[1] // 2, weight.shape[2] // 2]
     filters, bias = weight.unsqueeze(1).to(x.dtype), None if bias is None else bias.to(x.dtype)
     y = F.conv2d(x.permute(0, 3, 1, 2), filters, bias, padding=padding, groups=weight.shape[0]).permute(0, 2, 3, 1)
-    return F.silu(y) if activation == "silu" else y
+    return F.silu(y) if activation is not None else y
 
 
 def selective_scan(

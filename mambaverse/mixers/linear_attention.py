@@ -124,9 +124,9 @@ class LinearAttention(Mixer):
 
 
 def _features(x: Tensor) -> Tensor:
-    """Return elu(x) + 1 in the dtype of x, rounded once: exp(x) - 1 in bfloat16 is -1 from x = -6 down, and 1 more 0.
+    """Return elu(x) + 1 in the dtype of x, rounded once: in bfloat16 exp(x) - 1 is -1 below -6.2, and 1 more is 0.
 
-    Autocast takes `exp` to float32, but not where it is told to work in place.
+    Autocast takes `exp` to float32, but in eager mode not where it is told to work in place.
     """
     above = F.relu(x)
-    return above + (x - above).exp_()
+    return (above + (x - above).exp_()).to(x.dtype)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaverse.errors import UserError, suggest
@@ -33,7 +34,7 @@ from mambaverse.mixers._common import (
     positive_dt,
     resolve_inner_heads,
 )
-from mambaverse.mixers._ops import causal_conv1d, depthwise_conv2d, nc_ssd, silu_conv2d
+from mambaverse.mixers._ops import causal_conv1d, nc_ssd, silu_conv2d
 from mambaverse.mixers._projection import Projected
 from mambaverse.mixers.ssd import GatedRMSNorm
 
@@ -220,7 +221,7 @@ class NCSSD(Projected):
             assert spatial_shape is not None
             grid = u.unflatten(1, [spatial_shape[0], spatial_shape[1]])
             if torch.jit.is_scripting():
-                return depthwise_conv2d(grid, self.conv2d.weight, self.conv2d.bias).flatten(1, 2)
+                return F.silu(self.conv2d(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)).flatten(1, 2)
             else:
                 return silu_conv2d(self.conv2d, grid).flatten(1, 2)
 

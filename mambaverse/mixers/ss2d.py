@@ -33,7 +33,7 @@ from mambaverse.mixers._common import (
     positive_dt,
     resolve_dt_rank,
 )
-from mambaverse.mixers._ops import depthwise_conv2d, scan_both_ways, silu_conv2d
+from mambaverse.mixers._ops import scan_both_ways, silu_conv2d
 from mambaverse.mixers.base import Mixer
 
 GATES = ("none", "silu", "linear")
@@ -204,7 +204,7 @@ class SS2D(Mixer):
         if self.conv2d is None:
             return F.silu(grid), z
         elif torch.jit.is_scripting():
-            return depthwise_conv2d(grid, self.conv2d.weight, self.conv2d.bias), z
+            return F.silu(self.conv2d(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)), z
         else:
             return silu_conv2d(self.conv2d, grid), z
 

@@ -44,9 +44,19 @@ def check(
         assert_close(name, actual[name], value, dtype)
 
 
+def check_strides(case: Case, backend: str, device: str) -> None:
+    """The fakes declare the strides of contiguous tensors, which torch.compile's programs assert."""
+    inputs = list(make_inputs(case, device=device).values())
+    y = torch.ops.mambaverse.depthwise_conv2d(*inputs, True, backend)
+    gradients = torch.ops.mambaverse.depthwise_conv2d_backward(y, *inputs, True, backend)
+    for tensor in (y, *gradients):
+        assert tensor.stride() == torch.empty(tensor.shape).stride()
+
+
 def check_all(backend: str, device: str = "cpu") -> None:
     for case in TESTED:
         check(make_inputs(case, device=device), backend=backend)
+        check_strides(case, backend, device)
     inputs = make_inputs(TESTED[0], device=device)
     check(inputs, backend=backend, activation=None)
     check({k: v for k, v in inputs.items() if k != "bias"}, backend=backend)

@@ -51,7 +51,7 @@ def test_linear_attention_is_attention_with_the_kernel_of_its_features():
 
 
 def test_the_features_of_linear_attention_lose_nothing_in_bfloat16():
-    """exp(x) - 1 + 1 would be 0 from x = -6 down; autocast would make them float32. At 0 the slope is 1."""
+    """exp(x) - 1 + 1 would be 0 below x = -6.2; autocast would make them float32. At 0 the slope is 1."""
     x = torch.cat([torch.linspace(-40, 40, 1001), torch.zeros(1)]).bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         y = _features(x)
