@@ -43,6 +43,12 @@ def check_dims(op: str, name: str, tensor: Tensor, letters: str) -> None:
         raise ValueError(f"{op}: {name} has dtype {tensor.dtype}; expected a real floating dtype")
 
 
+def check_activation(op: str, activation: str | None) -> None:
+    """Raise ValueError unless `activation` is None, or "silu" (alias "swish")."""
+    if activation not in (None, "silu", "swish"):
+        raise ValueError(f'{op}: unknown activation {activation!r}; expected None, "silu" or "swish"')
+
+
 def num_sequences(op: str, cu_seqlens: Tensor | None, batch: int) -> int:
     """Return the number of rows that states have: `batch`, or with `cu_seqlens` (S+1,) the number of sequences S.
 

@@ -57,6 +57,11 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if here else torch.cuda.device(tensor.device)
 
 
+def power_of_2(n: int) -> int:
+    """Return the least power of 2 that is at least n, and 1; of a symbol that of its value: tiles are compiled in."""
+    return 1 << max(0, int(n) - 1).bit_length()
+
+
 class _Call:
     """A call of an operator, while it looks for its kernels."""
 

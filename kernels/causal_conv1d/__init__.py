@@ -14,10 +14,9 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
 from mambaverse.kernels.causal_conv1d.op import causal_conv1d_forward, causal_conv1d_step, step
-from mambaverse.kernels.checks import check_dims, check_offsets, check_tensor, num_sequences
+from mambaverse.kernels.checks import check_activation, check_dims, check_offsets, check_tensor, num_sequences
 
 _OP = "causal_conv1d"
-_ACTIVATIONS = (None, "silu", "swish")
 
 
 @overload
@@ -117,8 +116,7 @@ def _check_filter(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, activ
     check_tensor(op, "weight", weight, (dim, weight.shape[1]), "(D, W)", x)
     if bias is not None:
         check_tensor(op, "bias", bias, (dim,), "(D,)", x)
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f'{op}: unknown activation {activation!r}; expected None, "silu" or "swish"')
+    check_activation(op, activation)
 
 
 def _check_state(op: str, name: str, state: Tensor, num_states: int, weight: Tensor, x: Tensor) -> None:

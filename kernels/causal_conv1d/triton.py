@@ -17,7 +17,7 @@ from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.causal_conv1d import triton_kernels as kernels
 from mambaverse.kernels.causal_conv1d import triton_packed as packed
 from mambaverse.kernels.checks import check_bounds, num_sequences
-from mambaverse.kernels.launch import Spec, launch, memo_of, on_device
+from mambaverse.kernels.launch import Spec, launch, memo_of, on_device, power_of_2
 
 MAX_WIDTH = 32  # the window is in registers and its loops are unrolled
 _WARPS = 4
@@ -145,7 +145,7 @@ def chunking(
     each = max(1, 8 // element_size)
     while each > 1 and each * width > 32:
         each //= 2
-    channels = min(128, max(16, _power_of_two(dim)))
+    channels = min(128, max(16, power_of_2(dim)))
     if channels == 128 and -dim % 128 >= 64:
         channels = 64
     tile = 32 * _WARPS * each // channels, channels
@@ -155,10 +155,6 @@ def chunking(
     chunks = max(1, -(-length // rows))
     rows = -(-max(1, -(-length // chunks)) // _AHEAD) * _AHEAD  # whole steps
     return tile, rows, max(1, -(-length // rows))
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
 
 
 def _check(x: Tensor, weight: Tensor, cu_seqlens: Tensor | None) -> int:

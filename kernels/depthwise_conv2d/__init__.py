@@ -10,11 +10,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_dims, check_real_tensor
+from mambaverse.kernels.checks import check_activation, check_dims, check_real_tensor
 from mambaverse.kernels.depthwise_conv2d.op import depthwise_conv2d_forward
 
 __all__ = ["depthwise_conv2d"]
-_ACTIVATIONS = (None, "silu", "swish")
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None) -> Tensor:
@@ -44,6 +43,5 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, a
     check_real_tensor("depthwise_conv2d", "weight", weight, (dim, *weight.shape[1:]), "(D, K, K')", x)
     if bias is not None:
         check_real_tensor("depthwise_conv2d", "bias", bias, (dim,), "(D,)", x)
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f'depthwise_conv2d: unknown activation {activation!r}; expected None, "silu" or "swish"')
+    check_activation("depthwise_conv2d", activation)
     return depthwise_conv2d_forward(x, weight, bias, activation is not None, current_backend())

@@ -27,37 +27,36 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tenso
         bias: (D,) or None.
         silu: Whether SiLU follows.
     """
-    p = _sums(x, weight, bias)
-    return (p * torch.sigmoid(p) if silu else p).to(x.dtype).contiguous()
+    p = _sums(_padded(x, weight), weight, bias)
+    return (p * torch.sigmoid(p) if silu else p).to(x.dtype)
 
 
 def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx, dweight and dbias, each in its input's dtype; one for an absent input is empty."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+    inputs = _padded(x, weight)
+    wide = inputs.dtype
     g = dy.to(wide)
     if silu:
-        p = _sums(x, weight, bias)
+        p = _sums(inputs, weight, bias)
         gate = torch.sigmoid(p)
         g = g * gate * (1 + p * (1 - gate))
     dweight = torch.zeros(weight.shape, dtype=wide, device=x.device)
-    padded = torch.zeros_like(_padded(x, weight))
-    for (r, s), window in _windows(_padded(x, weight), weight):
+    dinputs = torch.zeros_like(inputs)
+    for (r, s), window in _windows(inputs, weight):
         dweight[:, r, s] = (g * window).sum((0, 1, 2))
-    for (r, s), window in _windows(padded, weight):
+    for (r, s), window in _windows(dinputs, weight):
         window += g * weight[:, r, s].to(wide)
     top, left = weight.shape[1] // 2, weight.shape[2] // 2
-    dx = padded[:, top : top + x.shape[1], left : left + x.shape[2]]
+    dx = dinputs[:, top : top + x.shape[1], left : left + x.shape[2]]
     dbias = x.new_empty(0) if bias is None else g.sum((0, 1, 2)).to(bias.dtype)
-    return dx.to(x.dtype).contiguous(), dweight.to(weight.dtype), dbias
+    return dx.to(x.dtype), dweight.to(weight.dtype), dbias
 
 
-def _sums(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return p (B, H, W, D), in float32 at least."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    p = torch.zeros(x.shape, dtype=wide, device=x.device)
-    for (r, s), window in _windows(_padded(x, weight), weight):
-        p = p + weight[:, r, s].to(wide) * window
-    return p if bias is None else p + bias.to(wide)
+def _sums(padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return p (B, H, W, D) in the dtype of `padded`, x with the zeros beside the grid."""
+    taps = [weight[:, r, s].to(padded.dtype) * window for (r, s), window in _windows(padded, weight)]
+    p = sum(taps[1:], taps[0])
+    return p if bias is None else p + bias.to(padded.dtype)
 
 
 def _padded(x: Tensor, weight: Tensor) -> Tensor:

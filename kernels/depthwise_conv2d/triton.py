@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mambaverse.kernels.depthwise_conv2d import aten
 from mambaverse.kernels.depthwise_conv2d.triton_kernels import convolve, gradient
-from mambaverse.kernels.launch import Memo, Spec, launch, memo_of, on_device
+from mambaverse.kernels.launch import Memo, Spec, launch, memo_of, on_device, power_of_2
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_SIDE = 7  # of a filter, whose taps are in registers, and its loops unrolled; torch's operators take larger ones
@@ -86,9 +86,5 @@ def _convolve(
 def _tile(width: int, dim: int, rows: int, columns: int, share: int) -> tuple[int, int]:
     """Return the columns and channels of a program's tile, each a power of two."""
     elements = 256 if INTERPRETED else TILES[max(rows, columns)] // share
-    block = min(COLUMNS, _power_of_2(width))
-    return block, min(max(1, elements // block), _power_of_2(dim))
-
-
-def _power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
+    block = min(COLUMNS, power_of_2(width))
+    return block, min(max(1, elements // block), power_of_2(dim))

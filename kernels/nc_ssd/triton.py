@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import BackendError
-from mambaverse.kernels.launch import Spec, launch, memo_of, num_multiprocessors, on_device
+from mambaverse.kernels.launch import Spec, launch, memo_of, num_multiprocessors, on_device, power_of_2
 from mambaverse.kernels.nc_ssd import triton_kernels as kernels
 from mambaverse.kernels.nc_ssd.reference import state_dtype
 
@@ -80,7 +80,7 @@ class _Call:
         x, _, _, B, C, *_ = tensors
         assert x is not None and B is not None and C is not None
         (batch, length, heads, head_dim), (groups, state_dim) = x.shape, B.shape[2:]
-        columns, states = _power_of_two(head_dim), _power_of_two(state_dim)
+        columns, states = (max(16, power_of_2(size)) for size in (head_dim, state_dim))
         if columns * states > MAX_STATE:
             raise BackendError(
                 f"nc_ssd: backend 'triton' takes heads of up to {MAX_STATE} channels times states, each rounded up to "
@@ -130,7 +130,3 @@ class _Call:
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
-
-
-def _power_of_two(n: int) -> int:
-    return max(16, 1 << (n - 1).bit_length())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.launch import Spec, launch, memo_of, on_device
+from mambaverse.kernels.launch import Spec, launch, memo_of, on_device, power_of_2
 from mambaverse.kernels.norm import triton_kernels as kernels
 from mambaverse.kernels.norm import triton_wide as wide
 from mambaverse.kernels.norm.triton_kernels import GATE_FIRST, NO_GATE, NORM_FIRST
@@ -79,9 +79,9 @@ def tiling(num_rows: int, size: int, each: int) -> tuple[int, int, int, int, int
     A warp has a row of up to 1024 channels, 32 in a thread; wider rows have up to 16 warps. Of narrow rows a warp has
     several, so that a thread holds about `each` elements.
     """
-    per_row = min(16, max(1, _power_of_two(-(-size // 1024))))
-    v = min(_power_of_two(size), 256 * per_row)
-    k = _power_of_two(-(-size // v))
+    per_row = min(16, max(1, power_of_2(-(-size // 1024))))
+    v = min(power_of_2(size), 256 * per_row)
+    k = power_of_2(-(-size // v))
     warps = max(_WARPS, per_row)
     rows = max(warps // per_row, min(128, each * 32 * warps // (k * v)))
     steps = max(1, -(-num_rows // (_PROGRAMS * rows)))
@@ -194,7 +194,3 @@ def _rows(x: Tensor) -> Tensor:
     """Return x (..., D) as (rows, D) with its channels side by side."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.launch import Spec, launch, memo_of, on_device
+from mambaverse.kernels.launch import Spec, launch, memo_of, on_device, power_of_2
 from mambaverse.kernels.selective_scan import triton_forward as walk
 from mambaverse.kernels.selective_scan.shapes import chunk_state_dtype, num_chunk_states
 from mambaverse.kernels.selective_scan.triton_around import combine, gate, gate_gradient, pack
@@ -26,7 +26,6 @@ from mambaverse.kernels.selective_scan.triton_plan import (
     Plan,
     divisor,
     plan,
-    power_of_2,
 )
 
 COMBINED = 128  # channels of a program of `combine`

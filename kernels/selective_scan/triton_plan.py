@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mambaverse.kernels.backend import BackendError
-from mambaverse.kernels.launch import Memo, Spec, num_multiprocessors
+from mambaverse.kernels.launch import Memo, Spec, num_multiprocessors, power_of_2
 from mambaverse.kernels.selective_scan.shapes import TRITON_CHUNK
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -193,8 +193,3 @@ def plan(
 def divisor(n: int, limit: int) -> int:
     """Return the largest divisor of n up to `limit`."""
     return next(k for k in range(limit, 0, -1) if n % k == 0)
-
-
-def power_of_2(n: int) -> int:
-    """Return the least power of 2 that is at least n."""
-    return 1 << (n - 1).bit_length()

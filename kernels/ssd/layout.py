@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaverse.kernels.launch import power_of_2
+
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_COLUMNS = 16 if _INTERPRETED else 64
 # Positions between the states that Triton's backward needs, one for each of its chunks. Forward keeps them all, but of
@@ -97,12 +99,8 @@ def triton_tile(state_dim: int) -> tuple[int, int]:
 
     Backward's bfloat16 products of tiles with fewer columns came out wrong (Triton 3.6, sm_90).
     """
-    return TRITON_COLUMNS, max(16, _power_of_2(state_dim))
+    return TRITON_COLUMNS, max(16, power_of_2(state_dim))
 
 
 def _on_triton(x: Tensor, backend: str) -> bool:
     return backend == "triton" or (backend == "auto" and x.device.type == "cuda")
-
-
-def _power_of_2(n: int) -> int:
-    return 1 << (int(n) - 1).bit_length()  # not of a symbol: tiles are compiled in

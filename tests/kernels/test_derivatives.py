@@ -8,16 +8,9 @@ import torch
 from torch.autograd import forward_ad
 
 OPERATORS = [
-    "causal_conv1d",
-    "depthwise_conv2d",
-    "lti_conv",
-    "nc_ssd",
-    "norm",
-    "selective_scan",
-    "ssd",
-    "summed_angles",
+    "causal_conv1d", "depthwise_conv2d", "lti_conv", "nc_ssd", "norm", "selective_scan", "ssd", "summed_angles",
     "turned_qk",
-]
+]  # fmt: skip
 
 
 def leaves_and_outputs(op: str) -> tuple[list[torch.Tensor], Any, dict[str, Any]]:
