@@ -256,7 +256,7 @@ def _scan(
         (*one, *two, *call.shared(), y, final, states, carry, carry if starts is None else starts, ends, sums,
          u.stride(0), u.stride(2), *p.strides, p.batch, p.length, p.group_dim, p.segment),
         lambda: p.constants() | call.flags | {
-            "su_l": u.stride(1), "MODE": mode, "SAVE": save, "T": STEPS, "TAIL": p.tail, "maxnreg": p.registers,
+            "su_l": u.stride(1), "MODE": mode, "SAVE": save, "T": STEPS, "TAIL": p.tail, "maxnreg": p.registers(save),
         },
     )  # fmt: skip
 

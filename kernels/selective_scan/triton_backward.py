@@ -189,7 +189,7 @@ def _gradient_tile(
     zero = tl.zeros([BD], tl.float32)
     for j in tl.static_range(T // SHARE):
         here = SHARE * j + which < left
-        dt_i = step_size(widen(b_delta[j], p_delta, FAST), b_bias, SOFTPLUS, FAST)
+        dt_i = step_size(widen(b_delta[j], p_delta, FAST), b_bias, SOFTPLUS)
         gy_i, u_i = widen(b_dy[j], p_dy, FAST) * SCALE, widen(b_u[j], p_u, FAST)
         if HAS_Z:
             z_i = widen(b_z[j], p_z, FAST)

@@ -121,7 +121,7 @@ def scan_tile(
     dt, x, skip = (), (), ()
     total = tl.zeros([BD], tl.float32)
     for j in tl.static_range(T // SHARE):
-        dt_i = step_size(widen(b_delta[j], p_delta, FAST), b_bias, SOFTPLUS, FAST)
+        dt_i = step_size(widen(b_delta[j], p_delta, FAST), b_bias, SOFTPLUS)
         here = SHARE * j + which < left
         if not FULL:
             dt_i = tl.where(here, dt_i, 0.0)  # a step that is not there changes no state

@@ -20,9 +20,9 @@ MOST_WARPS = 1 if INTERPRETED else 4  # of a program: 64 channels of 16 bits are
 STEPS = 4 if INTERPRETED else 16  # a tile's
 ROUND = 8 if INTERPRETED else 32  # steps between two sums over the warps of a program; segments are multiples
 TOGETHER = 2  # states that backward walks through a tile together
-# Registers of a thread of `scan`, where there are more than 8 warps a multiprocessor and where there are not. Told
-# nothing, the compiler takes about 100, and the kernel waits for each exponential.
-REGISTERS, MANY_REGISTERS = 128, 255
+# Registers of a thread of `scan`; the second of them where there are at most 8 warps a multiprocessor and no states are
+# kept. Told nothing, the compiler takes others, and the kernel is up to 15 % slower: docs/gpu_selective_scan.md.
+REGISTERS, FEW_WARPS_REGISTERS = 128, 136
 TAIL = 2 if INTERPRETED else 4  # steps of a tile at the end of a sequence
 UNROLL = 8  # states whose steps the compiler may interleave
 MAX_STATES = 256
@@ -117,10 +117,10 @@ class Plan:
         """Slices of a direction in which backward's programs leave dB and dC."""
         return 0 if self.own_BC else self.warps // self.program
 
-    @cached_property
-    def registers(self) -> int:
-        """Registers of a thread of `scan`, at most."""
-        return REGISTERS if self.threads > 8 * WARP * self.processors else MANY_REGISTERS
+    def registers(self, save: bool) -> int:
+        """Return the registers of a thread of `scan`, at most; `save`: whether it keeps states."""
+        few_warps = self.threads <= 8 * WARP * self.processors
+        return FEW_WARPS_REGISTERS if few_warps and not save else REGISTERS
 
     def constants(self) -> dict[str, Any]:
         """Return the constants that `scan` and `gradient` have in common."""
