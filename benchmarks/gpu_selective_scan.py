@@ -3,7 +3,8 @@
     python benchmarks/gpu_selective_scan.py [--case "128,384,197"] [--dtype bf16] [--csv FILE]
 
 Each case is checked against float64 first, at its width and at most 300 steps and 2 sequences. Inputs: D, z, bias and
-softplus, N = 16; gradients of all eight. The floor is the larger of bytes at 3.0 TB/s and exponentials at 3.7e12 a
+softplus, N = 16; gradients of all eight; with both directions, inputs and parameters of their own, and one gate. The
+floor is the larger of bytes at 3.0 TB/s and exponentials at 3.7e12 a
 second, 20 an element (16 decays, softplus, gate): a forward's on one H100.
 """
 
@@ -74,20 +75,22 @@ def both_ms(function: Callable[[], object]) -> list[float]:
 def times(batch: int, dim: int, length: int, dtype: torch.dtype) -> list[float]:
     inputs = case_inputs(batch, dim, length, dtype)
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+    both = {name: (leaf, leaf.detach().clone().requires_grad_()) for name, leaf in leaves.items() if name != "z"}
     cotangent = torch.randn_like(inputs["u"])
 
     def forward() -> Tensor:
         with torch.no_grad():
             return selective_scan(**inputs, delta_softplus=True)
 
-    def step(scan: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(scan(**leaves, delta_softplus=True), list(leaves.values()), cotangent)
+    def step() -> tuple[Tensor, ...]:
+        y = selective_scan(**leaves, delta_softplus=True)
+        return torch.autograd.grad(y, list(leaves.values()), cotangent)
 
-    return [
-        *both_ms(forward),
-        *both_ms(lambda: step(selective_scan)),
-        *both_ms(lambda: step(bidirectional_selective_scan)),
-    ]
+    def step_of_both() -> tuple[Tensor, ...]:
+        y = bidirectional_selective_scan(**both, z=leaves["z"], delta_softplus=True)
+        return torch.autograd.grad(y, [*(leaf for pair in both.values() for leaf in pair), leaves["z"]], cotangent)
+
+    return [*both_ms(forward), *both_ms(step), *both_ms(step_of_both)]
 
 
 def floor_ms(batch: int, dim: int, length: int, dtype: torch.dtype) -> float:
