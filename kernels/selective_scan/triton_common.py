@@ -15,6 +15,8 @@ thread; what crosses threads is in `triton_threads`.
 import triton
 import triton.language as tl
 
+from mambaverse.kernels.triton_math import softplus
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -32,20 +34,6 @@ def reciprocal(x, FAST: tl.constexpr):
 @triton.jit
 def sigmoid(x, FAST: tl.constexpr):
     return reciprocal(1.0 + tl.exp2(x * -LOG2E), FAST)
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + exp(x)): max(x, 0) and, of e = exp(-|x|), log(1 + e) by a polynomial, relative error 2e-7.
-
-    Δ may be 1e-4, and its relative error counts: a logarithm of what 1 + e rounds to would be off.
-    """
-    e = tl.exp2(tl.abs(x) * -LOG2E)
-    p = 0.0440896476 - e * 0.00853921193
-    p = 0.17745244 + e * (e * p - 0.107681741)
-    p = 0.3327548 + e * (e * p - 0.24495464)
-    p = 0.999999806 + e * (e * p - 0.499974054)
-    return tl.maximum(x, 0.0) + e * p
 
 
 @triton.jit

@@ -6,6 +6,7 @@ a sequence into segments if there are at most 2 programs, backward if there are 
 """
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,18 @@ from mambaverse.kernels.selective_scan.cases import Case, make_inputs
 from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
 
 inside = os.environ.get("TRITON_INTERPRET") == "1"
+if inside:
+    import triton
+    import triton.language as tl
+
+    from mambaverse.kernels.triton_math import softplus
+
+    @triton.jit
+    def softplus_of(x: Any, y: Any, N: tl.constexpr) -> None:
+        place = tl.arange(0, N)
+        tl.store(y + place, softplus(tl.load(x + place)))
+
+
 interpreted = pytest.mark.skipif(not inside, reason="runs in the process that the first test starts")
 
 SPLIT = Case("split", "two segments and a part of a tile; a part of a block", 1, 19, 9, 2)
@@ -162,3 +175,13 @@ def test_too_many_states_are_refused_clearly():
     inputs = make_inputs(Case("wide", "N = 257", 1, 1, 1, 257))
     with use_backend("triton"), pytest.raises(BackendError, match="takes up to 256 states, not 257"):
         selective_scan(**inputs)
+
+
+@interpreted
+def test_softplus_of_small_steps_and_of_what_is_no_number():
+    x = torch.cat([torch.linspace(-20, 20, 1021), torch.tensor([float("nan"), float("inf"), -float("inf")])])
+    y = torch.empty_like(x)
+    softplus_of[(1,)](x, y, 1024)
+    expected = torch.log1p(x.double().exp())
+    assert ((y - expected) / expected)[:1021].abs().max() < 1e-6
+    assert y[1021].isnan() and y[1022] == float("inf") and y[1023] == 0
