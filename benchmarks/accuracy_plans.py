@@ -188,6 +188,7 @@ CIFAR10 = (
     _images("resnet18", f"{PEER}:resnet18", "model.args.drop_path_rate=null"),  # as in timm, which has no such rate
     _images("vit", f"{PEER}:vit"),
     _images("vim", config="vision/cifar10_vim"),
+    _images("ncssd", "model.mixer=ncssd", "model.mixer_args.ncssd.conv=grid", config="vision/cifar10_vim"),
 )
 PLANS = {
     "grid": Plan(SETS, MIXERS),

@@ -16,6 +16,7 @@ from mambaverse.kernels.selective_scan import triton_forward as walk
 from mambaverse.kernels.selective_scan.shapes import chunk_state_dtype, num_chunk_states
 from mambaverse.kernels.selective_scan.triton_around import combine, gate, gate_gradient, pack
 from mambaverse.kernels.selective_scan.triton_backward import gradient, reduce_BC, reduce_params
+from mambaverse.kernels.selective_scan.triton_common import CHAINED, JOINED
 from mambaverse.kernels.selective_scan.triton_plan import (
     INTERPRETED,
     MOST_WARPS,
@@ -120,7 +121,7 @@ def _forward(
     inputs: tuple[Inputs, ...], scale: float, cu_seqlens: Tensor | None, delta_softplus: bool, reverse: bool, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     u, _, A, *_ = inputs[0]
-    call = _Call.of(inputs, cu_seqlens, scale, delta_softplus, reverse)
+    call = _Call.of(False, inputs, cu_seqlens, scale, delta_softplus, reverse)
     p = call.plan
     y = call.outputs(u.dtype)
     final_state = call.empty(*p.lead, p.sequences, p.dim, p.state_dim)
@@ -130,7 +131,7 @@ def _forward(
         with on_device(u):
             call.pack()
             starts = None
-            if p.segments > 1:
+            if p.split == JOINED.value:
                 starts = _segment_starts(call, SUMMARY, None, [i[8] for i in inputs])
             _scan(call, SCAN, None, (y, final_state, chunk_states, None, None), starts, save)
     return y, final_state, chunk_states
@@ -143,7 +144,7 @@ def _backward(
     u, delta, A, B, C, D, z, delta_bias, initial_state = inputs[0]
     dfinal = None if dfinal_state is None else dfinal_state.contiguous()
     others = Spec.of(dy), Spec.of(dfinal), chunk_states.data_ptr() % 16
-    call = _Call.of(inputs, cu_seqlens, scale, delta_softplus, reverse, *others)
+    call = _Call.of(True, inputs, cu_seqlens, scale, delta_softplus, reverse, *others)
     p = call.plan
     du, ddelta = call.outputs(u.dtype), call.outputs(delta.dtype)
     dz = None if z is None else call.outputs(z.dtype)
@@ -155,7 +156,7 @@ def _backward(
         with on_device(u):
             call.pack()
             starts = None
-            if p.segments > 1:
+            if p.split == JOINED.value:
                 of_each = [dfinal] if dfinal is None or p.directions == 1 else list(dfinal)
                 starts = _segment_starts(call, GRADIENT, dy, of_each)
             _gradient(call, dy, dfinal, chunk_states, starts, (du, ddelta, dz, dB, dC, dA, dD, dbias, dh0))
@@ -180,8 +181,8 @@ class _Call:
 
     @staticmethod
     def of(
-        inputs: tuple[Inputs, ...], cu_seqlens: Tensor | None, scale: float, delta_softplus: bool, reverse: bool,
-        *others: Any,
+        backward: bool, inputs: tuple[Inputs, ...], cu_seqlens: Tensor | None, scale: float, delta_softplus: bool,
+        reverse: bool, *others: Any,
     ) -> _Call:  # fmt: skip
         """Find the plan of a call; `others` are what backward's launches depend on beside."""
         inputs = tuple(_dense_params(i) for i in inputs)
@@ -190,7 +191,7 @@ class _Call:
         specs = [Spec.of(t) for one in inputs for t in one]
         packed = None if cu_seqlens is None else cu_seqlens.numel() - 1
         cu = None if cu_seqlens is None else (cu_seqlens.dtype, cu_seqlens.data_ptr() % 16)
-        p = plan(len(inputs), packed, u.device, *specs, cu, scale, delta_softplus, reverse, *others)
+        p = plan(len(inputs), backward, packed, u.device, *specs, cu, scale, delta_softplus, reverse, *others)
         A2 = torch.empty(p.directions, p.state_dim, p.dim, dtype=torch.float32, device=u.device)
         size = 0 if p.own_BC else p.directions * p.batch * p.length * p.groups * p.state_dim
         BC = torch.empty(size, dtype=torch.int64 if p.pair == 32 else torch.int32, device=u.device)
@@ -288,10 +289,14 @@ def _gradient(
     p, u = call.plan, call.inputs[0][0]
     _, _, _, dB, dC, dA, dD, dbias, _ = outputs
     assert dB is not None and dC is not None and dA is not None
-    rows = p.sequences * p.segments
+    rows = p.sequences * p.apart
     params = call.empty(p.directions * rows, p.state_dim + 2, p.dim)
     parts = call.empty(0 if p.own_BC or INTERPRETED else 4 * p.state_dim * ROUND * p.threads // WARP)
     carry = call.empty(max(p.resting, WARP * MOST_WARPS))
+    flags = carry
+    if p.split == CHAINED.value:
+        starts = call.empty(p.directions * p.sequences, p.state_dim, p.dim)  # what programs hand on
+        flags = torch.zeros(p.threads // WARP, dtype=torch.int32, device=u.device)
     slice_size = 2 * p.batch * p.groups * p.state_dim * p.length
     dBC = call.empty(p.directions * p.slices * slice_size)
     if p.packed:  # the kernel leaves out what no sequence covers
@@ -300,7 +305,7 @@ def _gradient(
     launch(
         p.memo, "gradient", gradient, p.grid,
         (dy, dy if dfinal is None else dfinal, *call.inputs[0], *call.inputs[-1], *call.shared(), states, parts, carry,
-         carry if starts is None else starts, du, ddelta, dz, dB, dC, dBC, params, dh0,
+         carry if starts is None else starts, flags, du, ddelta, dz, dB, dC, dBC, params, dh0,
          dy.stride(0), dy.stride(2), u.stride(0), u.stride(2), *p.strides, p.batch, p.length, p.group_dim, p.segment),
         lambda: p.constants() | call.flags | {
             "sy_l": dy.stride(1), "su_l": u.stride(1), "HAS_FINAL": dfinal is not None, "ROUND": ROUND,

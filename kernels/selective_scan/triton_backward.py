@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 
 from mambaverse.kernels.selective_scan.triton_common import (
+    CHAINED,
+    JOINED,
     LN2,
     decays,
     load,
@@ -39,6 +41,7 @@ from mambaverse.kernels.selective_scan.triton_common import (
 from mambaverse.kernels.selective_scan.triton_threads import (
     add_warps,
     finish_sums,
+    hand_on,
     lane_of,
     pair_sums,
     place_of_sum,
@@ -46,6 +49,7 @@ from mambaverse.kernels.selective_scan.triton_threads import (
     spread,
     store_pair,
     thread_of,
+    wait_for_piece,
 )
 
 
@@ -315,7 +319,7 @@ def _ahead(
 @triton.jit(do_not_specialize=["batch", "L", "segment", "sB_l", "sC_l"])
 def gradient(
     dy, dfinal, u, delta, z, B, C, D, bias, h0, u_2, delta_2, z_2, B_2, C_2, D_2, bias_2, h0_2,
-    BC, A2, cu, states, parts, carry, starts, du, ddelta, dz, dB, dC, dBC, dparams, dh0,
+    BC, A2, cu, states, parts, carry, starts, flags, du, ddelta, dz, dB, dC, dBC, dparams, dh0,
     sy_b, sy_d, su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
     batch, L, group_dim, segment, N: tl.constexpr,
     sy_l: tl.constexpr, su_l: tl.constexpr, sd_l: tl.constexpr, sz_l: tl.constexpr, dim: tl.constexpr,
@@ -328,19 +332,21 @@ def gradient(
 ):  # fmt: skip
     """The gradients of everything.
 
-    Grid: (blocks of channels of all groups, times sequences; segments; directions), as that of `scan`. Memory of a
+    Grid: (blocks of channels of all groups, times sequences; directions; segments), as that of `scan`. Memory of a
     program: `parts` (2, warps, N, ROUND, 2) and, where a thread has more states than UNROLL, `carry` (N / SHARE, BD).
     `dparams` (sequences, segments, N + 2, D) gets dA, dD and d delta_bias; `dBC` (programs of a group, B, G, N, L, 2)
     dB and dC, or `dB` and `dC` (B, L, D, N) if OWN_BC. Tiles are of CHUNK steps: `states` has those before each. If
-    SPLIT, `starts` (sequences, segments, N, D) has the gradients of the states after the segments. All these have a
-    leading axis of directions; `dy`, which SCALE multiplies, has none.
+    SPLIT is JOINED, `starts` (sequences, segments, N, D) has the gradients of the states after the segments; if it is
+    CHAINED, `starts` (sequences, N, D) and `dparams` (sequences, N + 2, D) are what a program hands on, the last piece
+    first, and `flags` (programs, warps) zeros. All these have a leading axis of directions; `dy`, which SCALE
+    multiplies, has none.
     """
-    others = (BC, A2, cu, states, parts, carry, starts, du, ddelta, dz, dB, dC, dBC, dparams, dh0)
+    others = (BC, A2, cu, states, parts, carry, starts, flags, du, ddelta, dz, dB, dC, dBC, dparams, dh0)
     strides = (
         sy_b, sy_d, su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
         sh_s, sh_d, sh_n, batch, L, group_dim, segment,
     )  # fmt: skip
-    if not BOTH or tl.program_id(2) == 0:
+    if not BOTH or tl.program_id(1) == 0:
         _walk(
             (dy, dfinal, u, delta, z, B, C, D, bias, h0), others, strides, N, sy_l, su_l, sd_l, sz_l, dim, REVERSE,
             SOFTPLUS, SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, HAS_FINAL, PACKED, SPLIT, OWN_BC, BC_STEP, PAIR, EVEN,
@@ -352,6 +358,22 @@ def gradient(
             dim, True, SOFTPLUS, SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, HAS_FINAL, PACKED, SPLIT, OWN_BC, BC_STEP,
             PAIR, EVEN, CHUNK, ROUND, TAIL, BD, WARP, UNROLL, NU, SHARE, EXACT, FAST,
         )  # fmt: skip
+
+
+@triton.jit
+def _first_gradients(
+    p_start, p_final, p_dA, last, SPLIT: tl.constexpr, HAS_FINAL: tl.constexpr, BD: tl.constexpr, FAST: tl.constexpr
+):  # fmt: skip
+    """Return the gradient of a state after a segment, the `last` or not, and what dA begins with."""
+    g, dA = tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
+    if SPLIT == JOINED:
+        g = load(p_start, FAST)
+    else:
+        if HAS_FINAL:
+            g = load(p_final, FAST)
+        if SPLIT == CHAINED:
+            g, dA = tl.where(last, g, load(p_start, FAST)), tl.where(last, 0.0, load(p_dA, FAST))
+    return g, dA
 
 
 @triton.jit
@@ -367,7 +389,7 @@ def _walk(
 ):  # fmt: skip
     """See `gradient`."""
     dy, dfinal, u, delta, z, B, C, D, bias, h0 = inputs
-    BC, A2, cu, states, parts, carry, starts, du, ddelta, dz, dB, dC, dBC, dparams, dh0 = others
+    BC, A2, cu, states, parts, carry, starts, flags, du, ddelta, dz, dB, dC, dBC, dparams, dh0 = others
     (
         sy_b, sy_d, su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
         sh_s, sh_d, sh_n, batch, L, group_dim, segment,
@@ -379,10 +401,12 @@ def _walk(
     WARPS: tl.constexpr = BD // WARP
     PARTS: tl.constexpr = N * ROUND * 2  # floats of a warp
     blocks = tl.cdiv(group_dim, CHANNELS)
-    i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64), tl.num_programs(2)
     i_d, i_s = i_p % (blocks * (dim // group_dim)), i_p // (blocks * (dim // group_dim))
     i_g = i_d // blocks
-    i_2 = tl.program_id(2).to(tl.int64)
+    i_2 = tl.program_id(1).to(tl.int64)
+    if SPLIT == CHAINED:
+        i_c = num_segments - 1 - i_c
     num_sequences = tl.num_programs(0) // (blocks * (dim // group_dim))
     i_q = i_2 * num_sequences + i_s  # among the sequences of both directions
     place = tl.arange(0, BD)
@@ -439,37 +463,40 @@ def _walk(
     b_bias = widen(load_input(bias + o_d, FAST), bias, FAST) if HAS_BIAS else tl.zeros([BD], tl.float32)
     b_D = widen(load_input(D + o_d, FAST), D, FAST) if HAS_D else tl.zeros([BD], tl.float32)
 
-    program = (i_2 * num_segments + i_c) * tl.num_programs(0) + i_p
+    program = (i_2 if SPLIT == CHAINED else i_2 * num_segments + i_c) * tl.num_programs(0) + i_p
     p_parts = parts + program * 2 * WARPS * PARTS
     p_g = carry + program * OWN * BD + place
-    o_segment = ((i_q * num_segments + i_c) * N + o_n) * dim + o_d
-    p_params = dparams + (i_q * num_segments + i_c) * (N + 2) * dim + o_d
+    p_flags = flags + program * WARPS
+    i_row = i_q if SPLIT == CHAINED else i_q * num_segments + i_c
+    o_segment = (i_row * N + o_n) * dim + o_d
+    p_params = dparams + i_row * (N + 2) * dim + o_d
     p_dA = p_params + o_n * dim
+    last = i_c == num_segments - 1
+    if SPLIT == CHAINED:
+        wait_for_piece(p_flags, place, (num_segments - 1 - i_c).to(tl.int32), WARP, FAST)
     zero = tl.zeros([BD], tl.float32)
     gs, dA, A = (), (), ()
     if HELD:
         for n in tl.static_range(OWN):
-            g = zero
-            if SPLIT:
-                g = load(starts + o_segment + n * dim, FAST)
-            elif HAS_FINAL:
-                g = load(dfinal + (i_q * dim + o_d) * N + o_n + n, FAST)
-            gs, dA, A = gs + (g,), dA + (zero,), A + (load_input(p_A2 + n * dim, FAST),)
+            g, dA_n = _first_gradients(
+                starts + o_segment + n * dim, dfinal + (i_q * dim + o_d) * N + o_n + n, p_dA + n * dim, last,
+                SPLIT, HAS_FINAL, BD, FAST,
+            )  # fmt: skip
+            gs, dA, A = gs + (g,), dA + (dA_n,), A + (load_input(p_A2 + n * dim, FAST),)
     else:
         for n in range(OWN):
-            g = zero
-            if SPLIT:
-                g = load(starts + o_segment + n * dim, FAST)
-            elif HAS_FINAL:
-                g = load(dfinal + (i_q * dim + o_d) * N + o_n + n, FAST)
+            g, dA_n = _first_gradients(
+                starts + o_segment + n * dim, dfinal + (i_q * dim + o_d) * N + o_n + n, p_dA + n * dim, last,
+                SPLIT, HAS_FINAL, BD, FAST,
+            )  # fmt: skip
             store(p_g + n * BD, g, None, False, FAST)
-            store(p_dA + n * dim, zero, m_d, True, FAST)
+            store(p_dA + n * dim, dA_n, m_d, True, FAST)
 
     b_dD, b_dbias = zero, zero
     rounds = tl.cdiv(count, ROUND)
     for k in range(rounds):
         t_round = (rounds - 1 - k) * ROUND
-        p_round = p_parts + (k % 2) * WARPS * PARTS
+        p_round = p_parts + (low + t_round) // ROUND % 2 * WARPS * PARTS  # the last one may still be read
         p_warp = p_round
         if FAST:
             p_warp += place // WARP * PARTS
@@ -515,20 +542,33 @@ def _walk(
 
     if SHARE > 1:
         both = pair_sums((b_dD, b_dbias), which, 2, SHARE, BD, FAST)  # dD in the first half of the warp
-        store(p_params + (N + which) * dim, both[0], m_d, True, FAST)
-    else:
-        store(p_params + N * dim, b_dD, m_d, True, FAST)
-        store(p_params + (N + 1) * dim, b_dbias, m_d, True, FAST)
+        b_dD = both[0]
+    p_dD = p_params + (N + which) * dim
+    if SPLIT == CHAINED:
+        b_dD += tl.where(last, 0.0, load(p_dD, FAST))
+    store(p_dD, b_dD, m_d, True, FAST)
+    if SHARE == 1:
+        if SPLIT == CHAINED:
+            b_dbias += tl.where(last, 0.0, load(p_dD + dim, FAST))
+        store(p_dD + dim, b_dbias, m_d, True, FAST)
     p_dh0 = dh0 + (i_q * dim + o_d) * N + o_n
     if HELD:
         for n in tl.static_range(OWN):
             store(p_dA + n * dim, dA[n], m_d, True, FAST)
+            if SPLIT == CHAINED:
+                store(starts + o_segment + n * dim, gs[n], m_d, True, FAST)
         if HAS_H0 and i_c == 0:
             for n in tl.static_range(OWN):
                 store(p_dh0 + n, gs[n], m_d, True, FAST)
-    elif HAS_H0 and i_c == 0:
+    elif HAS_H0 or SPLIT == CHAINED:
         for n in range(OWN):
-            store(p_dh0 + n, load(p_g + n * BD, FAST), m_d, True, FAST)
+            g = load(p_g + n * BD, FAST)
+            if SPLIT == CHAINED:
+                store(starts + o_segment + n * dim, g, m_d, True, FAST)
+            if HAS_H0 and i_c == 0:
+                store(p_dh0 + n, g, m_d, True, FAST)
+    if SPLIT == CHAINED:
+        hand_on(p_flags, place, WARP, FAST)
 
 
 @triton.jit

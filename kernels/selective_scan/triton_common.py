@@ -19,6 +19,9 @@ from mambaverse.kernels.triton_math import softplus
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+# SPLIT, how a length is cut: 0, not; in segments that start from what `combine` finds; in pieces of a chain, each
+# of which starts from what the program before it hands on.
+JOINED, CHAINED = tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit

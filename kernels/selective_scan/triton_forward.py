@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from mambaverse.kernels.selective_scan.triton_common import (
+    JOINED,
     decays,
     load,
     load_input,
@@ -190,7 +191,7 @@ def scan(
 ):  # fmt: skip
     """Scan (SCAN), or find what a segment does to a state (SUMMARY) or to the gradient of a state (GRADIENT).
 
-    Grid: (blocks of channels of all groups, times sequences; segments; directions). If BOTH, the second direction is
+    Grid: (blocks of channels of all groups, times sequences; directions; segments). If BOTH, the second direction is
     the reverse one and has inputs of its own (`u_2`, ...), with the same strides; all that the kernels write has a
     leading axis of directions, and so have BC and A2.
 
@@ -205,7 +206,7 @@ def scan(
         su_b, su_d, sd_b, sd_d, sz_b, sz_d, sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n, sh_s, sh_d, sh_n,
         batch, L, group_dim, segment,
     )  # fmt: skip
-    if not BOTH or tl.program_id(2) == 0:  # each order has code of its own: strides as arguments cost 5 to 7 %
+    if not BOTH or tl.program_id(1) == 0:  # each order has code of its own: strides as arguments cost 5 to 7 %
         _walk(
             (u, delta, z, B, C, D, bias, h0), outputs, strides, N, su_l, sd_l, sz_l, dim, MODE, REVERSE, SOFTPLUS,
             SCALE, HAS_D, HAS_Z, HAS_BIAS, HAS_H0, PACKED, SPLIT, SAVE, OWN_BC, BC_STEP, PAIR, EVEN, CHUNK, T, TAIL,
@@ -239,10 +240,10 @@ def _walk(
     OWN: tl.constexpr = N // SHARE  # states of a thread
     HELD: tl.constexpr = OWN == UNROLL  # in registers, all the way
     blocks = tl.cdiv(group_dim, CHANNELS)
-    i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    i_p, i_c, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64), tl.num_programs(2)
     i_d, i_s = i_p % (blocks * (dim // group_dim)), i_p // (blocks * (dim // group_dim))
     i_g = i_d // blocks
-    i_2 = tl.program_id(2).to(tl.int64)
+    i_2 = tl.program_id(1).to(tl.int64)
     num_sequences = tl.num_programs(0) // (blocks * (dim // group_dim))
     i_q = i_2 * num_sequences + i_s  # among the sequences of both directions
     place = tl.arange(0, BD)
@@ -294,7 +295,7 @@ def _walk(
         for n in tl.static_range(OWN):
             h = tl.zeros([BD], tl.float32)
             if MODE == SCAN:
-                if SPLIT:
+                if SPLIT == JOINED:
                     h = load(starts + o_segment + n * dim, FAST)
                 elif HAS_H0:
                     h = widen(load_input(h0 + o_h0 + n * sh_n, FAST), h0, FAST)
@@ -303,7 +304,7 @@ def _walk(
         for n in range(OWN):
             h = tl.zeros([BD], tl.float32)
             if MODE == SCAN:
-                if SPLIT:
+                if SPLIT == JOINED:
                     h = load(starts + o_segment + n * dim, FAST)
                 elif HAS_H0:
                     h = widen(load_input(h0 + o_h0 + n * sh_n, FAST), h0, FAST)

@@ -13,6 +13,7 @@ import torch
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.launch import Memo, Spec, num_multiprocessors, power_of_2
 from mambaverse.kernels.selective_scan.shapes import TRITON_CHUNK
+from mambaverse.kernels.selective_scan.triton_common import CHAINED, JOINED
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 WARP = 8 if INTERPRETED else 32  # threads
@@ -20,9 +21,10 @@ MOST_WARPS = 1 if INTERPRETED else 4  # of a program: 64 channels of 16 bits are
 STEPS = 4 if INTERPRETED else 16  # a tile's
 ROUND = 8 if INTERPRETED else 32  # steps between two sums over the warps of a program; segments are multiples
 TOGETHER = 2  # states that backward walks through a tile together
-# Registers of a thread of `scan`; the second of them where there are at most 8 warps a multiprocessor and no states are
-# kept. Told nothing, the compiler takes others, and the kernel is up to 15 % slower: docs/gpu_selective_scan.md.
-REGISTERS, FEW_WARPS_REGISTERS = 128, 136
+# Registers of a thread of `scan`, where B and C are packed in 16 bits and where they are not; the second of each where
+# there are at most 8 warps a multiprocessor and no states are kept. Told nothing, the compiler takes others, and the
+# kernel is up to 15 % slower: docs/gpu_selective_scan.md.
+REGISTERS = {16: (128, 136), 32: (168, 200)}
 TAIL = 2 if INTERPRETED else 4  # steps of a tile at the end of a sequence
 UNROLL = 8  # states whose steps the compiler may interleave
 MAX_STATES = 256
@@ -30,6 +32,10 @@ PAIRS = {torch.bfloat16: 16, torch.float16: -16}  # how B and C of these are pac
 # The length is split until there are so many warps a multiprocessor, if that takes at least so many segments: each of
 # them costs its exponentials twice.
 WARPS_PER_SM, LEAST_SEGMENTS = 16, 5
+# Else, in backward, if programs take more than one round and fill no more than so much of two, it is cut into pieces of
+# a chain, so many at most and of at least so many steps: a place that is free takes up any chain.
+FILLED, MOST_PIECES, LEAST_PIECE = (1.0, 4, 8) if INTERPRETED else (0.87, 16, 256)
+BACKWARD_WARPS = 3 if INTERPRETED else 8  # that a multiprocessor holds at once: their threads have 255 registers
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Plan:
     has: tuple[bool, bool, bool, bool]  # D, z, delta_bias, initial state
     segments: int = 1
     segment: int = 1  # steps, a multiple of ROUND
+    split: int = 0  # how: see `triton_common`
     memo: Memo = field(default_factory=dict, compare=False)
 
     @cached_property
@@ -97,14 +104,19 @@ class Plan:
 
     @cached_property
     def grid(self) -> tuple[int, int, int]:
-        """Grid of the kernels that walk sequences."""
+        """Grid of the kernels that walk sequences. Segments come last: programs of a chain must begin in its order."""
         blocks = self.dim // self.group_dim * self.warps // self.program
-        return blocks * self.sequences, self.segments, self.directions
+        return blocks * self.sequences, self.directions, self.segments
+
+    @cached_property
+    def apart(self) -> int:
+        """Segments that have memory of their own: one of a chain follows the other."""
+        return 1 if self.split == CHAINED.value else self.segments
 
     @cached_property
     def threads(self) -> int:
-        """Number of threads of all programs."""
-        return math.prod(self.grid) * self.program * WARP
+        """Number of threads of all programs that may run beside each other."""
+        return self.grid[0] * self.directions * self.apart * self.program * WARP
 
     @cached_property
     def resting(self) -> int:
@@ -120,7 +132,7 @@ class Plan:
     def registers(self, save: bool) -> int:
         """Return the registers of a thread of `scan`, at most; `save`: whether it keeps states."""
         few_warps = self.threads <= 8 * WARP * self.processors
-        return FEW_WARPS_REGISTERS if few_warps and not save else REGISTERS
+        return REGISTERS[abs(self.pair)][few_warps and not save]
 
     def constants(self) -> dict[str, Any]:
         """Return the constants that `scan` and `gradient` have in common."""
@@ -129,7 +141,7 @@ class Plan:
             "HAS_D": has_D, "HAS_Z": has_z, "HAS_BIAS": has_bias, "HAS_H0": has_h0, "PACKED": self.packed,
             "OWN_BC": self.own_BC, "BC_STEP": self.groups * self.state_dim, "dim": self.dim,
             "sd_l": self.length_strides[0], "sz_l": self.length_strides[1], "BOTH": self.directions == 2,
-            "SPLIT": self.segments > 1, "N": self.state_dim, "PAIR": self.pair, "CHUNK": TRITON_CHUNK,
+            "SPLIT": self.split, "N": self.state_dim, "PAIR": self.pair, "CHUNK": TRITON_CHUNK,
             "SHARE": self.share, "UNROLL": self.unroll, "EVEN": self.group_dim * self.share % WARP == 0,
             "BD": self.program * WARP, "WARP": WARP, "FAST": not INTERPRETED, "num_warps": self.program,
         }  # fmt: skip
@@ -137,13 +149,14 @@ class Plan:
 
 @lru_cache(maxsize=4096)
 def plan(
-    directions: int, packed: int | None, device: torch.device, u: Spec, delta: Spec, A: Spec, B: Spec, C: Spec,
-    D: Spec | None, z: Spec | None, bias: Spec | None, h0: Spec | None, *_others: Any,
+    directions: int, backward: bool, packed: int | None, device: torch.device, u: Spec, delta: Spec, A: Spec, B: Spec,
+    C: Spec, D: Spec | None, z: Spec | None, bias: Spec | None, h0: Spec | None, *_others: Any,
 ) -> Plan:  # fmt: skip
     """Cut the work: see `WARPS_PER_SM`.
 
     Args:
         directions: 1 or 2.
+        backward: Whether it is backward that runs.
         packed: The number of sequences that are packed, or None.
         device: Where the inputs are.
         u: That of the first direction, as all that follow.
@@ -183,11 +196,15 @@ def plan(
     if packed is not None or not whole.sequences or not dim:
         return whole
     wanted = WARPS_PER_SM * whole.processors // (whole.threads // WARP)
+    split = JOINED.value
     if wanted < LEAST_SEGMENTS:
-        return whole
-    segment = ROUND * max(2, -(-length // (wanted * ROUND)))
+        programs, at_once = math.prod(whole.grid), whole.processors * max(1, BACKWARD_WARPS // whole.program)
+        if not backward or not at_once < programs <= 2 * FILLED * at_once:
+            return whole
+        wanted, split = min(MOST_PIECES, length // LEAST_PIECE), CHAINED.value
+    segment = ROUND * max(2, -(-length // (max(wanted, 1) * ROUND)))
     segments = -(-length // segment)
-    return replace(whole, segments=segments, segment=segment, memo={}) if segments > 1 else whole
+    return replace(whole, segments=segments, segment=segment, split=split, memo={}) if segments > 1 else whole
 
 
 def divisor(n: int, limit: int) -> int:

@@ -1,6 +1,7 @@
 """What crosses threads in the Triton kernels of the selective scan.
 
-Rows given to both threads of a channel, sums over the threads of a channel, sums over the channels of a warp.
+Rows given to both threads of a channel, sums over the threads of a channel, sums over the channels of a warp; and
+between programs, what one of a chain hands on to the next.
 """
 
 # What Triton compiles has its own types, and it knows no unpacking into a tuple.
@@ -195,3 +196,28 @@ def _load_two(p, mask):
         "{ .reg .pred q; setp.ne.b32 q, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; @q ld.global.cg.v2.f32 {$0, $1}, [$2]; }",
         "=&r,=&r,l,r", [p.to(tl.int64), mask.to(tl.int32)], dtype=(tl.float32, tl.float32), is_pure=False, pack=1,
     )  # fmt: skip
+
+
+@triton.jit
+def wait_for_piece(flags, place, count, WARP: tl.constexpr, FAST: tl.constexpr):
+    """Wait until this program's warps have been handed what `count` programs before it left: see `hand_on`.
+
+    `flags` are those of the program. What is loaded afterwards, not by way of a read-only cache, is what they stored.
+    """
+    if FAST:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred q; .reg .u32 v; WAIT: ld.relaxed.gpu.global.u32 v, [$1]; setp.lo.u32 q, v, $2; "
+            "@q nanosleep.u32 200; @q bra WAIT; fence.acq_rel.gpu; mov.u32 $0, v; }",
+            "=r,l,r", [(flags + place // WARP).to(tl.int64), place * 0 + count * WARP],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def hand_on(flags, place, WARP: tl.constexpr, FAST: tl.constexpr):
+    """Let the next program of a chain read what each thread has stored: its flag grows by one a thread of a warp."""
+    if FAST:
+        tl.inline_asm_elementwise(
+            "{ red.release.gpu.global.add.u32 [$1], 1; mov.u32 $0, 0; }",
+            "=r,l", [(flags + place // WARP).to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip

@@ -21,6 +21,11 @@ CASES = (
     Case("wide_groups", "groups wider than a block", 1, 50, 132, 5, groups=2),
     Case("largest_state", "N = 256, the most there may be", 1, 35, 33, 256),
 )
+CHAINS = (
+    Case("narrow", "programs of one warp; the last piece is shorter", 50, 200, 48, 8),
+    Case("wide", "programs of four warps, which add up dB and dC of both pieces in one place", 70, 150, 128, 16),
+    Case("resting", "states that rest in memory between tiles", 50, 141, 40, 20),
+)
 PACKED = Case("packed", "see LENGTHS", 1, 3 + 0 + 64 + 1 + 130 + 65, 70, 4)
 LENGTHS = (3, 0, 64, 1, 130, 65)
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
@@ -54,6 +59,57 @@ def packed_inputs(dtype=torch.float32):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_equals_reference(case, reverse, dtype):
     check_against_reference(gpu_inputs(case, dtype), dtype, reverse=reverse)
+
+
+@pytest.fixture
+def chained(monkeypatch):
+    """Backward in pieces of a chain of what is too small for it: as if a multiprocessor held one warp."""
+    from mambaverse.kernels.selective_scan import triton, triton_plan
+
+    splits = []
+
+    def plan(*given):
+        splits.append(triton_plan.plan(*given).split)
+        return triton_plan.plan(*given)
+
+    for name, value in {"BACKWARD_WARPS": 1, "LEAST_PIECE": 64, "LEAST_SEGMENTS": 10**6}.items():
+        monkeypatch.setattr(triton_plan, name, value)
+    monkeypatch.setattr(triton, "plan", plan)
+    triton_plan.plan.cache_clear()
+    yield
+    triton_plan.plan.cache_clear()
+    assert triton.CHAINED.value in splits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("case", CHAINS, ids=lambda case: case.name)
+def test_chains_equal_reference(case, reverse, dtype, chained):
+    check_against_reference(gpu_inputs(case, dtype), dtype, reverse=reverse)
+
+
+def test_chains_of_both_directions(chained):
+    inputs = gpu_inputs(Case("both", "programs of both directions are more than multiprocessors", 27, 200, 48, 8))
+    inputs["A"] = torch.stack((inputs["A"], 0.5 * inputs["A"]))
+    actual = outputs_and_gradients(bidirectional_selective_scan, inputs, delta_softplus=True)
+    wide = {k: v.double() for k, v in inputs.items()}
+    expected = outputs_and_gradients(bidirectional_selective_scan, wide, delta_softplus=True)
+    for name in expected:
+        assert_close(name, actual[name], expected[name])
+
+
+@pytest.mark.parametrize("case", CHAINS, ids=lambda case: case.name)
+def test_chains_are_bit_equal_and_captured(case, chained):
+    inputs = gpu_inputs(case, torch.bfloat16)
+    runs = [outputs_and_gradients(selective_scan, inputs, return_final_state=True) for _ in range(4)]
+    assert all(torch.equal(run[k].nan_to_num(), runs[0][k].nan_to_num()) for run in runs[1:] for k in run)
+    leaves = {k: v.requires_grad_() for k, v in inputs.items()}
+
+    def step():
+        y = selective_scan(**leaves, delta_softplus=True)
+        return (y.detach(), *torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y)))
+
+    assert_captured(step)
 
 
 @pytest.mark.parametrize("softplus", [False, True])

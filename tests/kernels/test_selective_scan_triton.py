@@ -1,8 +1,9 @@
 """The Triton kernels of selective_scan in Triton's interpreter, on small shapes: every option, forward and backward.
 
 Triton reads TRITON_INTERPRET when it is imported, so these tests are a pytest process of their own, which the first
-test starts. There a program has 8 channels, a tile 4 steps, a chunk 8, and the GPU one multiprocessor: forward splits
-a sequence into segments if there are at most 2 programs, backward if there are at most 4.
+test starts. There a program has 8 threads, a tile 4 steps, a chunk 8, and the GPU one multiprocessor: a sequence of
+more than 16 steps is split into segments if there are at most 3 programs, and backward cuts it into pieces of a chain
+if there are 4 to 6.
 """
 
 import os
@@ -33,10 +34,13 @@ interpreted = pytest.mark.skipif(not inside, reason="runs in the process that th
 
 SPLIT = Case("split", "two segments and a part of a tile; a part of a block", 1, 19, 9, 2)
 WHOLE = Case("whole", "so many programs that nothing is split; a chunk boundary", 5, 10, 3, 2)
+CHAIN = Case("chain", "three pieces of each of four chains, the last one shorter", 4, 37, 3, 2)
+RESTING = Case("resting", "states of chains that rest in memory between tiles", 4, 19, 2, 18)
 GROUPS = Case("groups", "grouped B and C, not split", 3, 5, 6, 2, groups=2)
 OWN = Case("own", "every channel has its own B and C", 1, 5, 3, 2, groups=3)
 ONE_STATE = Case("one_state", "N = 1", 1, 5, 3, 1)
 ONE_STEP = Case("one_step", "length 1", 2, 1, 3, 3)
+CASES = SPLIT, WHOLE, CHAIN, RESTING, GROUPS, OWN, ONE_STATE, ONE_STEP
 PACKED = Case("packed", "see LENGTHS", 1, 3 + 0 + 8 + 1 + 10, 3, 2)
 LENGTHS = (3, 0, 8, 1, 10)  # shorter than a tile, empty, a chunk, one step, past a chunk boundary
 
@@ -59,7 +63,7 @@ def check_against_reference(inputs, dtype=torch.float32, op=selective_scan, **fl
 
 @interpreted
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("case", [SPLIT, WHOLE, GROUPS, OWN, ONE_STATE, ONE_STEP], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_equals_reference(case, reverse):
     check_against_reference(make_inputs(case), reverse=reverse)
 
@@ -96,7 +100,7 @@ OWNED = ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
 @interpreted
 @pytest.mark.parametrize(
     "case, owned, merge",
-    [(SPLIT, OWNED, "add"), (WHOLE, (), "add"), (GROUPS, ("A",), "mean"), (OWN, OWNED, "add")],
+    [(SPLIT, OWNED, "add"), (WHOLE, (), "add"), (CHAIN, OWNED, "add"), (GROUPS, ("A",), "mean"), (OWN, OWNED, "add")],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_both_directions_equal_reference(case, owned, merge):
