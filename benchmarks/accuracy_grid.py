@@ -7,7 +7,8 @@ python benchmarks/accuracy_grid.py PLAN [--data FOLDER] [--out FOLDER] [--gpus 4
              and DNABERT-2
     larger   fly_splice, fly_windows and beta_lactamase with settings for a GPU, and dna/rrna16s_large
     cifar10  vision/cifar10 with Strata, timm's ResNet-18 and ViT, and vision/cifar10_vim with its scans and with
-             ncssd: JPEG copies, compiled, the last weights; for a GPU, and with --workers 1 a run has a card for itself, which its minutes are of
+             ncssd: JPEG copies, compiled, the last weights; for a GPU, and with --workers 1 a run has a card for
+             itself, which its minutes are of
 
 Of a config only model.mixer, seed, fold, device and precision (bf16 on a GPU) are changed, and model.members=1 where it
 is an ensemble, so that mixers compare as one model each; arguments that a config gives to a mixer stay with that mixer.
