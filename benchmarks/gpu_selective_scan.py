@@ -4,8 +4,8 @@
 
 Each case is checked against float64 first, at its width and at most 300 steps and 2 sequences. Inputs: D, z, bias and
 softplus, N = 16; gradients of all eight; with both directions, inputs and parameters of their own, and one gate. The
-floor is the larger of bytes at 3.0 TB/s and exponentials at 3.7e12 a
-second, 20 an element (16 decays, softplus, gate): a forward's on one H100.
+floor is the larger of bytes at 3.0 TB/s and exponentials at 3.7e12 a second, 20 an element (16 decays, softplus, gate):
+a forward's on one H100.
 """
 
 from __future__ import annotations

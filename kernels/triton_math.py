@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def softplus(x):
-    """Return log(1 + exp(x)): max(x, 0) and, of e = exp(-|x|), log(1 + e) by a polynomial, relative error 2e-7.
+    """Return log(1 + exp(x)): max(x, 0) and, of e = exp(-|x|), log(1 + e) by a polynomial of relative error 2e-7.
 
     Step sizes may be 1e-4, and their relative error counts: a logarithm of what 1 + e rounds to would be off. A NaN
     stays one.

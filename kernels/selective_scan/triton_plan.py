@@ -32,10 +32,12 @@ PAIRS = {torch.bfloat16: 16, torch.float16: -16}  # how B and C of these are pac
 # The length is split until there are so many warps a multiprocessor, if that takes at least so many segments: each of
 # them costs its exponentials twice.
 WARPS_PER_SM, LEAST_SEGMENTS = 16, 5
-# Else, in backward, if programs take more than one round and fill no more than so much of two, it is cut into pieces of
-# a chain, so many at most and of at least so many steps: a place that is free takes up any chain.
+# Else, in backward, if programs take more than one round and fill at most FILLED of two, it is cut into pieces of a
+# chain, at most MOST_PIECES, each of at least LEAST_PIECE steps: a place that is free takes up any chain. With one or
+# two states threads have fewer registers, and a multiprocessor holds more programs.
 FILLED, MOST_PIECES, LEAST_PIECE = (1.0, 4, 8) if INTERPRETED else (0.87, 16, 256)
-BACKWARD_WARPS = 3 if INTERPRETED else 8  # that a multiprocessor holds at once: their threads have 255 registers
+BACKWARD_WARPS = 3 if INTERPRETED else 8  # that a multiprocessor holds at once, of 255 registers a thread
+LEAST_STATES = 1 if INTERPRETED else 3
 
 
 @dataclass(frozen=True)
@@ -199,10 +201,10 @@ def plan(
     split = JOINED.value
     if wanted < LEAST_SEGMENTS:
         programs, at_once = math.prod(whole.grid), whole.processors * max(1, BACKWARD_WARPS // whole.program)
-        if not backward or not at_once < programs <= 2 * FILLED * at_once:
+        if not backward or whole.state_dim < LEAST_STATES or not at_once < programs <= 2 * FILLED * at_once:
             return whole
-        wanted, split = min(MOST_PIECES, length // LEAST_PIECE), CHAINED.value
-    segment = ROUND * max(2, -(-length // (max(wanted, 1) * ROUND)))
+        wanted, split = min(MOST_PIECES, max(1, length // LEAST_PIECE)), CHAINED.value
+    segment = ROUND * max(2, -(-length // (wanted * ROUND)))
     segments = -(-length // segment)
     return replace(whole, segments=segments, segment=segment, split=split, memo={}) if segments > 1 else whole
 

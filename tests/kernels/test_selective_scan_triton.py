@@ -35,14 +35,34 @@ interpreted = pytest.mark.skipif(not inside, reason="runs in the process that th
 SPLIT = Case("split", "two segments and a part of a tile; a part of a block", 1, 19, 9, 2)
 WHOLE = Case("whole", "so many programs that nothing is split; a chunk boundary", 5, 10, 3, 2)
 CHAIN = Case("chain", "three pieces of each of four chains, the last one shorter", 4, 37, 3, 2)
+CHAIN_ALONE = Case("chain_alone", "one thread a channel", 4, 20, 3, 3)
+CHAIN_OWN = Case("chain_own", "every channel of the chains has its own B and C", 5, 20, 2, 3, groups=2)
+CHAIN_GROUPS = Case("chain_groups", "chains of two groups", 2, 20, 4, 3, groups=2)
+CHAIN_BOTH = Case("chain_both", "two chains of each direction", 2, 37, 3, 2)
+JOINED_BOTH = Case("joined_both", "segments of both directions", 1, 37, 3, 2)
 RESTING = Case("resting", "states of chains that rest in memory between tiles", 4, 19, 2, 18)
 GROUPS = Case("groups", "grouped B and C, not split", 3, 5, 6, 2, groups=2)
 OWN = Case("own", "every channel has its own B and C", 1, 5, 3, 2, groups=3)
 ONE_STATE = Case("one_state", "N = 1", 1, 5, 3, 1)
 ONE_STEP = Case("one_step", "length 1", 2, 1, 3, 3)
-CASES = SPLIT, WHOLE, CHAIN, RESTING, GROUPS, OWN, ONE_STATE, ONE_STEP
+CHAINS = CHAIN, RESTING, CHAIN_ALONE, CHAIN_OWN, CHAIN_GROUPS, CHAIN_BOTH
+CASES = SPLIT, WHOLE, *CHAINS[:-1], GROUPS, OWN, ONE_STATE, ONE_STEP
 PACKED = Case("packed", "see LENGTHS", 1, 3 + 0 + 8 + 1 + 10, 3, 2)
 LENGTHS = (3, 0, 8, 1, 10)  # shorter than a tile, empty, a chunk, one step, past a chunk boundary
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "case, how", [*((case, "chained") for case in CHAINS), (JOINED_BOTH, "joined"), (WHOLE, "not")]
+)
+def test_cases_are_split_as_they_say(case, how):
+    from mambaverse.kernels.launch import Spec
+    from mambaverse.kernels.selective_scan.triton_plan import plan
+
+    inputs = make_inputs(case)
+    specs = [Spec.of(inputs[name]) for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")]
+    cut = plan(2 if "both" in case.name else 1, True, None, torch.device("cpu"), *specs)
+    assert (cut.split, cut.segments > 1) == {"not": (0, False), "joined": (1, True), "chained": (2, True)}[how]
 
 
 @pytest.mark.skipif(inside, reason="this is that process")
@@ -100,7 +120,14 @@ OWNED = ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")
 @interpreted
 @pytest.mark.parametrize(
     "case, owned, merge",
-    [(SPLIT, OWNED, "add"), (WHOLE, (), "add"), (CHAIN, OWNED, "add"), (GROUPS, ("A",), "mean"), (OWN, OWNED, "add")],
+    [
+        (SPLIT, OWNED, "add"),
+        (WHOLE, (), "add"),
+        (CHAIN_BOTH, OWNED, "add"),
+        (JOINED_BOTH, OWNED, "add"),
+        (GROUPS, ("A",), "mean"),
+        (OWN, OWNED, "add"),
+    ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_both_directions_equal_reference(case, owned, merge):
