@@ -6,6 +6,8 @@
 import triton
 import triton.language as tl
 
+LOG2E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def softplus(x):
@@ -14,7 +16,7 @@ def softplus(x):
     Step sizes may be 1e-4, and their relative error counts: a logarithm of what 1 + e rounds to would be off. A NaN
     stays one.
     """
-    e = tl.exp2(tl.abs(x) * -1.4426950408889634)
+    e = tl.exp2(tl.abs(x) * -LOG2E)
     p = 0.0440896476 - e * 0.00853921193
     p = 0.17745244 + e * (e * p - 0.107681741)
     p = 0.3327548 + e * (e * p - 0.24495464)

@@ -11,7 +11,8 @@ them, once: their sum is gated, so that neither reads z or works out what it doe
 import triton
 import triton.language as tl
 
-from mambaverse.kernels.selective_scan.triton_common import LOG2E, sigmoid
+from mambaverse.kernels.selective_scan.triton_common import sigmoid
+from mambaverse.kernels.triton_math import LOG2E
 
 
 @triton.jit

@@ -15,9 +15,8 @@ thread; what crosses threads is in `triton_threads`.
 import triton
 import triton.language as tl
 
-from mambaverse.kernels.triton_math import softplus
+from mambaverse.kernels.triton_math import LOG2E, softplus
 
-LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # SPLIT, how a length is cut: 0, not; in segments that start from what `combine` finds; in pieces of a chain, each
 # of which starts from what the program before it hands on.

@@ -31,7 +31,6 @@ import triton.language as tl
 
 from mambaverse.kernels.ssd.triton_common import (
     LEAST,
-    LOG2E,
     decay_between,
     first_row,
     load_rows,
@@ -42,6 +41,7 @@ from mambaverse.kernels.ssd.triton_common import (
     split,
     step_sizes,
 )
+from mambaverse.kernels.triton_math import LOG2E
 
 
 @triton.jit

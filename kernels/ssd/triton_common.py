@@ -13,9 +13,8 @@ FAST is False in Triton's interpreter, which knows no inline assembly.
 import triton
 import triton.language as tl
 
-from mambaverse.kernels.triton_math import softplus
+from mambaverse.kernels.triton_math import LOG2E, softplus
 
-LOG2E = tl.constexpr(1.4426950408889634)
 LEAST = tl.constexpr(-1024.0)  # log2 of a decay that is 0 in float32; bounds the sums
 
 

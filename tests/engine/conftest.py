@@ -13,13 +13,12 @@ from tests.engine.toy import toy_config
 
 @pytest.fixture(autouse=True)
 def _process_as_it_was() -> Iterator[None]:
-    """Accelerate keeps one state a process, torch its generator and its threads."""
-    threads, generator = torch.get_num_threads(), torch.get_rng_state()
+    """Accelerate keeps one state a process, torch its threads."""
+    threads = torch.get_num_threads()
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     torch.set_num_threads(threads)
-    torch.set_rng_state(generator)
 
 
 @pytest.fixture
