@@ -159,12 +159,3 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
 def at_least_fp32(x: Tensor) -> Tensor:
     """Return x in fp32, or in fp64 if it is: decays and their sums are never 16-bit (scriptable)."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def rotate(x: Tensor, at: Tensor, base: float) -> Tensor:
-    """Turn the pair of channels (i, i + P/2) of x (B, L, H, P) by the angle at · base^(-2i / P), at (B, L)."""
-    exponents = torch.arange(0, x.shape[-1], 2, device=x.device, dtype=torch.float32) / x.shape[-1]
-    angles = at[..., None, None].float() * torch.pow(base, -exponents)  # (B, L, 1, P/2)
-    cos, sin = angles.cos(), angles.sin()
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)

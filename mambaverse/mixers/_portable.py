@@ -24,12 +24,14 @@ from mambaverse.kernels import causal_conv1d as _conv
 from mambaverse.kernels import depthwise_conv2d as _grid
 from mambaverse.kernels import nc_ssd as _sum
 from mambaverse.kernels import norm as _norm
+from mambaverse.kernels import rotary as _rotary
 from mambaverse.kernels import selective_scan as _scan
 from mambaverse.kernels import ssd as _ssd
 from mambaverse.kernels import summed_angles as _angles
 from mambaverse.kernels import trapezoid_weights as _weights
 from mambaverse.kernels import turned_qk as _turned
 from mambaverse.kernels.nc_ssd import reference as _sum_in_plain
+from mambaverse.kernels.rotary import reference as _rotary_in_plain
 from mambaverse.kernels.summed_angles import reference as _angles_in_plain
 from mambaverse.kernels.trapezoid_weights import reference as _weights_in_plain
 from mambaverse.kernels.turned_qk import reference as _turned_in_plain
@@ -238,6 +240,11 @@ def nc_ssd(
     if not exporting():
         return _sum.nc_ssd(x, dt, A, B, C, D, dt_bias=dt_bias, dt_softplus=dt_softplus)
     return _sum_in_plain.forward(x, dt, A, B, C, D, dt_bias, dt_softplus)[0]
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As `mambaverse.kernels.rotary.rotary`, whose reference is in standard operations."""
+    return _rotary_in_plain.forward(x, cos, sin, False) if exporting() else _rotary.rotary(x, cos, sin)
 
 
 def turned_qk(

@@ -37,10 +37,24 @@ def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
     A layer that is not `nn.Linear` itself (one of peft's, a quantized one), or that has hooks, is called as it is, and
     so is every layer where a compiler sees the whole, and on a CPU where no gradient is recorded.
     """
-    if torch.compiler.is_compiling() or not is_plain(layer, nn.Linear) or not (torch.is_grad_enabled() or x.is_cuda):
+    if not joins([layer], x):
         return torch.split(layer(x), list(sizes), dim=-1)
-    weight: Tensor = layer.weight
-    bias: Tensor | None = layer.bias
+    return _project(x, layer.weight, layer.bias, sizes)
+
+
+def joins(layers: Sequence[nn.Linear], x: Tensor) -> bool:
+    """Return whether a product of ours may take the place of these layers' own: see `project`."""
+    recorded = torch.is_grad_enabled() or x.is_cuda
+    return recorded and not torch.compiler.is_compiling() and all(is_plain(layer, nn.Linear) for layer in layers)
+
+
+def project_each(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+    """Return the output of x (..., D) for each of `weights`, with its bias, by one product of all of them."""
+    weight, bias = torch.cat(list(weights)), None if biases is None else torch.cat(list(biases))
+    return _project(x, weight, bias, [len(weight) for weight in weights])
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)  # as F.linear would, but for autograd to see

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import check_numbers, resolve_heads, rotate
+from mambaverse.mixers._common import check_numbers, resolve_heads
+from mambaverse.mixers._ops import rotary, turns
 from mambaverse.mixers.base import Mixer
 
 
@@ -118,7 +119,8 @@ class Attention(Mixer):
         """Return q, k, v (B, L, H, P) of x (B, L, D) at the positions `at` (B, L)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.headdim)).unbind(2)
         if self.rotary:
-            q, k = rotate(q, at, self.rotary_base), rotate(k, at, self.rotary_base)
+            cos, sin = turns(at, self.headdim, self.rotary_base, q)
+            q, k = rotary(q, cos, sin), rotary(k, cos, sin)
         return q, k, v
 
 

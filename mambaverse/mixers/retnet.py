@@ -3,8 +3,11 @@
     q[t] = R(t) W_q x[t];   k[t] = R(t) W_k x[t] / √N;   v = W_v x;   R turns pairs of channels by their position
     h[t] = γ h[t-1] + v[t] k[t]ᵀ;   y[t] = W_o (silu(W_g x[t]) · norm(h[t] q[t])),   γ = 1 - 2^(-5 - head)
 
-This is SSD with A = ln γ and Δ = 1. Source: Sun et al. 2023, "Retentive Network: A Successor to Transformer for Large
-Language Models" (arXiv 2307.08621), section 2, equations 5 to 8; parameter names are those of the authors' code.
+This is SSD with A = ln γ and Δ = 1. The norm takes the mean off each head's output; that mean is 0 where v's is. So v is
+centred, by its rows of W_v where the layers are plain ones, and what is left is an RMS norm, fused with the gate.
+
+Source: Sun et al. 2023, "Retentive Network: A Successor to Transformer for Large Language Models" (arXiv 2307.08621),
+section 2, equations 5 to 8; parameter names are those of the authors' code.
 """
 
 from __future__ import annotations
@@ -12,12 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import check_numbers, check_sizes, resolve_heads, rotate
-from mambaverse.mixers._ops import linear_recurrence, linear_recurrence_step
+from mambaverse.mixers._common import check_numbers, check_sizes, resolve_heads
+from mambaverse.mixers._ops import gated_rms_norm, linear_recurrence, linear_recurrence_step, rotary, turns
+from mambaverse.mixers._projection import joins, project_each
 from mambaverse.mixers.base import Mixer
 
 
@@ -25,7 +28,7 @@ from mambaverse.mixers.base import Mixer
 class RetNet(Mixer):
     """Multi-scale retention.
 
-    State: (h (B, H, P, N) fp32, tokens so far (B,) int64), N = D / H, P = expand · D / H.
+    State: (h (B, H, P, N) fp32 of v less its mean, tokens so far (B,) int64), N = D / H, P = expand · D / H.
 
     Args:
         dim: Channels D.
@@ -85,8 +88,8 @@ class RetNet(Mixer):
 
     def mix(self, x: Tensor) -> Tensor:
         """See `Mixer.mix`."""
-        q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
-        return self._output(x, linear_recurrence(v, self._rates(x), k, q, None, None)[0])
+        q, k, v, g = self._project(x, torch.arange(x.shape[1], device=x.device)[None])
+        return self._output(linear_recurrence(v, self._rates(x), k, q, None, None)[0], g)
 
     @torch.jit.ignore
     def mix_sequence(
@@ -106,9 +109,9 @@ class RetNet(Mixer):
             lengths = cu_seqlens.diff().long()
             sequence = torch.searchsorted(cu_seqlens, at, right=True) - 1
             at = (at - cu_seqlens[sequence] + (0 if before is None else before[sequence]))[None]
-        q, k, v = self._project(x, at)
+        q, k, v, g = self._project(x, at)
         y, h = linear_recurrence(v, self._rates(x), k, q, h, cu_seqlens)
-        return self._output(x, y), (h, lengths if before is None else before + lengths)
+        return self._output(y, g), (h, lengths if before is None else before + lengths)
 
     @torch.jit.ignore
     def init_state(
@@ -124,22 +127,48 @@ class RetNet(Mixer):
     def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See `Mixer._step`; h is updated in place."""
         h, before = state
-        q, k, v = (part[:, 0] for part in self._project(x_t[:, None], before[:, None]))
+        q, k, v, g = (part[:, 0] for part in self._project(x_t[:, None], before[:, None]))
         y = linear_recurrence_step(h, v, self._rates(x_t), k, q)
-        return self._output(x_t, y), (h, before + 1)
+        return self._output(y, g), (h, before + 1)
 
     def _rates(self, x: Tensor) -> Tensor:
         """Return ln γ (H,) on x's device."""
         head = torch.arange(self.num_heads, device=x.device, dtype=torch.float32)
         return torch.log1p(-torch.exp2(-5.0 - head))
 
-    def _project(self, x: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q and k (B, L, H, N) and v (B, L, H, P) of x (B, L, D) at the positions `at` (B, L)."""
-        q, k = self.q_proj(x).unflatten(-1, (-1, self.headdim)), self.k_proj(x).unflatten(-1, (-1, self.headdim))
-        v = self.v_proj(x).unflatten(-1, (self.num_heads, -1))
-        return rotate(q, at, self.rotary_base), rotate(k * self.headdim**-0.5, at, self.rotary_base), v
+    def _project(self, x: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return q and k (B, L, H, N), v (B, L, H, P) less its mean and g (B, L, E), of x (B, L, D) at `at` (B, L)."""
+        q, k, v, g = self._projections(x)
+        q, k = q.unflatten(-1, (-1, self.headdim)), k.unflatten(-1, (-1, self.headdim))
+        cos, sin = turns(at, self.headdim, self.rotary_base, q)
+        scale = self.headdim**-0.5
+        return rotary(q, cos, sin), rotary(k, cos * scale, sin * scale), v.unflatten(-1, (self.num_heads, -1)), g
 
-    def _output(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the mixer's output, of its inputs x (..., D) and the heads' outputs y (..., H, P)."""
-        y = F.layer_norm(y, (y.shape[-1],), None, None, self.norm_eps).flatten(-2)
-        return self.out_proj(F.silu(self.g_proj(x)) * y)
+    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return x (B, L, D) of the first four projections, the third less the mean of each head."""
+        if not torch.jit.is_scripting():
+            joined = self._joined(x)
+            if joined is not None:
+                return joined
+        v = self.v_proj(x).unflatten(-1, (self.num_heads, -1))
+        return self.q_proj(x), self.k_proj(x), (v - v.mean(-1, keepdim=True)).flatten(-2), self.g_proj(x)
+
+    @torch.jit.unused
+    def _joined(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """Return those by one product, where one may stand for them; the mean is taken off W_v, and its bias."""
+        layers = [self.q_proj, self.k_proj, self.v_proj, self.g_proj]
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        if not joins(layers, x) or len(biases) not in (0, 4):
+            return None
+        weights = [layer.weight for layer in layers]
+        for of_layers in (weights, biases):
+            if of_layers:
+                rows = of_layers[2].unflatten(0, (self.num_heads, -1))
+                of_layers[2] = (rows - rows.mean(1, keepdim=True)).flatten(0, 1)
+        q, k, v, g = project_each(x, weights, biases or None)
+        return q, k, v, g
+
+    def _output(self, y: Tensor, g: Tensor) -> Tensor:
+        """Return the mixer's output, of the heads' outputs y (..., H, P) and what gates them, g (..., E)."""
+        ones = torch.ones([g.shape[-1]], device=g.device, dtype=torch.float32)
+        return self.out_proj(gated_rms_norm(y.flatten(-2), ones, g, y.shape[-1], True, self.norm_eps))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mambaverse.kernels.testing import assert_close
 from mambaverse.mixers import create_mixer
-from mambaverse.mixers.attention import rotate
+from mambaverse.mixers._ops import rotary, turns
 from mambaverse.testing import Subject
 
 DIM = 16
@@ -160,8 +160,9 @@ def test_attention_is_that_of_torch() -> None:
 
 def test_rotary_scores_depend_on_distance_alone() -> None:
     x, at = Subject("attention", 8).tokens(1, 5)[:, :, None].double(), torch.arange(5)[None]
-    scores = [torch.einsum("blhp,bmhp->blm", *(rotate(x, at + shift, 100.0),) * 2) for shift in (0, 7)]
-    assert_close("scores", scores[1], scores[0], torch.float32)  # the angles are fp32
+    turned = [rotary(x, *turns(at + shift, 8, 100.0, x)) for shift in (0, 10**9)]
+    scores = [torch.einsum("blhp,bmhp->blm", y, y) for y in turned]
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-6, atol=1e-6)
     assert not torch.allclose(scores[0], torch.einsum("blhp,bmhp->blm", x, x))
 
 

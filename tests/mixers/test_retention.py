@@ -40,6 +40,26 @@ def test_retnet_is_the_papers_multi_scale_retention():
     assert_close("y", y, wide.out_proj(F.silu(wide.g_proj(x.double())) * normed), torch.float32)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_product_for_retnets_projections_changes_no_number(bias: bool):
+    """Layers of a kind of their own, such as an adapter's, are called one by one, and v is centred after them."""
+    mixer, x = built("retnet", num_heads=3, bias=bias)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    mixer, x = mixer.double(), x.double().requires_grad_()
+    leaves = [x, *mixer.parameters()]
+    joined = mixer(x=x)
+    of_joined = torch.autograd.grad(joined.square().sum(), leaves)
+    assert mixer._joined(x) is not None
+    mixer.q_proj.__class__ = type("Adapted", (torch.nn.Linear,), {})
+    assert mixer._joined(x) is None
+    apart = mixer(x=x)
+    assert_close("y", joined, apart)
+    for actual, expected in zip(of_joined, torch.autograd.grad(apart.square().sum(), leaves), strict=True):
+        assert_close("gradient", actual, expected)
+
+
 def test_linear_attention_is_attention_with_the_kernel_of_its_features():
     mixer, x = built("linear_attention", num_heads=3)
     y = mixer(x=x)
