@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.launch import Spec, launch, memo_of, on_device
+from mambaverse.kernels.launch import Spec, launch, memo_of, on_device, power_of_2
 from mambaverse.kernels.summed_angles import triton_kernels as kernels
 
-_CHUNK = 16 if os.environ.get("TRITON_INTERPRET") == "1" else 64  # tokens
-_BLOCK = 256
+_CHUNK, _HEADS = (16, 3) if os.environ.get("TRITON_INTERPRET") == "1" else (64, 8)  # tokens; heads of a program
+_BLOCK, _COLUMNS = 256, 128
 
 
 def forward(dt: Tensor, rate: Tensor, initial: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
@@ -38,18 +38,20 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of dt, rate and initial, as `reference.backward`."""
     run = _Run(dt, rate, initial, cu_seqlens, dangles)
-    ddt, drate = run.outputs(dt.shape, dt.dtype), run.outputs(rate.shape, rate.dtype)
+    parts = -(-dt.shape[2] // _HEADS)
+    ddt = run.outputs(dt.shape, dt.dtype)
+    drate = run.outputs((parts, *rate.shape), rate.dtype if parts == 1 else torch.float32)
     dinitial = dt.new_empty(0) if initial is None else torch.zeros(initial.shape, dtype=initial.dtype, device=dt.device)
     if not run.places or not dangles.numel():
-        return ddt.zero_(), drate.zero_(), dinitial
+        return ddt.zero_(), torch.zeros(rate.shape, dtype=rate.dtype, device=rate.device), dinitial
     with on_device(dt):
         after = run.boundaries(dangles, dinitial)
         launch(
-            run.memo, "gradients", kernels.gradients, (run.places,),
-            (dangles, dt, rate, run.cu, after, ddt, drate, *run.sizes, *dangles.stride(), *dt.stride(), *rate.stride()),
-            lambda: run.tile | run.flags,
+            run.memo, "gradients", kernels.gradients, (run.places, parts),
+            (dangles, dt, rate, run.cu, after, ddt, drate, *run.sizes, rate.numel(), *dangles.stride(), *dt.stride(),
+            *rate.stride()), lambda: run.tile | run.flags | {"HEADS": _HEADS},
         )  # fmt: skip
-    return ddt, drate, dinitial
+    return ddt, drate[0] if parts == 1 else drate.sum(0).to(rate.dtype), dinitial
 
 
 class _Run:
@@ -69,7 +71,7 @@ class _Run:
             self.places = (length - 1) // _CHUNK + self.sequences if length and self.sequences else 0
         self.sizes = length, self.sequences, self.sequences.bit_length(), heads
         self.flags: dict[str, Any] = {"S": pairs, "T": _CHUNK, "PACKED": self.packed, "num_warps": 4}
-        self.tile = {"BS": 1 << max(pairs - 1, 0).bit_length()}
+        self.tile = {"BS": max(16, power_of_2(pairs))}
         specs = (Spec.of(t) for t in (dt, rate, initial, cu_seqlens, *others))
         self.memo = memo_of("summed_angles", dt.device, *specs)
 
@@ -81,21 +83,24 @@ class _Run:
     def boundaries(self, dangles: Tensor | None, dinitial: Tensor | None) -> Tensor:
         """Return the turns before each chunk, or the gradients of angles after it: (places, H, S) float64."""
         heads, pairs = self.dt.shape[2], self.rate.shape[2]
-        gradient = dangles is not None
-        values = self.dt if dangles is None else dangles
         sums = torch.empty((self.places, heads, pairs), dtype=torch.float64, device=self.dt.device)
-        launch(
-            self.memo, "chunk_sums", kernels.chunk_sums, (self.places, heads),
-            (self.dt, self.rate, values, self.cu, sums, *self.sizes, *self.dt.stride(), *self.rate.stride(),
-            *((0,) * 4 if dangles is None else dangles.stride()),),
-            lambda: self.tile | self.flags | {"GRADIENT": gradient},
-        )  # fmt: skip
+        if dangles is None:
+            launch(
+                self.memo, "turn_sums", kernels.turn_sums, (self.places, -(-heads // _HEADS)),
+                (self.dt, self.rate, self.cu, sums, *self.sizes, *self.dt.stride(), *self.rate.stride()),
+                lambda: self.tile | self.flags | {"HEADS": _HEADS},
+            )  # fmt: skip
+        else:
+            launch(
+                self.memo, "gradient_sums", kernels.gradient_sums, (self.places, -(-heads * pairs // _COLUMNS)),
+                (dangles, self.cu, sums, *self.sizes, *dangles.stride()), lambda: self.flags | {"COLUMNS": _COLUMNS},
+            )  # fmt: skip
         start = self.dt if self.initial is None else self.initial
         launch(
             self.memo, "boundaries", kernels.boundaries, (self.sequences, -(-heads * pairs // _BLOCK)),
             (sums, start, start if dinitial is None else dinitial, self.cu, self.sizes[0], heads, *start.stride()),
             lambda: self.flags | {
-                "BLOCK": _BLOCK, "GRADIENT": gradient, "HAS_INITIAL": self.initial is not None,
+                "BLOCK": _BLOCK, "GRADIENT": dangles is not None, "HAS_INITIAL": self.initial is not None,
             },
         )  # fmt: skip
         return sums

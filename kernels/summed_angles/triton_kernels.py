@@ -1,8 +1,9 @@
 """The Triton kernels of summed_angles, parallel over chunks of T tokens.
 
-`chunk_sums` adds up each chunk, `boundaries` walks a sequence's chunks and leaves what comes before each of them, or
-for gradients what comes after it; `angles` and `gradients` then work inside chunks. Sums over chunks are float64, as
-are those of turns inside; chunk j of packed sequence s, which begins at `start`, has place start // T + s + j.
+`turn_sums` and `gradient_sums` add up each chunk, `boundaries` walks a sequence's chunks and leaves what comes before
+each of them, or for gradients what comes after it; `angles` and `gradients` then work inside chunks. Sums over chunks
+are float64, as are those of turns inside; chunk j of packed sequence s, which begins at `start`, has place
+start // T + s + j.
 """
 
 # What Triton compiles has its own types.
@@ -12,6 +13,7 @@ import triton
 import triton.language as tl
 
 PI = tl.constexpr(3.141592653589793)
+AHEAD = tl.constexpr(8)  # chunks that `boundaries` loads together
 
 
 @triton.jit
@@ -47,34 +49,42 @@ def _place_of(cu, place, L, num_sequences, search, T: tl.constexpr, PACKED: tl.c
 
 
 @triton.jit
-def _turns(dt, rate, row, tokens, ok, i_h, o_s, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, S: tl.constexpr):
-    """Return what a head's angles change by, in turns, float64 [T, BS]; 0 where not `ok`."""
-    b_dt = tl.load(dt + row * sd_b + tokens * sd_l + i_h * sd_h, mask=ok, other=0.0).to(tl.float64)
+def _half_rates(rate, row, tokens, ok, o_s, sr_b, sr_l, sr_s, S: tl.constexpr):
+    """Return rate / 2, float64 [T, BS]; 0 where not `ok`."""
     p_rate = rate + row * sr_b + (tokens * sr_l)[:, None] + (o_s.to(tl.int64) * sr_s)[None, :]
-    b_rate = tl.load(p_rate, mask=ok[:, None] & (o_s < S)[None, :], other=0.0).to(tl.float64)
-    return b_dt[:, None] * (b_rate * 0.5)
+    return tl.load(p_rate, mask=ok[:, None] & (o_s < S)[None, :], other=0.0).to(tl.float64) * 0.5
 
 
 @triton.jit(do_not_specialize=["L", "num_sequences", "search"])
-def chunk_sums(
-    dt, rate, dangles, cu, sums, L, num_sequences, search, H,
-    sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, sa_b, sa_l, sa_h, sa_s,
-    S: tl.constexpr, BS: tl.constexpr, T: tl.constexpr, GRADIENT: tl.constexpr, PACKED: tl.constexpr,
+def turn_sums(
+    dt, rate, cu, sums, L, num_sequences, search, H, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s,
+    S: tl.constexpr, BS: tl.constexpr, T: tl.constexpr, HEADS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Write the sums of turns, or with GRADIENT of gradients of angles, of each chunk: (places, H, S) float64.
-
-    Grid: (places, H).
-    """
-    place, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    """Write the sums of turns of each chunk: (places, H, S) float64. Grid: (places, blocks of HEADS heads)."""
+    place, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64) * HEADS
     row, first, left = _place_of(cu, place, L, num_sequences, search, T, PACKED)
     o_t, o_s = tl.arange(0, T), tl.arange(0, BS)
     tokens, ok = first + o_t, o_t < left
-    if GRADIENT:
-        at = dangles + row * sa_b + i_h * sa_h + (tokens * sa_l)[:, None] + (o_s.to(tl.int64) * sa_s)[None, :]
-        values = tl.load(at, mask=ok[:, None] & (o_s < S)[None, :], other=0.0).to(tl.float64)
-    else:
-        values = _turns(dt, rate, row, tokens, ok, i_h, o_s, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, S)
-    tl.store(sums + (place * H + i_h) * S + o_s, tl.sum(values, 0), mask=o_s < S)
+    halves = _half_rates(rate, row, tokens, ok, o_s, sr_b, sr_l, sr_s, S)
+    for _head in range(tl.minimum(HEADS, H - i_h)):
+        b_dt = tl.load(dt + row * sd_b + tokens * sd_l + i_h * sd_h, mask=ok, other=0.0).to(tl.float64)
+        tl.store(sums + (place * H + i_h) * S + o_s, tl.sum(b_dt[:, None] * halves, 0), mask=o_s < S)
+        i_h += 1
+
+
+@triton.jit(do_not_specialize=["L", "num_sequences", "search"])
+def gradient_sums(
+    dangles, cu, sums, L, num_sequences, search, H, sa_b, sa_l, sa_h, sa_s,
+    S: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """Write the sums of angles' gradients of each chunk: (places, H, S) float64. Grid: (places, blocks of columns)."""
+    place = tl.program_id(0).to(tl.int64)
+    row, first, left = _place_of(cu, place, L, num_sequences, search, T, PACKED)
+    o_t, o = tl.arange(0, T), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    at = dangles + row * sa_b + ((first + o_t) * sa_l)[:, None]
+    at += ((o // S).to(tl.int64) * sa_h + (o % S).to(tl.int64) * sa_s)[None, :]
+    values = tl.load(at, mask=(o_t < left)[:, None] & (o < H * S)[None, :], other=0.0).to(tl.float64)
+    tl.store(sums + place * (H * S) + o, tl.sum(values, 0), mask=o < H * S)
 
 
 @triton.jit(do_not_specialize=["L"])
@@ -98,11 +108,15 @@ def boundaries(
     if HAS_INITIAL and not GRADIENT:
         at = initial + i_s * si_b + (o // S).to(tl.int64) * si_h + (o % S).to(tl.int64) * si_s
         total += tl.load(at, mask=ok, other=0.0).to(tl.float64) / (2.0 * PI)
-    for j in range(chunks):
-        k = first + (chunks - 1 - j if GRADIENT else j)
-        value = tl.load(sums + k * (H * S) + o, mask=ok, other=0.0)
-        tl.store(sums + k * (H * S) + o, total, mask=ok)
-        total += value
+    for j in range(0, chunks, AHEAD):
+        values = ()
+        for i in tl.static_range(AHEAD):  # loads first: behind a store they would wait for it
+            k = first + (chunks - 1 - j - i if GRADIENT else j + i)
+            values = values + (tl.load(sums + k * (H * S) + o, mask=ok & (j + i < chunks), other=0.0),)  # noqa: RUF005
+        for i in tl.static_range(AHEAD):
+            k = first + (chunks - 1 - j - i if GRADIENT else j + i)
+            tl.store(sums + k * (H * S) + o, total, mask=ok & (j + i < chunks))
+            total += values[i]
     if HAS_INITIAL and GRADIENT:
         tl.store(dinitial + i_s * (H * S) + o, total.to(dinitial.dtype.element_ty), mask=ok)
 
@@ -117,7 +131,8 @@ def angles(
     row, first, left = _place_of(cu, place, L, num_sequences, search, T, PACKED)
     o_t, o_s = tl.arange(0, T), tl.arange(0, BS)
     tokens, ok = first + o_t, o_t < left
-    turns = _turns(dt, rate, row, tokens, ok, i_h, o_s, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, S)
+    b_dt = tl.load(dt + row * sd_b + tokens * sd_l + i_h * sd_h, mask=ok, other=0.0).to(tl.float64)
+    turns = b_dt[:, None] * _half_rates(rate, row, tokens, ok, o_s, sr_b, sr_l, sr_s, S)
     ok_s = (o_s < S) & (left > 0)  # the sums of a place without a chunk are not there
     turns = tl.cumsum(turns, 0) + tl.load(before + (place * H + i_h) * S + o_s, mask=ok_s, other=0.0)[None, :]
     value = ((turns - tl.floor(turns)) * (2.0 * PI)).to(tl.float32)
@@ -125,14 +140,17 @@ def angles(
     tl.store(at, value, mask=ok[:, None] & ok_s[None, :])
 
 
-@triton.jit(do_not_specialize=["L", "num_sequences", "search"])
+@triton.jit(do_not_specialize=["L", "num_sequences", "search", "rates"])
 def gradients(
-    dangles, dt, rate, cu, after, ddt, drate, L, num_sequences, search, H,
+    dangles, dt, rate, cu, after, ddt, drate, L, num_sequences, search, H, rates,
     sa_b, sa_l, sa_h, sa_s, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s,
-    S: tl.constexpr, BS: tl.constexpr, T: tl.constexpr, PACKED: tl.constexpr,
+    S: tl.constexpr, BS: tl.constexpr, T: tl.constexpr, HEADS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Write ddt (B, L, H) and drate (B, L, S) of a chunk, head after head. Grid: (places,)."""
-    place = tl.program_id(0).to(tl.int64)
+    """Write ddt (B, L, H), and a part of drate (parts, B, L, S), of `rates` numbers each, for every block of heads.
+
+    The sums inside a chunk are a product with a triangle of ones. Grid: (places, blocks of HEADS heads).
+    """
+    place, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64) * HEADS
     row, first, left = _place_of(cu, place, L, num_sequences, search, T, PACKED)
     o_t, o_s = tl.arange(0, T), tl.arange(0, BS)
     tokens, ok = first + o_t, o_t < left
@@ -141,11 +159,12 @@ def gradients(
     b_rate = tl.load(rate + row * sr_b + (tokens * sr_l)[:, None] + columns * sr_s, mask=mask, other=0.0)
     b_rate = b_rate.to(tl.float32)
     acc = tl.zeros([T, BS], tl.float32)
-    p_angles = dangles + row * sa_b + (tokens * sa_l)[:, None] + columns * sa_s
-    p_after, p_dt = after + place * H * S + o_s, dt + row * sd_b + tokens * sd_l
-    p_ddt = ddt + (row * L + tokens) * H
-    for _head in range(H):
-        later = tl.cumsum(tl.load(p_angles, mask=mask, other=0.0).to(tl.float32), 0, reverse=True)
+    after_or_at = (o_t[None, :] >= o_t[:, None]).to(tl.float32)
+    p_angles = dangles + row * sa_b + (tokens * sa_l)[:, None] + columns * sa_s + i_h * sa_h
+    p_after, p_dt = after + (place * H + i_h) * S + o_s, dt + row * sd_b + tokens * sd_l + i_h * sd_h
+    p_ddt = ddt + (row * L + tokens) * H + i_h
+    for _head in range(tl.minimum(HEADS, H - i_h)):
+        later = tl.dot(after_or_at, tl.load(p_angles, mask=mask, other=0.0).to(tl.float32), input_precision="tf32x3")
         later += tl.load(p_after, mask=(o_s < S) & (left > 0), other=0.0).to(tl.float32)[None, :]
         acc += tl.load(p_dt, mask=ok, other=0.0).to(tl.float32)[:, None] * later
         b_ddt = tl.sum(b_rate * later, 1) * PI
@@ -154,5 +173,5 @@ def gradients(
         p_after += S
         p_dt += sd_h
         p_ddt += 1
-    at = drate + ((row * L + tokens) * S)[:, None] + columns
+    at = drate + tl.program_id(1).to(tl.int64) * rates + ((row * L + tokens) * S)[:, None] + columns
     tl.store(at, (acc * PI).to(drate.dtype.element_ty), mask=mask)

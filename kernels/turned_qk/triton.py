@@ -65,26 +65,26 @@ def backward(
     dangles = torch.empty(
         (rank, *angles.shape), dtype=angles.dtype if rank == 1 else torch.float32, device=angles.device
     )
-    of_biases = torch.empty((blocks, 2, heads, rank, size), dtype=torch.float32, device=B.device)
-    of_weights = torch.empty((blocks, 2, rank * groups, size), dtype=torch.float32, device=B.device)
+    sizes = [t.numel() for t in (B_bias, C_bias)] + [rank * groups * size] * 2
+    parts = torch.empty((blocks, sum(sizes)), dtype=torch.float32, device=B.device)  # of both biases, both weights
     if tokens:
         tensors = dk, dq, *inputs
         with on_device(B):
             launch(
                 memo_of("turned_qk", B.device, *map(Spec.of, tensors), interleaved), "backward", kernels.backward,
                 (blocks, rank * groups),
-                (*tensors, dB, dC, dangles, of_biases, of_weights, tokens, length, rank, heads, groups,
+                (*tensors, dB, dC, dangles, parts, tokens, length, rank, heads, groups,
                 *(heads // groups, eps, *_strides(tensors)),),
                 lambda: {
                     "N": size, "S": turned, "M": pairs, "BT": rows, "INTERLEAVED": interleaved,
                     "FAST": not INTERPRETED, "num_warps": 4,
                 },
             )  # fmt: skip
-    dB_bias, dC_bias = (part.sum(0) for part in of_biases.unbind(1))  # each a tensor of its own
-    dB_weight, dC_weight = (part.sum((0, 1)) for part in of_weights.unbind(1))
+    dB_bias, dC_bias, dB_weight, dC_weight = parts.sum(0).split(sizes)  # views, which no operator may return
     return (
-        dB, dC, dB_weight.to(B_weight.dtype), dC_weight.to(C_weight.dtype), dB_bias.to(B_bias.dtype),
-        dC_bias.to(C_bias.dtype), dangles[0] if rank == 1 else dangles.sum(0).to(angles.dtype),
+        dB, dC, *(d.view(-1, size).sum(0).to(w.dtype) for d, w in ((dB_weight, B_weight), (dC_weight, C_weight))),
+        *(d.view(b.shape).to(b.dtype, copy=True) for d, b in ((dB_bias, B_bias), (dC_bias, C_bias))),
+        dangles[0] if rank == 1 else dangles.sum(0).to(angles.dtype),
     )  # fmt: skip
 
 

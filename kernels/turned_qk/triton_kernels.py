@@ -118,6 +118,23 @@ def forward(
 
 
 @triton.jit
+def _add_four(a, b, c, d, e, f, g, h):
+    return a + e, b + f, c + g, d + h
+
+
+@triton.jit
+def _store_sums(p, first, second, N: tl.constexpr, M: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Store what is left of a tile of pairs after a sum over its tokens: N channels from p on."""
+    o = tl.arange(0, M)
+    if INTERLEAVED:
+        tl.store(p + 2 * o, first, mask=2 * o < N)
+        tl.store(p + 2 * o + 1, second, mask=2 * o + 1 < N)
+    else:
+        tl.store(p + o, first, mask=o < N // 2)
+        tl.store(p + N // 2 + o, second, mask=o < N // 2)
+
+
+@triton.jit
 def _back_through_norm(d_a, d_b, n_a, n_b, w_a, w_b, scale, N: tl.constexpr):
     """Return the gradient of what was normalised to n, from that of n w."""
     d_a, d_b = d_a * w_a, d_b * w_b
@@ -127,14 +144,14 @@ def _back_through_norm(d_a, d_b, n_a, n_b, w_a, w_b, scale, N: tl.constexpr):
 
 @triton.jit
 def _back_through_turn(d_a, d_b, x_a, x_b, cos, sin):
-    """Return the gradient of a pair from that of the turned pair, and that of the angle."""
-    y_a, y_b = x_a * cos - x_b * sin, x_a * sin + x_b * cos
-    return d_a * cos + d_b * sin, d_b * cos - d_a * sin, d_b * y_a - d_a * y_b
+    """Return the gradient of a pair from that of the turned pair, and that of the angle, the same before the turn."""
+    d_a, d_b = d_a * cos + d_b * sin, d_b * cos - d_a * sin
+    return d_a, d_b, d_b * x_a - d_a * x_b
 
 
 @triton.jit(do_not_specialize=["tokens", "L", "groups"])
 def backward(
-    dk, dq, B, C, B_weight, C_weight, B_bias, C_bias, angles, dB, dC, dangles, of_biases, of_weights,
+    dk, dq, B, C, B_weight, C_weight, B_bias, C_bias, angles, dB, dC, dangles, parts,
     tokens, L, R, H, groups, per_group, eps,
     sk_b, sk_l, sk_r, sk_h, sk_n, sq_b, sq_l, sq_r, sq_h, sq_n,
     sB_b, sB_l, sB_r, sB_g, sB_n, sC_b, sC_l, sC_r, sC_g, sC_n, swB, swC,
@@ -143,7 +160,7 @@ def backward(
 ):  # fmt: skip
     """Write dB and dC (tokens, R, G, N), and parts of the rest. Grid: (blocks of tokens, R · groups).
 
-    dangles is (R, tokens, H, S), of_biases (blocks, 2, H, R, N), of_weights (blocks, 2, R · groups, N).
+    dangles is (R, tokens, H, S); a row of parts has those of the biases (2, H, R, N) and weights (2, R · groups, N).
     """
     block = tl.program_id(0).to(tl.int64)
     token = block * BT + tl.arange(0, BT)
@@ -155,12 +172,14 @@ def backward(
     B_a, B_b = _load_pairs(B + i_b * sB_b + i_l * sB_l + i_r * sB_r + i_g * sB_g, ok, sB_n, N, M, INTERLEAVED)
     C_a, C_b = _load_pairs(C + i_b * sC_b + i_l * sC_l + i_r * sC_r + i_g * sC_g, ok, sC_n, N, M, INTERLEAVED)
     B_scale, C_scale = _scale_of(B_a, B_b, eps, N), _scale_of(C_a, C_b, eps, N)
-    B_a, B_b, C_a, C_b = B_a * B_scale, B_b * B_scale, C_a * C_scale, C_b * C_scale
-    wB_a, wB_b = _load_pairs(B_weight + origin, one, swB, N, M, INTERLEAVED)
-    wC_a, wC_b = _load_pairs(C_weight + origin, one, swC, N, M, INTERLEAVED)
+    w_a, w_b = _load_pairs(B_weight + origin, one, swB, N, M, INTERLEAVED)
+    B_a, B_b = B_a * B_scale * w_a, B_b * B_scale * w_b
+    w_a, w_b = _load_pairs(C_weight + origin, one, swC, N, M, INTERLEAVED)
+    C_a, C_b = C_a * C_scale * w_a, C_b * C_scale * w_b
+    p_parts = parts + block * (2 * (H + groups) * R * N)
     acc_Ba, acc_Bb = tl.zeros([BT, M], tl.float32), tl.zeros([BT, M], tl.float32)
     acc_Ca, acc_Cb = tl.zeros([BT, M], tl.float32), tl.zeros([BT, M], tl.float32)
-    for j in range(per_group):
+    for j in tl.range(per_group, num_stages=3):
         i_h = i_g * per_group + j
         cos, sin = _turn_of(angles + i_b * sa_b + i_l * sa_l + i_h * sa_h, ok, sa_s, S, M, FAST)
         # all loads first: behind a store they would wait for it
@@ -168,26 +187,31 @@ def backward(
         q_a, q_b = _load_pairs(dq + i_b * sq_b + i_l * sq_l + i_r * sq_r + i_h * sq_h, ok, sq_n, N, M, INTERLEAVED)
         bB_a, bB_b = _load_pairs(B_bias + origin + i_h * sbB_h + i_r * sbB_r, one, sbB_n, N, M, INTERLEAVED)
         bC_a, bC_b = _load_pairs(C_bias + origin + i_h * sbC_h + i_r * sbC_r, one, sbC_n, N, M, INTERLEAVED)
-        k_a, k_b, dtheta = _back_through_turn(k_a, k_b, B_a * wB_a + bB_a, B_b * wB_b + bB_b, cos, sin)
-        q_a, q_b, dtheta_q = _back_through_turn(q_a, q_b, C_a * wC_a + bC_a, C_b * wC_b + bC_b, cos, sin)
+        k_a, k_b, dtheta = _back_through_turn(k_a, k_b, B_a + bB_a, B_b + bB_b, cos, sin)
+        q_a, q_b, dtheta_q = _back_through_turn(q_a, q_b, C_a + bC_a, C_b + bC_b, cos, sin)
         acc_Ba += k_a
         acc_Bb += k_b
         acc_Ca += q_a
         acc_Cb += q_b
-        at_bias = of_biases + origin + ((block * 2 * H + i_h) * R + i_r) * N
-        _store_pairs(at_bias, one, tl.sum(k_a, 0)[None, :], tl.sum(k_b, 0)[None, :], N, M, INTERLEAVED)
-        at_bias += H * R * N
-        _store_pairs(at_bias, one, tl.sum(q_a, 0)[None, :], tl.sum(q_b, 0)[None, :], N, M, INTERLEAVED)
+        at_bias = p_parts + (i_h * R + i_r) * N
+        k_a, k_b, q_a, q_b = tl.reduce((k_a, k_b, q_a, q_b), 0, _add_four)
+        _store_sums(at_bias, k_a, k_b, N, M, INTERLEAVED)
+        _store_sums(at_bias + H * R * N, q_a, q_b, N, M, INTERLEAVED)
         p_angles = dangles + (((i_r * tokens + token) * H + i_h) * S)[:, None] + o_m[None, :]
         dtheta = (dtheta + dtheta_q).to(dangles.dtype.element_ty)
         tl.store(p_angles, dtheta, mask=ok[:, None] & (o_m < S)[None, :])
 
-    at_weight = of_weights + origin + (block * 2 * (R * groups) + i_rg) * N
-    _store_pairs(at_weight, one, tl.sum(acc_Ba * B_a, 0)[None, :], tl.sum(acc_Bb * B_b, 0)[None, :], N, M, INTERLEAVED)
-    at_weight += (R * groups) * N
-    _store_pairs(at_weight, one, tl.sum(acc_Ca * C_a, 0)[None, :], tl.sum(acc_Cb * C_b, 0)[None, :], N, M, INTERLEAVED)
+    at_weight = p_parts + (2 * H * R + i_rg) * N
     out = ((token * R + i_r) * groups + i_g) * N
-    d_a, d_b = _back_through_norm(acc_Ba, acc_Bb, B_a, B_b, wB_a, wB_b, B_scale, N)
+    B_a, B_b = _load_pairs(B + i_b * sB_b + i_l * sB_l + i_r * sB_r + i_g * sB_g, ok, sB_n, N, M, INTERLEAVED)
+    B_a, B_b = B_a * B_scale, B_b * B_scale
+    _store_sums(at_weight, tl.sum(acc_Ba * B_a, 0), tl.sum(acc_Bb * B_b, 0), N, M, INTERLEAVED)
+    w_a, w_b = _load_pairs(B_weight + origin, one, swB, N, M, INTERLEAVED)
+    d_a, d_b = _back_through_norm(acc_Ba, acc_Bb, B_a, B_b, w_a, w_b, B_scale, N)
     _store_pairs(dB + out, ok, d_a, d_b, N, M, INTERLEAVED)
-    d_a, d_b = _back_through_norm(acc_Ca, acc_Cb, C_a, C_b, wC_a, wC_b, C_scale, N)
+    C_a, C_b = _load_pairs(C + i_b * sC_b + i_l * sC_l + i_r * sC_r + i_g * sC_g, ok, sC_n, N, M, INTERLEAVED)
+    C_a, C_b = C_a * C_scale, C_b * C_scale
+    _store_sums(at_weight + (R * groups) * N, tl.sum(acc_Ca * C_a, 0), tl.sum(acc_Cb * C_b, 0), N, M, INTERLEAVED)
+    w_a, w_b = _load_pairs(C_weight + origin, one, swC, N, M, INTERLEAVED)
+    d_a, d_b = _back_through_norm(acc_Ca, acc_Cb, C_a, C_b, w_a, w_b, C_scale, N)
     _store_pairs(dC + out, ok, d_a, d_b, N, M, INTERLEAVED)

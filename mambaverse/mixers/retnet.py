@@ -3,8 +3,8 @@
     q[t] = R(t) W_q x[t];   k[t] = R(t) W_k x[t] / √N;   v = W_v x;   R turns pairs of channels by their position
     h[t] = γ h[t-1] + v[t] k[t]ᵀ;   y[t] = W_o (silu(W_g x[t]) · norm(h[t] q[t])),   γ = 1 - 2^(-5 - head)
 
-This is SSD with A = ln γ and Δ = 1. The norm takes the mean off each head's output; that mean is 0 where v's is. So v is
-centred, by its rows of W_v where the layers are plain ones, and what is left is an RMS norm, fused with the gate.
+This is SSD with A = ln γ and Δ = 1. The norm takes the mean off each head's output, a mean that is 0 where v's is. So v
+is centred, by its rows of W_v where the layers are plain ones, and what is left is an RMS norm, fused with the gate.
 
 Source: Sun et al. 2023, "Retentive Network: A Successor to Transformer for Large Language Models" (arXiv 2307.08621),
 section 2, equations 5 to 8; parameter names are those of the authors' code.
