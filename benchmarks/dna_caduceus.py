@@ -45,12 +45,16 @@ def scans(length: int) -> Callable[[], None]:
     def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(*shape, device="cuda", dtype=dtype, requires_grad=True)
 
-    u, delta = (random(DIRECTIONS, STRANDS, length, INNER) for _ in range(2))
+    def pair(*shape: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ...]:
+        """Return what each direction has of its own, as a mixer does: not in one tensor, to which gradients go back."""
+        return tuple(random(*shape, dtype=dtype) for _ in range(DIRECTIONS))
+
+    u, delta = (pair(STRANDS, length, INNER) for _ in range(2))
     z = random(STRANDS, length, INNER)
-    A = (-torch.rand(DIRECTIONS, INNER, STATE, device="cuda") - 0.1).requires_grad_()
-    B, C = (random(DIRECTIONS, STRANDS, length, 1, STATE) for _ in range(2))
-    D, bias = (random(DIRECTIONS, INNER, dtype=torch.float32) for _ in range(2))
-    inputs, grad = (u, delta, A, B, C, D, z, bias), torch.randn_like(z)
+    A = tuple((-torch.rand(INNER, STATE, device="cuda") - 0.1).requires_grad_() for _ in range(DIRECTIONS))
+    B, C = (pair(STRANDS, length, 1, STATE) for _ in range(2))
+    D, bias = (pair(INNER, dtype=torch.float32) for _ in range(2))
+    inputs, grad = (*u, *delta, *A, *B, *C, *D, z, *bias), torch.randn_like(z)
 
     def run() -> None:
         y = bidirectional_selective_scan(u, delta, A, B, C, D, z=z, delta_bias=bias, delta_softplus=True, merge="add")

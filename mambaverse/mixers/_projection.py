@@ -6,7 +6,8 @@ multiplied where it lies,
 
     dx = Σ dy[part] W[part],   dW[part] = dy[part]ᵀ x
 
-The sum is rounded once more for each part than that of one product would be, in the dtype of x.
+The sum dx is rounded once more for each part than that of one product would be, in the dtype of x. Under autocast on a GPU
+dW comes in float32 as it is summed, where torch rounds it first to the dtype of x.
 
 On a GPU, products of 16-bit numbers whose rows are no multiple of 16 bytes take three times as long, and a mixer's
 projection has a few columns more than that, one for each head's Δ. So zeros fill up what such a row lacks, and are cut
@@ -55,13 +56,13 @@ def project_each(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] 
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    kind = x.device.type
+    kind, dtype = x.device.type, None
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)  # as F.linear would, but for autograd to see
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        dtype = torch.get_autocast_dtype(kind)
+        x = x.to(dtype)  # as F.linear would, but for autograd to see
     if not torch.is_grad_enabled():
-        return _split_linear(x, weight, bias, tuple(sizes))
-    parts: tuple[Tensor, ...] = _SplitLinear.apply(x, weight, bias, tuple(sizes))
+        return _split_linear(x, *_cast(weight, bias, dtype), tuple(sizes))
+    parts: tuple[Tensor, ...] = _SplitLinear.apply(x, weight, bias, tuple(sizes), dtype)
     return parts
 
 
@@ -93,11 +94,19 @@ def _missing(x: Tensor, columns: int) -> int:
     return -columns % each if x.is_cuda and x.element_size() == 2 and x.shape[-1] % each == 0 else 0
 
 
+def _cast(weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
+    return (weight, bias) if dtype is None else (weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
 class _SplitLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]) -> Any:
-        ctx.save_for_backward(x, weight)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...], dtype: torch.dtype | None
+    ) -> Any:
         ctx.sizes = sizes
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        weight, bias = _cast(weight, bias, dtype)
+        ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
         return _split_linear(x, weight, bias, sizes)
 
@@ -105,10 +114,12 @@ class _SplitLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        of_weight, of_bias = ctx.dtypes
+        wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         rows, starts = x.reshape(-1, x.shape[-1]), [0, *accumulate(ctx.sizes)]
-        dx: Tensor | None = None
-        of_weight, of_bias = [], []
+        dx = None
+        dweight = weight.new_empty(weight.shape, dtype=of_weight) if wants_weight else None
+        dbias = weight.new_empty(len(weight), dtype=of_bias) if wants_bias else None
         for group in _groups(ctx.sizes):
             first, stop = starts[group[0]], starts[group[-1] + 1]
             parts = [_as_rows(gradients[i], ctx.sizes[i], rows) for i in group]
@@ -120,16 +131,21 @@ class _SplitLinear(torch.autograd.Function):
             if wants_x:
                 w = weight[first:stop] if not missing else F.pad(weight[first:stop], [0, 0, 0, missing])
                 dx = dy @ w if dx is None else dx.addmm_(dy, w)
-            if wants_weight:
-                of_weight.append((dy.T @ rows)[: stop - first])
-            if wants_bias:
-                of_bias.append(dy[:, : stop - first].sum(0))
-        return (
-            None if dx is None else dx.view(x.shape),
-            torch.cat(of_weight) if of_weight else None,
-            torch.cat(of_bias) if of_bias else None,
-            None,
-        )
+            if dweight is not None:
+                _write_product(dy.T, rows, dweight[first:stop])
+            if dbias is not None:
+                torch.sum(dy[:, : stop - first], 0, dtype=of_bias, out=dbias[first:stop])
+        return None if dx is None else dx.view(x.shape), dweight, dbias, None, None
+
+
+def _write_product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Write the first rows of a b to `out`; of 16-bit numbers on a GPU in float32, if it is, without a rounding."""
+    if len(a) == len(out) and a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    elif len(a) == len(out) and a.is_cuda and a.element_size() == 2 and out.dtype == torch.float32:
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
+    else:
+        out.copy_((a @ b)[: len(out)])
 
 
 def _as_rows(dy: Tensor | None, size: int, rows: Tensor) -> Tensor:
