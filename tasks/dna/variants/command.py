@@ -84,13 +84,13 @@ def score_run(
             "window": window, "strands": reader.strands, "precision": config.trainer.precision,
         }  # fmt: skip
         beside = out.with_name(out.name.removesuffix(".tsv") + ".skipped.tsv")
-        with saving(beside):
-            beside.unlink(missing_ok=True)
         counter, rich = Counter(Screen(stderr=True), "scored"), 0
         columns = (*FIRST, *scorer.columns, *LAST)
         skip = Skips(on_error, config).policy == "skip"
         table = ResumableTable(out, columns, about, overwrite=overwrite)
         with Skipped(beside) as skipped, table:
+            with saving(beside):  # not before: a job that is refused leaves what the finished one wrote
+                beside.unlink(missing_ok=True)
             if table.rows:
                 console.print(f"{out}: goes on behind {table.rows:,} rows", highlight=False, soft_wrap=True)
             pairs = counter.watch(islice(_pairs(vcf, genome, window, skip, skipped), table.rows, None))

@@ -60,6 +60,7 @@ def test_the_command_writes_a_row_for_each_allele(
     assert len(read(tmp_path / "s.skipped.tsv")) == 15
     assert sorted(p.name for p in tmp_path.glob("s.*")) == ["s.skipped.tsv", "s.tsv"]
     assert main(given) == 2 and "is there already" in capsys.readouterr().err
+    assert len(read(tmp_path / "s.skipped.tsv")) == 15  # the refused job took nothing away
 
 
 @pytest.mark.parametrize("after", [1, 3])
