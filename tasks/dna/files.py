@@ -12,6 +12,7 @@ import gzip
 import lzma
 import os
 import re
+import reprlib
 import zipfile
 import zlib
 from collections import Counter
@@ -217,7 +218,7 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
     csv.field_size_limit(MAX_FIELD)
     delimiter = "\t" if re.search(r"\.tsv(\.\w+)?$", path.name.lower()) else ","
     text = (line.decode("utf-8-sig", "replace") for line in read_lines(path))
-    rows = csv.reader(text, delimiter=delimiter)
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
         for column in (sequence, *needs):
@@ -228,12 +229,9 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
         if twice := [name for name, count in Counter(header).items() if name and count > 1]:
             raise UserError(f"{path}: {header.count(twice[0])} columns {twice[0]!r}; expected one: rename the others")
         at = header.index(sequence)
-        for number, row in enumerate(rows, 1):
-            if not row:
-                continue
-            where = f"{path}, line {rows.line_num:,}"
-            if len(row) != len(header):
-                problem = f"{len(row)} cells; the header has {len(header)}"
+        for number, line, row in _rows(rows):
+            where = f"{path}, line {line:,}"
+            if problem := row if isinstance(row, str) else _misread(row, len(header), delimiter):
                 yield Record(str(number), b"", where, problem=problem)
                 continue
             letters = row[at].strip().encode("utf-8", "replace")
@@ -241,5 +239,35 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
             lost = next((column for column in (sequence, *needs) if LOST in cells[column]), None)
             problem = f"column {lost!r} is not UTF-8 text; save the file as UTF-8" if lost is not None else ""
             yield Record(str(number), letters, where, "", cells, problem)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num:,}: not a table: {error}") from None
+    except csv.Error as error:  # of the header
+        raise UserError(f"{path}, line 1: not a table: {error}") from None
+
+
+def _rows(rows: Any) -> Iterator[tuple[int, int, list[str] | str]]:
+    """Yield (number, line at which it begins, cells) of the rows of a reader below its header, but for empty ones.
+
+    What is wrong with a row stands in the place of its cells; the reader goes on behind it.
+    """
+    number = 0
+    while True:
+        line = rows.line_num + 1
+        row: list[str] | str | None
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            row = f'not a row of a table: {error}; a quote (") was probably not closed'
+        if row is None:
+            return
+        number += 1
+        if row:
+            yield number, line, row
+
+
+def _misread(row: Sequence[str], columns: int, delimiter: str) -> str:
+    """Return what is wrong with the cells of a row, "" if nothing is."""
+    for cell in row:
+        for line in cell.split("\n")[1:]:
+            if line.count(delimiter) == columns - 1:
+                text = reprlib.repr(line.strip())
+                return f'one cell holds further lines that look like rows, {text}; a quote (") was probably not closed'
+    return "" if len(row) == columns else f"{len(row)} cells; the header has {columns}"

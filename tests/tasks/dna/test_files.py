@@ -113,6 +113,31 @@ def test_a_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
     assert "x.csv, line 2: 1 cells; the header has 2" in _problem(one) and not _problem(two)
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ('ACGT,"a\nGG,b\nCC,c\n', 3, "not a row of a table: unexpected end of data"),
+        ('ACGT,"a\nGG,b\nCC,"c\n', 3, "not a row of a table: ',' expected after '\"'"),
+        ('ACGT,"a\nGG,b\nCC,"\nTT,d\n', 3, "one cell holds further lines that look like rows, 'GG,b'"),
+        ('"ACGT,a\nGG,b\nCC",c\n', 3, "one cell holds further lines that look like rows, 'GG,b'"),
+        ('ACGT,"a" x\nGG,b\n', 3, "not a row of a table: ',' expected after '\"'"),
+        ('ACGT,"a\n' + "GG,b\n" * 9999, 3, "unexpected end of data"),
+    ],
+)
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path: Path, text: str, line: int, message: str) -> None:
+    found = records(write(tmp_path / "x.csv", f"sequence,label\nAA,x\n{text}"))
+    (bad,) = (_problem(record) for record in found if record.problem)
+    assert f"x.csv, line {line}: " in bad and message in bad and "was probably not closed" in bad
+    assert len(bad) < 250 + len(str(tmp_path)) and not _problem(found[0])
+
+
+def test_a_quoted_cell_may_have_several_lines(tmp_path: Path) -> None:
+    text = 'sequence,label,note\nACGT,"heat\nshock, a","by\nhand"\nGG,"a ""b""",\n'
+    one, two = records(write(tmp_path / "x.csv", text))
+    assert (one.cells["label"], one.cells["note"]) == ("heat\nshock, a", "by\nhand")
+    assert two.where.endswith("line 5") and two.cells["label"] == 'a "b"'
+
+
 @pytest.mark.parametrize("row", ["ACGT,café,x", "ACGé,a,x"])
 def test_a_row_whose_label_or_sequence_is_not_utf_8_is_named(tmp_path: Path, row: str) -> None:
     text = f"sequence,label,note\nACGT,a,naïve\n{row}\nACGT,b,y\n"
