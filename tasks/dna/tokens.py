@@ -106,7 +106,7 @@ def _explain(letters: bytes, at: int, strict: bool) -> str:
     """Say what is wrong with the letter at place `at`, and what to do about it."""
     letter, place = chr(letters[at]), f"at position {at + 1:,} of {len(letters):,}"
     if letter in "Uu":
-        return f"RNA: letter {letter!r} {place}; data.rna=true reads U as T"
+        return f"RNA: letter {letter!r} {place}; data.rna=true reads U as T in training; or write T for U"
     kinds = set(letters.upper())
     if len(kinds & PROTEIN) >= 2:
         return f"looks like a protein (letter {letter!r} {place}, {len(kinds)} kinds of letters); expected DNA"

@@ -47,7 +47,7 @@ def test_letters_come_back() -> None:
 @pytest.mark.parametrize(
     ("sequence", "strict", "message"),
     [
-        ("ACGU", False, "RNA: letter 'U' at position 4 of 4; data.rna=true reads U as T"),
+        ("ACGU", False, "RNA: letter 'U' at position 4 of 4; data.rna=true reads U as T in training; or write T"),
         ("ACGR", True, "ambiguous letter 'R' at position 4 of 4; expected A, C, G, T, N, or data.strict=false"),
         ("ACJT", False, "illegal letter 'J' at position 3 of 4; expected A, C, G, T, N or one of R, Y,"),
         ("AC1T", True, "illegal letter '1' at position 3 of 4; expected A, C, G, T, N"),
