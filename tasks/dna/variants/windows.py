@@ -21,7 +21,7 @@ import numpy as np
 from mambaverse.tasks.dna.genome import Genome
 from mambaverse.tasks.dna.genome.skipped import RecordError
 from mambaverse.tasks.dna.genome.variants import Variant
-from mambaverse.tasks.dna.tokens import N, encode
+from mambaverse.tasks.dna.tokens import N, encode, is_base
 
 GRID = 8  # windows start at multiples of W / GRID; a variant is at most W / 16 off the middle
 N_RICH = 0.005  # share of N from which on a window is flagged, that of Caduceus' benchmark of variants
@@ -80,7 +80,8 @@ def place(variant: Variant, genome: Genome, size: int) -> Pair:
         size: W, bases of a window.
 
     Raises:
-        RecordError: an allele with a letter other than A, C, G, T, or longer than a quarter of the window.
+        RecordError: an allele with a letter other than A, C, G, T, also where the genome alone has it, or one that is
+            longer than a quarter of the window.
     """
     letters = variant.ref + variant.alt
     if not set(letters.upper()) <= set("ACGT"):
@@ -95,10 +96,15 @@ def place(variant: Variant, genome: Genome, size: int) -> Pair:
     start = min(max(wanted, 0), length - count)
     ref_ids = genome.ids(variant.name, start, start + count)
     offset = variant.start - start
+    if not is_base(ref_ids[offset : offset + len(variant.ref)]).all():
+        letters = genome.fetch(variant.name, variant.start, variant.end).decode("latin-1")
+        found = next(letter for letter in letters if letter not in "ACGTacgt")
+        reason = f"{variant}: the genome has {found!r} there; no probability without a letter"
+        raise RecordError("alleles with N", variant.where, reason)
     ref = Allele(ref_ids, np.arange(start, start + count), offset, offset + len(variant.ref))
     share = float((ref_ids == N).mean())
-    found = {"n_rich": share > N_RICH, "edge": start != wanted, "short": count < size}
-    flags = tuple(name for name, holds in found.items() if holds)
+    flagged = {"n_rich": share > N_RICH, "edge": start != wanted, "short": count < size}
+    flags = tuple(name for name, holds in flagged.items() if holds)
     alt = _alternative(variant, genome, ref, start + count == length)
     return Pair(variant, (variant.name, start, count), ref, alt, share, flags)
 

@@ -88,6 +88,17 @@ def test_soft_masked_letters_are_read_as_others_and_n_is_flagged(tmp_path: Path)
     assert np.flatnonzero(pair.ref.ids != pair.alt.ids).tolist() == [pair.ref.start]
 
 
+@pytest.mark.parametrize("letter", "Nr")
+def test_a_letter_that_only_the_genome_lacks_is_no_allele(tmp_path: Path, letter: str) -> None:
+    (tmp_path / "n.fa").write_text(f">c\n{'ACGT' * 20}AC{letter}T{'ACGT' * 20}\n")
+    with Genome(tmp_path / "n.fa") as genome:
+        for start, ref, alt in ((82, "A", "C"), (81, "CGT", "C")):
+            with pytest.raises(RecordError, match=f"the genome has '{letter}' there; no probability") as caught:
+                place(Variant("c", start, ref, alt), genome, SIZE)
+            assert caught.value.kind == "alleles with N"
+        assert place(Variant("c", 81, "C", "G"), genome, SIZE).flags == ("n_rich",)  # beside it
+
+
 def test_what_cannot_be_placed_says_why(genome: Genome, letters: str) -> None:
     with pytest.raises(RecordError, match="an allele of 17 bases, in a window of 64; expected at most a quarter"):
         place(variant(letters, 300, 17, "A"), genome, SIZE)
