@@ -82,6 +82,14 @@ def kind_of(path: AnyPath) -> str | None:
     return "fasta" if ending in FASTA else "table" if ending in TABLES else "text" if ending == ".txt" else None
 
 
+def stem_of(path: AnyPath) -> str:
+    """Return the name of a file without what says its kind and its compression: E.coli of E.coli.fa.gz."""
+    name = path.name
+    for endings in (tuple(OPENERS), (*FASTA, *TABLES, ".txt")):
+        name = next((name[: -len(ending)] for ending in endings if name.lower().endswith(ending)), name)
+    return name
+
+
 def is_sequence_file(path: AnyPath) -> bool:
     """Whether `path` is a file that `read_records` reads, by its name."""
     return path.is_file() and not path.name.startswith(".") and kind_of(path) is not None

@@ -21,10 +21,11 @@ from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, refuse_unread, register_dataset
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.config import DnaDataConfig
-from mambaverse.tasks.dna.files import Record, is_sequence_file, kind_of, read_records
+from mambaverse.tasks.dna.files import Record, is_sequence_file, kind_of, read_records, stem_of
 from mambaverse.tasks.dna.tables import SETS, DnaSplits, Table, collect, make_splits, set_of
 
 SPLIT = "split"
+NEARLY = re.compile(rf"({'|'.join(SETS)})([-_.]?\d+|\..*)")  # train_1, test.2, train.v2: a set's name, but no set
 LABELLED = {"label": {"table", "FASTA"}, "label_pattern": {"FASTA"}}  # what each key is read of
 KEY_VALUE = re.compile(r"(?:^|[\s;|])(\w+)=([^\s;|]+)")
 
@@ -61,9 +62,22 @@ class Fasta(Dataset):
 
 
 def _parts(root: Path) -> list[Path]:
-    """Return the sets that a folder comes split into; none unless one is to learn from."""
-    parts = [path for path in sorted(root.iterdir()) if _stem(path).lower() in SETS]
-    return parts if "train" in {SETS[_stem(path).lower()] for path in parts} else []
+    """Return the sets that a folder comes split into; none if it holds classes.
+
+    Raises:
+        UserError: a name such as train_1, or test where nothing is to learn from: it would be read as a class.
+    """
+    folders, files = _entries(root)
+    stems = {path: _stem(path).lower() for path in sorted([*folders, *files])}
+    parts = [path for path, stem in stems.items() if stem in SETS]
+    split = "train" in {SETS[stems[path]] for path in parts}
+    for path, stem in stems.items():
+        if NEARLY.fullmatch(stem) or (stem in SETS and not split):
+            raise UserError(
+                f"{path}: named as a set, not as a class; a folder that comes split holds train and test (and dev or "
+                "val), each one file or folder of exactly that name; give a class another name"
+            )
+    return parts
 
 
 def _refuse_unread(root: Path, config: DnaDataConfig) -> None:
@@ -207,4 +221,4 @@ def _binds(values: Sequence[str]) -> bool:
 
 
 def _stem(path: Path) -> str:
-    return path.name.partition(".")[0] if path.is_file() else path.name
+    return stem_of(path) if path.is_file() else path.name
