@@ -193,7 +193,7 @@ def _fasta(path: AnyPath) -> Iterator[Record]:
         if line.startswith(b">"):
             if header is not None:
                 yield _record(path, start, header, parts)
-            header, parts, start = line[1:].strip(), [], number
+            header, parts, start = line[1:].rstrip(), [], number
         elif header is not None:
             parts.append(line)
         elif line.strip() and not line.startswith(b";"):
@@ -206,16 +206,20 @@ def _fasta(path: AnyPath) -> Iterator[Record]:
 
 def _record(path: AnyPath, line: int, header: bytes, parts: list[bytes]) -> Record:
     text = header.decode("utf-8", "replace")
-    name = text.split(maxsplit=1)[0] if text else ""
+    name = next(iter(text.split(maxsplit=1)), "")
+    problem = ""
+    if not name or (text[0].isspace() and "=" in name):  # "> label=a"
+        name, problem = "", "a record without a name; expected '>name'"
+    elif LOST in name:
+        problem = "its name is not UTF-8 text; save the file as UTF-8"
     letters = b"".join(parts).translate(None, b" \t\r\n")
-    problem = "" if name else "a record without a name; expected '>name'"
-    return Record(name, letters, f"{path}, line {line:,}, record {name!r}", text, problem=problem)
+    return Record(name, letters, f"{path}, line {line:,}, record {name!r}", text.strip(), problem=problem)
 
 
 def _unique(records: Iterator[Record]) -> Iterator[Record]:
     seen: dict[str, int] = {}
     for number, record in enumerate(records, 1):
-        if (other := seen.get(record.name)) is not None:
+        if not record.problem and (other := seen.get(record.name)) is not None:
             record = replace(record, problem=f"record {other:,} has this name too; give each record its own")
         elif len(seen) < MAX_NAMES:
             seen[record.name] = number

@@ -1,7 +1,7 @@
 """Your own sequences: a table with labels, a FASTA file with labels in its headers, or a folder of FASTA files.
 
     data.root=my.csv              columns sequence and label (data.sequence=, data.label= name others); .tsv; .gz, .xz
-    data.root=my.fa               >name label=donor      (data.label=class: >name class=donor; or data.label_pattern)
+    data.root=my.fa               >name label=donor      (data.label=kind: >name kind="a donor"; or data.label_pattern)
     data.root=folder              CLASS/*.fa, or CLASS.fa: the folder's or the file's name is the label
     data.root=folder              train/ and test/ (and dev/ or val/) with one of these in each: it comes split
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +22,13 @@ from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, refuse_unread, register_dataset
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.config import DnaDataConfig
-from mambaverse.tasks.dna.files import Record, is_sequence_file, kind_of, read_records, stem_of
+from mambaverse.tasks.dna.files import LOST, Record, is_sequence_file, kind_of, read_records, stem_of
 from mambaverse.tasks.dna.tables import SETS, DnaSplits, Table, collect, make_splits, set_of
 
 SPLIT = "split"
 NEARLY = re.compile(rf"({'|'.join(SETS)})([-_.]?\d+|\..*)")  # train_1, test.2, train.v2: a set's name, but no set
 LABELLED = {"label": {"table", "FASTA"}, "label_pattern": {"FASTA"}}  # what each key is read of
-KEY_VALUE = re.compile(r"(?:^|[\s;|])(\w+)=([^\s;|]+)")
+KEY_VALUE = re.compile(r'(?:^|[\s;|])([\w.-]+)=(?:"([^"]*)"(?=[\s;|]|$)|([^\s;|"][^\s;|]*))')
 
 
 @register_dataset("dna/fasta")
@@ -105,8 +106,9 @@ def _kind(path: Path) -> str:
 def _file(path: Path, config: DnaDataConfig, part: str | None = None) -> Table:
     if kind_of(path) == "table":
         return _table(path, config, part)
-    records = (_with_keys(record) for record in read_records(path))
     groups = [] if config.group is None else [config.group]
+    asked = groups if config.label_pattern is not None else [config.label or "label", *groups]
+    records = (_with_keys(record, asked) for record in read_records(path))
     return collect(_having(records, groups), config, _header_label(config), groups, part)
 
 
@@ -160,7 +162,7 @@ def _folder(root: Path, config: DnaDataConfig, part: str | None = None) -> Table
             raise UserError(f"{path}: an empty class: no sequence files in it")
         name = path.name if path.is_dir() else _stem(path)
         for file in inside:
-            records = _having((_with_keys(record) for record in read_records(file)), keys)
+            records = _having((_with_keys(record, keys) for record in read_records(file)), keys)
             table.extend(collect(records, config, partial(_named, name), keys, part))
     return table
 
@@ -182,7 +184,9 @@ def _header_label(config: DnaDataConfig) -> Callable[[Record], str]:
         def search(record: Record) -> str:
             if (found := pattern.search(record.header)) is None:
                 raise UserError(f"{record.where}: data.label_pattern does not match its header")
-            return found[1] or ""
+            if LOST in (text := found[1] or ""):
+                raise UserError(f"{record.where}: its label is not UTF-8 text; save the file as UTF-8")
+            return text
 
         return search
     key = config.label or "label"
@@ -207,10 +211,21 @@ def _having(records: Iterator[Record], keys: Sequence[str]) -> Iterator[Record]:
         yield record
 
 
-def _with_keys(record: Record) -> Record:
-    """Return a FASTA record with the key=value words of its header as cells."""
-    cells = dict(KEY_VALUE.findall(record.header))
-    return Record(record.name, record.letters, record.where, record.header, cells, record.problem)
+def _with_keys(record: Record, asked: Sequence[str]) -> Record:
+    """Return a FASTA record with the key=value and key="some words" of its header as cells.
+
+    A key of `asked` with two values, or with bytes that are not UTF-8, is a problem of the record.
+    """
+    cells: dict[str, str] = {}
+    problem = ""
+    for key, quoted, bare in KEY_VALUE.findall(record.header):
+        value = quoted or bare
+        if key in asked and cells.get(key, value) != value:
+            problem = problem or f"its header says {key}={cells[key]} and {key}={value}; expected one of them"
+        if key in asked and LOST in value:
+            problem = problem or f"{key}= in its header is not UTF-8 text; save the file as UTF-8"
+        cells[key] = value
+    return replace(record, cells=cells, problem=record.problem or problem)
 
 
 def _binds(values: Sequence[str]) -> bool:

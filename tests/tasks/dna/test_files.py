@@ -88,6 +88,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     [
         (">a\n>b\nACGT\n", "line 1, record 'a': an empty record"),
         (">\nACGT\n", "a record without a name"),
+        ("> label=a\nACGT\n", "line 1, record '': a record without a name; expected '>name'"),
         (">a\nACGT\n>b\nAC\n>a x\nGG\n", "line 5, record 'a': record 1 has this name too; give each record its own"),
         (">a\nACGU\n", "record 'a': RNA: letter 'U' at position 4 of 4; data.rna=true"),
         (">a\nACGTXX\n", "record 'a': illegal letter 'X' at position 5"),
@@ -106,6 +107,15 @@ def _problem(record: Record) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def test_a_name_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    one, two, three = records(
+        write(tmp_path / "x.fa", ">caf\xe9 x\nA\n>caf\xe8\nA\n> c na\xefve\nA\n".encode("latin-1"))
+    )
+    for record, line in ((one, 1), (two, 3)):
+        assert f"x.fa, line {line}, " in _problem(record) and "its name is not UTF-8 text" in _problem(record)
+    assert three.name == "c" and not _problem(three)
 
 
 def test_a_row_with_too_few_cells_is_named(tmp_path: Path) -> None:

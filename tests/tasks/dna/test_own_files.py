@@ -45,3 +45,40 @@ def test_names_that_only_begin_as_a_sets_are_classes(make_task: Make, tmp_path: 
     write(tmp_path / "valine.fa", BETA)
     assert list(make_task("dna/fasta", f"data.root={tmp_path}").classes) == ["testis", "valine"]
     assert sizes(make_task("dna/fasta", f"data.root={tmp_path}")) == (10, 2)
+
+
+HEADERS = (
+    ("label=a", "a"), ('label="heat shock" x', "heat shock"), ("kind=x;label=a.b|z", "a.b"), ("label=a label=a", "a"),
+    ('note="label=b" label=a', "a"), ("label=α", "α"), ("note=1 note=2 label=a", "a"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "label"), HEADERS)
+def test_a_label_is_a_word_or_stands_in_quotes(make_task: Make, tmp_path: Path, words: str, label: str) -> None:
+    text = "".join(f">r{i} {(words, 'label=other')[i % 2]}\n{s}\n" for i, (s, _) in enumerate(rows(6)))
+    assert set(make_task("dna/fasta", f"data.root={write(tmp_path / 'x.fa', text)}").classes) == {label, "other"}
+
+
+def test_a_key_may_have_hyphens_and_dots(make_task: Make, tmp_path: Path) -> None:
+    lines = [f">r{i} site-type={label} my.plate={i % 4}\n{s}\n" for i, (s, label) in enumerate(rows(6))]
+    path = write(tmp_path / "x.fa", "".join(lines))
+    task = make_task("dna/fasta", f"data.root={path}", "data.label=site-type", "data.group=my.plate", "data.folds=4")
+    assert list(task.classes) == ["alpha", "beta"] and sizes(task) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        (b"label=a label=b", (), "its header says label=a and label=b; expected one of them"),
+        (b"label=caf\xe9", (), "label= in its header is not UTF-8 text; save the file as UTF-8"),
+        (b"label=a plate=\xe9", ("data.group=plate",), "plate= in its header is not UTF-8 text"),
+        (b"label=caf\xe9", (r"data.label_pattern='label=(\S+)'",), "its label is not UTF-8 text"),
+        (b'label="heat shock', (), "a missing label"),
+        (b'label=""', (), "an empty label"),
+    ],
+)
+def test_a_label_that_cannot_be_told_is_a_bad_record(
+    make_task: Make, tmp_path: Path, words: bytes, options: tuple[str, ...], message: str
+) -> None:
+    path = write(tmp_path / "x.fa", b">r " + words + b"\nACGT\n" + ALPHA.encode())
+    assert f"x.fa, line 1, record 'r': {message}" in fails(make_task, "dna/fasta", f"data.root={path}", *options)
