@@ -228,7 +228,7 @@ class Genome:
         words = header[1:].split(maxsplit=1)
         if not above.endswith(b"\n") or not header.startswith(b">") or not words:
             raise self._foreign(name, "no header stands where it should")
-        if words[0].decode("utf-8", "surrogateescape") != name:
+        if words[0] != name.encode():
             raise self._foreign(name, f"the header there is {words[0].decode('utf-8', 'replace')!r}")
         if has_letters(between if first == before else between.partition(b"\n")[2]):
             raise self._foreign(name, "letters of another record stand above it")

@@ -48,7 +48,12 @@ class Index:
             BadIndexError: a line that is none of an index's.
         """
         names, rows = [], []
-        for number, line in enumerate(data.decode("utf-8", "surrogateescape").splitlines(), 1):
+        try:
+            lines = data.decode().split("\n")
+        except UnicodeDecodeError as error:
+            number = data.count(b"\n", 0, error.start) + 1
+            raise BadIndexError(f"line {number:,} is not UTF-8 text") from None
+        for number, line in enumerate(lines if lines[-1] else lines[:-1], 1):
             name, *cells = line.split("\t")
             try:
                 row = [int(cell) for cell in cells]
@@ -66,7 +71,7 @@ class Index:
     def to_bytes(self) -> bytes:
         """Return the content of the file, as samtools writes it."""
         lines = ("\t".join([name, *map(str, row)]) for name, row in zip(self.names, self.table.tolist(), strict=True))
-        return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+        return "".join(f"{line}\n" for line in lines).encode()
 
     def ends(self) -> np.ndarray:
         """Return the place behind the last letter of each record, int64 (N,)."""
@@ -166,9 +171,15 @@ class IndexBuilder:
         text = header[1:].strip()
         if RETURN in text:
             raise UserError(f"{self._where}, line {number:,}: lines end in CR alone; expected LF or CR LF")
-        name = text.split(maxsplit=1)[0].decode("utf-8", "surrogateescape") if text else ""
-        if not name:
+        if not text:
             raise UserError(f"{self._where}, line {number:,}: a record without a name; expected '>name'")
+        try:
+            name = text.split(maxsplit=1)[0].decode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self._where}, line {number:,}: byte 0x{error.object[error.start]:02X} in the record's name is not "
+                "UTF-8 text; save the file as UTF-8, or give the record another name"
+            ) from None
         if (other := self._seen.get(name)) is not None:
             raise UserError(
                 f"{self._where}, line {number:,}, record {name!r}: the record in line {other:,} has this name too; "

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.files import read_lines
+from mambaverse.tasks.dna.files import LOST, read_lines
 from mambaverse.tasks.dna.genome.bed import Order
 from mambaverse.tasks.dna.genome.fasta import Genome
 from mambaverse.tasks.dna.genome.skipped import RecordError, Skipped, check_on_error, report
@@ -104,6 +104,8 @@ def _record(cells: Sequence[str], width: int, where: str, genome: Genome | None,
     place = f"{where}, {chrom}:{pos}"
     if not (pos.isascii() and pos.isdigit() and len(pos) < 100):  # int() refuses numbers of thousands of digits
         raise RecordError("bad records", where, f"POS {reprlib.repr(pos)}; expected a whole number, counted from 1")
+    if LOST in chrom:
+        raise RecordError("bad records", where, f"CHROM {chrom!r} is not UTF-8 text; save the file as UTF-8")
     position = int(pos)
     if not ref or not set(ref.upper()) <= AMBIGUOUS:
         raise RecordError("bad records", place, f"REF {ref!r}; expected letters such as A, C, G, T")

@@ -31,9 +31,10 @@ def build(text: bytes, sizes: list[int] | None = None) -> bytes:
         (b">one\nACGT\n\n\n>two\nA\n\n", b"one\t4\t5\t4\t5\ntwo\t1\t17\t1\t2\n"),
         (b"\n\n>one\tfirst\nA\n", b"one\t1\t13\t1\t2\n"),
         (b"> one\nACGT\n", b"one\t4\t6\t4\t5\n"),
+        (">ä\u2028b x\nA\n".encode(), "ä\u2028b\t1\t10\t1\t2\n".encode()),
         (b">one\nAC\nGT\n>two\nACGTACGT\n", b"one\t4\t5\t2\t3\ntwo\t8\t16\t8\t9\n"),
     ],
-    ids=["wrapped", "crlf", "cut", "one line cut", "blank lines", "blank start", "space", "widths"],
+    ids=["wrapped", "crlf", "cut", "one line cut", "blank lines", "blank start", "space", "utf-8", "widths"],
 )
 def test_an_index_is_that_of_samtools_however_the_file_is_cut(text: bytes, fai: bytes) -> None:
     assert build(text) == fai
@@ -78,6 +79,7 @@ def test_random_files_are_indexed_as_a_loop_over_lines_would() -> None:
         (b">a\nACG\rT\n", "x.fa, line 2, record 'a': white space among the letters"),
         (b">a\rACGT\r", "x.fa, line 1: lines end in CR alone; expected LF or CR LF"),
         (b">\nACGT\n", "x.fa, line 1: a record without a name; expected '>name'"),
+        (b">a\nA\n>caf\xe9 x\nA\n", "x.fa, line 3: byte 0xE9 in the record's name is not UTF-8 text; save the file"),
         (b"\nACGT\n>a\nA\n", "x.fa, line 2: not FASTA: expected '>name' before any letters"),
         (b"\n\n", "x.fa: holds no records"),
         (b">a\n>b\n", "x.fa: no record has letters"),
@@ -106,6 +108,7 @@ def test_records_without_letters_are_left_out_and_said(capsys: pytest.CaptureFix
         (b"a\t4\t9223372036854775808\t4\t5\n", "line 1 is not name"),  # beyond int64
         (b"a\t9223372036854775807\t5\t4\t5\n", "line 1 is not name"),  # its end is
         (b"a\t" + b"9" * 5000 + b"\t5\t4\t5\n", "line 1 is not name"),
+        (b"a\t4\t5\t4\t5\n\xe9\t4\t5\t4\t5\n", "line 2 is not UTF-8 text"),
         (b"", "it is empty"),
         (b"a\t4\t5\t4\t5\na\t4\t5\t4\t5\n", "it has a name twice"),
     ],

@@ -106,6 +106,13 @@ def test_a_bad_record_is_named_by_line_and_place_or_skipped_with_a_count(
     assert skipped.counts == {kind: 1} and message.partition(": ")[2] in skipped.summary()
 
 
+def test_a_chromosome_that_is_not_utf_8_is_a_bad_record(tmp_path: Path) -> None:
+    path = tmp_path / "x.vcf"
+    path.write_bytes(HEAD.encode() + line("caf\xe9", 2, "C", "G").encode("latin-1") + line("1", 2, "C", "G").encode())
+    assert f"{path}, line 4: CHROM 'caf\ufffd' is not UTF-8 text" in fails(lambda: list(read_vcf(path)))
+    assert len(list(read_vcf(path, on_error="skip"))) == 1
+
+
 def test_a_bad_allele_is_left_out_alone(tmp_path: Path, genome: Genome) -> None:
     path = write(tmp_path / "x.vcf", HEAD + line("chr1", 2, "C", "A,R,G") + line("chr1", 2, "C", "C,T"))
     with Skipped(tmp_path / "skipped.tsv") as skipped:
