@@ -31,6 +31,9 @@ FASTA = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas", ".fsa")
 TABLES = (".csv", ".tsv")
 OPENERS = {".gz": gzip.open, ".bgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 GZIP = b"\x1f\x8b"
+COMPRESSED = {GZIP: ("gzip", ".gz"), b"\xfd7zXZ\x00": ("xz", ".xz"), b"BZh": ("bzip2", ".bz2")}
+DAMAGES = (EOFError, OSError, zlib.error, lzma.LZMAError)  # what reading a file raises
+BOM = b"\xef\xbb\xbf"  # UTF-8's byte order mark
 MAGIC = GZIP + b"\x08\x04"  # deflate, with an extra field
 END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")  # BGZF's last block
 HEAD = 18  # bytes of a BGZF block before its data, when its extra field holds nothing else
@@ -113,9 +116,9 @@ def read_records(
         unique: Whether a name that a record of a FASTA file has already is a problem.
 
     Raises:
-        UserError: no such file, of another kind, damaged, without the columns. What is wrong with one record alone is
-            its `problem`: no name, a name that another has, too few cells, bytes in its sequence or in one of `needs`
-            that are not UTF-8.
+        UserError: no such file, of another kind, damaged, without records or the columns. What is wrong with one
+            record alone is its `problem`: no name, a name that another has, too few cells, a quote that is not closed,
+            bytes in its name, its sequence or in one of `needs` that are not UTF-8.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file" if not path.is_dir() else f"{path}: a folder; expected a file")
@@ -158,7 +161,7 @@ def open_binary(path: AnyPath) -> Iterator[IO[bytes]]:
     """Open a file, compressed or not, to be read as bytes.
 
     Raises:
-        UserError: a BGZF file that lacks its last block.
+        UserError: a BGZF file that lacks its last block, a compressed one whose name does not say so.
     """
     if isinstance(path, Path):  # a member of a .zip has the archive's checksum
         refuse_cut(path)
@@ -166,6 +169,10 @@ def open_binary(path: AnyPath) -> Iterator[IO[bytes]]:
         suffix = Path(path.name).suffix.lower()
         opener: Any = OPENERS.get(suffix)
         if opener is None:
+            head = raw.peek(8)  # type: ignore[attr-defined]  # both kinds of files have it
+            for magic, (kind, ending) in COMPRESSED.items():
+                if head.startswith(magic):
+                    raise UserError(f"{path}: {kind}, which its name does not say; name it {path.name}{ending}")
             yield raw
             return
         with opener(raw) as file:
@@ -173,16 +180,23 @@ def open_binary(path: AnyPath) -> Iterator[IO[bytes]]:
 
 
 def read_lines(path: AnyPath) -> Iterator[bytes]:
-    """Yield the lines, naming the line at which a compressed file breaks off."""
+    """Yield the lines, without UTF-8's byte order mark, naming the line at which a compressed file breaks off."""
     number = 0
     try:
         with open_binary(path) as file:
             for line in file:
                 number += 1
-                yield line
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        reason = "cut short" if isinstance(error, EOFError) else " ".join(str(error).split())
-        raise UserError(f"{path}: damaged after line {number:,}: {reason}; get the file again") from None
+                yield line.removeprefix(BOM) if number == 1 else line
+    except DAMAGES as error:
+        raise UserError(f"{path}: {damage(error, f' after line {number:,}')}") from None
+
+
+def damage(error: Exception, after: str = "") -> str:
+    """Say what one of `DAMAGES` means: what the system says, or that the file is not whole."""
+    if isinstance(error, OSError) and error.errno is not None:  # gzip's and bz2's own have none
+        return f"cannot be read: {error.strerror}"
+    reason = "cut short" if isinstance(error, EOFError) else " ".join(str(error).split())
+    return f"damaged{after}: {reason}; get the file again"
 
 
 def _fasta(path: AnyPath) -> Iterator[Record]:
@@ -229,7 +243,7 @@ def _unique(records: Iterator[Record]) -> Iterator[Record]:
 def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str, str]) -> Iterator[Record]:
     csv.field_size_limit(MAX_FIELD)
     delimiter = "\t" if re.search(r"\.tsv(\.\w+)?$", path.name.lower()) else ","
-    text = (line.decode("utf-8-sig", "replace") for line in read_lines(path))
+    text = (line.decode("utf-8", "replace") for line in read_lines(path))
     rows = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
@@ -240,7 +254,7 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
                 raise UserError(f"{path}: no column {column!r}{suggest(column, header)}{remedy}")
         if twice := [name for name, count in Counter(header).items() if name and count > 1]:
             raise UserError(f"{path}: {header.count(twice[0])} columns {twice[0]!r}; expected one: rename the others")
-        at = header.index(sequence)
+        at, number = header.index(sequence), 0
         for number, line, row in _rows(rows):
             where = f"{path}, line {line:,}"
             if problem := row if isinstance(row, str) else _misread(row, len(header), delimiter):
@@ -251,6 +265,8 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
             lost = next((column for column in (sequence, *needs) if LOST in cells[column]), None)
             problem = f"column {lost!r} is not UTF-8 text; save the file as UTF-8" if lost is not None else ""
             yield Record(str(number), letters, where, "", cells, problem)
+        if not number:
+            raise UserError(f"{path}: holds no usable sequences: no row below its header")
     except csv.Error as error:  # of the header
         raise UserError(f"{path}, line 1: not a table: {error}") from None
 

@@ -91,7 +91,7 @@ def read_bed(
     """
     skip = check_on_error(on_error)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a BED file")
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a BED file")
     with report(skipped) as account:
         columns = rows = 0
         order = Order() if in_order else None

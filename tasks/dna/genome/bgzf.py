@@ -23,7 +23,7 @@ import numpy as np
 
 from mambaverse.engine.files import PART, saving
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.files import block_size, open_binary, refuse_cut
+from mambaverse.tasks.dna.files import DAMAGES, block_size, damage, open_binary, refuse_cut
 from mambaverse.tasks.dna.genome.handle import Handle
 from mambaverse.tasks.dna.genome.index import BadIndexError
 
@@ -181,9 +181,8 @@ def _pieces(path: Path) -> Iterator[bytes]:
         with open_binary(path) as file:
             while piece := file.read(PIECE):
                 yield piece
-    except (EOFError, OSError, zlib.error) as error:
-        reason = "cut short" if isinstance(error, EOFError) else " ".join(str(error).split())
-        raise UserError(f"{path}: damaged: {reason}; get the file again") from None
+    except DAMAGES as error:
+        raise UserError(f"{path}: {damage(error)}") from None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mambaverse.errors import UserError
+from mambaverse.tasks.dna.files import BOM
 from mambaverse.tasks.dna.genome.regions import Aliases, Region, parse_region, resolve
 from mambaverse.tasks.dna.genome.store import LONGEST_HEADER, has_letters, load_index, open_handle
 from mambaverse.tasks.dna.tokens import encode, reverse_complement
@@ -223,7 +224,7 @@ class Genome:
         length, offset, bases, width = self._table[number].tolist()
         before = int(self._before[number])
         first = max(before, offset - LONGEST_HEADER)
-        above = self._handle.read(first, offset - first)
+        above = self._handle.read(first, offset - first).removeprefix(b"" if first else BOM)
         between, _, header = above.rstrip(b"\r\n").rpartition(b"\n")
         words = header[1:].split(maxsplit=1)
         if not above.endswith(b"\n") or not header.startswith(b">") or not words:

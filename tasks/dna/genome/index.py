@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mambaverse.errors import UserError, warn
+from mambaverse.tasks.dna.files import BOM
 
 NEWLINE, RETURN, HEADER = 10, 13, ord(">")
 LARGEST = int(np.iinfo(np.int64).max)
@@ -90,6 +91,7 @@ class IndexBuilder:
     def __init__(self, where: str) -> None:
         self._where = where
         self._offset = 0  # in the file, of the next piece
+        self._first_bytes = b""  # that may be those of a byte order mark
         self._line = 1  # the line that is being read: its number,
         self._start = 0  # its place in the file,
         self._first = 0  # its first byte, once that is known,
@@ -108,6 +110,14 @@ class IndexBuilder:
         Raises:
             UserError: what this piece shows to be no FASTA, or FASTA that cannot be indexed.
         """
+        if not self._offset:
+            chunk = self._first_bytes + chunk
+            self._first_bytes = chunk if BOM.startswith(chunk) else b""  # it may come in pieces
+            if self._first_bytes:
+                return
+            if chunk.startswith(BOM):
+                chunk = chunk.removeprefix(BOM)
+                self._offset = self._start = len(BOM)
         if not chunk:
             return
         data = np.frombuffer(chunk, np.uint8)

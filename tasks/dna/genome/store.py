@@ -22,7 +22,7 @@ from mambaverse.datasets import data_home
 from mambaverse.engine.files import SaveError, write_atomic
 from mambaverse.engine.progress import Screen
 from mambaverse.errors import UserError, warn
-from mambaverse.tasks.dna.files import GZIP, HEAD, block_size
+from mambaverse.tasks.dna.files import BOM, GZIP, HEAD, block_size
 from mambaverse.tasks.dna.genome.bgzf import BgzfHandle
 from mambaverse.tasks.dna.genome.handle import Handle
 from mambaverse.tasks.dna.genome.index import BadIndexError, Index, IndexBuilder
@@ -51,11 +51,13 @@ def open_handle(path: Path) -> Handle:
         if block_size(head) is not None and len(head) >= HEAD:
             handle.close()
             return BgzfHandle(path)
-        plain = path.with_suffix("") if path.suffix.lower() in (".gz", ".bgz") else path
-        raise UserError(
-            f"{path}: plain gzip, which can be read from its start only; write it as BGZF: {way} "
-            f"(or: gunzip {path}; bgzip {plain})"
+        named = path.suffix.lower() in (".gz", ".bgz")
+        remedy = (
+            f"write it as BGZF: {way} (or: gunzip {path}; bgzip {path.with_suffix('')})"
+            if named
+            else f"name it {path.name}.gz, and write that as BGZF: {way}.gz"
         )
+        raise UserError(f"{path}: plain gzip, which can be read from its start only; {remedy}")
     for magic, kind in OTHERS.items():
         if head.startswith(magic):
             raise UserError(f"{path}: {kind}, which has no random access; expected plain or BGZF: {way}")
@@ -116,7 +118,7 @@ def check_sizes(handle: Handle, index: Index) -> None:
         raise BadIndexError(f"its last record ends at byte {end:,}, {handle.path.name} has {handle.size:,}")
     if has_letters(handle.read(end, 1024)):
         raise BadIndexError(f"{handle.path.name} has letters behind its last record")
-    if has_letters(handle.read(0, min(int(index.table[:, 1].min()), LONGEST_HEADER))):
+    if has_letters(handle.read(0, min(int(index.table[:, 1].min()), LONGEST_HEADER)).removeprefix(BOM)):
         raise BadIndexError(f"{handle.path.name} has letters above its first record")
 
 

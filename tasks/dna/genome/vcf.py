@@ -25,6 +25,7 @@ from mambaverse.tasks.dna.genome.variants import IUPAC, Variant, check_reference
 COLUMNS = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO")
 ALLELES = set("ACGTN")
 AMBIGUOUS = set(IUPAC)
+BCF = "BCF, the binary form; expected VCF: bcftools view -O z -o NEW.vcf.gz OLD.bcf"
 
 
 def read_vcf(
@@ -50,7 +51,9 @@ def read_vcf(
     """
     skip = check_on_error(on_error)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a VCF file")
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a VCF file")
+    if path.suffix.lower() == ".bcf":  # within BGZF
+        raise UserError(f"{path}: {BCF}")
     order = Order() if in_order else None
     width = 0
     with report(skipped) as account:
@@ -85,7 +88,7 @@ def read_vcf(
 def _header(line: str, raw: bytes, where: str) -> int:
     """Return the number of columns that the line #CHROM names."""
     if raw.startswith(b"BCF"):
-        raise UserError(f"{where}: BCF, the binary form; expected VCF: bcftools view -O z -o NEW.vcf.gz OLD.bcf")
+        raise UserError(f"{where}: {BCF}")
     cells = line.split("\t")
     if cells[0] != COLUMNS[0]:
         raise UserError(f"{where}: no header before this record; expected a line {' '.join(COLUMNS)}, between tabs")

@@ -126,5 +126,5 @@ def _row(pair: Pair, numbers: Sequence[float]) -> list[str]:
 
 def _print_of(vcf: Path) -> list[object]:
     if not vcf.is_file():
-        raise UserError(f"{vcf}: no such file; expected a VCF file")
+        raise UserError(f"{vcf}: {'a folder' if vcf.is_dir() else 'no such file'}; expected a VCF file")
     return fingerprint(vcf)

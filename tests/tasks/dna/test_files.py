@@ -1,6 +1,10 @@
 """FASTA and tables, plain and compressed, and every way in which they can be wrong."""
 
+import bz2
+import errno
 import gzip
+import lzma
+import os
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -68,6 +72,7 @@ def test_a_files_name_says_what_it_is(name: str, kind: str | None) -> None:
         ("x.fa", "", "x.fa: holds no records; expected lines '>name'"),
         ("x.fa", "ACGT\n", "x.fa, line 1: not FASTA: expected '>name', got 'ACGT'"),
         ("x.csv", "", "x.csv: no column 'sequence'; there are none"),
+        ("x.csv", "sequence,label\n\n", "x.csv: holds no usable sequences: no row below its header"),
         ("x.csv", "sequnce,label\nACGT,a\n", "x.csv: no column 'sequence', did you mean 'sequnce'?"),
         ("x.csv", "label,sequence,label\na,ACGT,b\n", "x.csv: 2 columns 'label'; expected one: rename the others"),
         ("x.txt.doc", "", "not known as a sequence file; expected one of .fa, .fasta, .fna, .csv, .tsv"),
@@ -193,6 +198,34 @@ def test_a_bgzf_file_that_is_cut_between_two_blocks_is_no_shorter_file(tmp_path:
     for end in ends[:2]:
         path.write_bytes(whole[:end])
         assert f"{path}: cut short: BGZF's last block is not there; get the file again" in fails(lambda: records(path))
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    (record,) = records(write(tmp_path / "x.fa.gz", "\ufeff>a\nACGT\n"))
+    assert (record.name, record.letters) == ("a", b"ACGT")
+
+
+@pytest.mark.parametrize("name", ["x.fa", "x.csv", "x.txt"])
+@pytest.mark.parametrize(("pack", "kind"), [(gzip, "gzip"), (lzma, "xz"), (bz2, "bzip2")])
+def test_a_compressed_file_whose_name_does_not_say_so(tmp_path: Path, name: str, pack: Any, kind: str) -> None:
+    (tmp_path / name).write_bytes(pack.compress(b">a\nACGT\n"))
+    ending = {"gzip": ".gz", "xz": ".xz", "bzip2": ".bz2"}[kind]
+    message = f"{tmp_path / name}: {kind}, which its name does not say; name it {name}{ending}"
+    assert fails(lambda: records(tmp_path / name)) == message
+
+
+@pytest.mark.parametrize("name", ["x.fa", "x.csv", "x.fa.gz"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_what_the_system_refuses_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    path = write(tmp_path / name, ">a\nACGT\n")
+
+    def refuse(self: Path, mode: str = "r") -> None:
+        raise OSError(code, os.strerror(code), str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert fails(lambda: records(path)) == f"{path}: cannot be read: {os.strerror(code)}"
 
 
 def test_what_is_no_gzip_is_named(tmp_path: Path) -> None:

@@ -110,6 +110,11 @@ def test_blocks_are_the_exons_of_bed12(tmp_path: Path) -> None:
         assert message in fails(bad.blocks)
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    (row,) = read_bed(write(tmp_path / "x.bed", "\ufeffchr1\t0\t5\n"))
+    assert row.region.name == "chr1"
+
+
 def test_column_4_names_the_split(tmp_path: Path) -> None:
     path = write(tmp_path / "human-sequences.bed", "chr1\t0\t5\ttrain\nchr2\t0\t5\tvalid\nchr1\t5\t9\ttrain\n")
     splits = read_splits(path)

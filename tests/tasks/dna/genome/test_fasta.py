@@ -279,6 +279,25 @@ def test_a_file_without_random_access_says_the_way_out(tmp_path: Path, name: str
     assert "a folder" in fails(lambda: Genome(tmp_path))
 
 
+@pytest.mark.parametrize("bgzf", [False, True])
+def test_a_byte_order_mark_is_skipped(tmp_path: Path, bgzf: bool) -> None:
+    path = tmp_path / "x.fa"
+    path.write_bytes(b"\xef\xbb\xbf" + fasta_text({"a": "ACGTT", "b": "GGA"}, 2))
+    path = to_bgzf(path) if bgzf else path
+    for _ in range(2):  # with an index of its own, and with the one that is there
+        with Genome(path) as genome:
+            assert genome.names == ("a", "b")
+            assert (genome.fetch("a"), genome.fetch("b", 1)) == (b"ACGTT", b"GA")
+
+
+def test_gzip_whose_name_does_not_say_so_is_told_what_to_be_called(tmp_path: Path) -> None:
+    path = tmp_path / "x.fa"
+    path.write_bytes(gzip.compress(fasta_text(RECORDS)))
+    message = fails(lambda: Genome(path))
+    assert f"name it x.fa.gz, and write that as BGZF: python -m mambaverse.tasks.dna.genome.bgzf {path}.gz" in message
+    assert f"{path}: gzip, which its name does not say; name it x.fa.gz" in fails(lambda: to_bgzf(path))
+
+
 def test_plain_gzip_is_converted_by_the_command_that_the_error_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

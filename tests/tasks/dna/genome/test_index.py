@@ -38,6 +38,9 @@ def build(text: bytes, sizes: list[int] | None = None) -> bytes:
 )
 def test_an_index_is_that_of_samtools_however_the_file_is_cut(text: bytes, fai: bytes) -> None:
     assert build(text) == fai
+    marked = b"\xef\xbb\xbf" + text  # UTF-8's byte order mark moves the letters on
+    assert (Index.parse(build(marked)).table - Index.parse(fai).table == [0, 3, 0, 0]).all()
+    assert build(marked, [1] * len(marked)) == build(marked, [2]) == build(marked)
     assert build(text, [1] * len(text)) == fai
     for size in (2, 3, 5, 7):
         assert build(text, [size] * (len(text) // size)) == fai

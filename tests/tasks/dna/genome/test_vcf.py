@@ -148,6 +148,15 @@ def test_a_file_without_header_says_what_it_needs(tmp_path: Path, text: str, mes
     assert message in fails(lambda: list(read_vcf(path)))
 
 
+def test_a_byte_order_mark_is_skipped_and_what_is_no_vcf_is_told(tmp_path: Path) -> None:
+    text = HEAD + line("1", 2, "C", "G")
+    assert len(list(read_vcf(write(tmp_path / "x.vcf", "\ufeff" + text)))) == 1
+    for name, message in (("y.vcf", "gzip, which its name does not say; name it y.vcf.gz"), ("y.bcf", "BCF, the bi")):
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+        assert f"{tmp_path / name}: {message}" in fails(lambda name=name: list(read_vcf(tmp_path / name)))
+    assert f"{tmp_path}: a folder; expected a VCF file" in fails(lambda: list(read_vcf(tmp_path)))
+
+
 def test_a_file_that_is_cut_short_is_an_error(tmp_path: Path) -> None:
     text = HEAD + "".join(line("1", i, "C", "G") for i in range(1, 20_000))
     path = as_bgzf(tmp_path / "x.vcf.gz", text)
