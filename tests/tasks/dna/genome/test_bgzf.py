@@ -1,11 +1,14 @@
 """BGZF with its .gzi: the bytes of bgzip's index, Bio.bgzf's content, and damage that is found."""
 
+import importlib
 import struct
+import sys
 from pathlib import Path
 
 import pytest
 from Bio import bgzf
 
+import mambaverse.tasks.dna
 from mambaverse.tasks.dna.files import END, block_size
 from mambaverse.tasks.dna.genome import Genome
 from mambaverse.tasks.dna.genome.bgzf import BgzfHandle, to_bgzf
@@ -123,3 +126,13 @@ def test_the_size_of_a_block_is_found_among_other_fields() -> None:
         block_size(head + b"\x06\x00XX\x02\x00\x10\x00") is None
         and block_size(b"\x1f\x8b\x08\x00" + b"\0" * 20) is None
     )
+
+
+def test_the_package_leaves_the_module_that_is_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else `python -m mambaverse.tasks.dna.genome.bgzf`, which an error names, warns that it is imported already."""
+    package, module = "mambaverse.tasks.dna.genome", "mambaverse.tasks.dna.genome.bgzf"
+    monkeypatch.setattr(mambaverse.tasks.dna, "genome", sys.modules[package])  # put back at the end, as these are
+    for name in [name for name in sys.modules if name.startswith(package)]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.import_module(package)
+    assert module not in sys.modules
