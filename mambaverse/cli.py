@@ -363,7 +363,7 @@ def _config(arguments: argparse.Namespace) -> None:
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from mambaverse.datasets import describe_dataset, get_dataset
+    from mambaverse.datasets import check_root, describe_dataset, get_dataset
 
     if Path(arguments.name).is_file():
         if arguments.root is not None:
@@ -373,6 +373,8 @@ def _data(arguments: argparse.Namespace) -> None:
         with open_genome(arguments.name) as genome:
             print(f"{genome.path}: {len(genome):,} records, {sum(genome.lengths.values()):,} bases")
         return
+    if arguments.root is not None:
+        check_root(arguments.name, arguments.root)
     get_dataset(arguments.name).prepare(arguments.root)
     for key, value in describe_dataset(arguments.name, arguments.root).items():
         print(f"{key}: {value}")

@@ -202,6 +202,15 @@ def list_datasets(pattern: str = "*") -> list[str]:
     return DATASETS.list(pattern)
 
 
+def check_root(name: str, root: str) -> None:
+    """Raise UserError if a `--root` that was given holds nothing, or is not where this data set looks."""
+    dataset = get_dataset(name)
+    if not (places := dataset.places(root)):
+        raise UserError(f"--root {root}: {name} reads nothing from there, it needs {dataset.needs}; leave it out")
+    if not any(place.exists() for place in places):
+        raise UserError(f"--root {root}: no such file or folder")
+
+
 def describe_dataset(name: str, root: str | None = None) -> dict[str, str]:
     """Return what a person has to know of a data set, line by line, and whether it is there.
 
