@@ -175,8 +175,8 @@ def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         text = "what to do with a bad record; default: the run's data.on_error"
         sub.add_argument("--on-error", choices=("raise", "skip"), help=text)
 
-    def overwrite(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--overwrite", action="store_true", help="replace a finished file, and begin a cut one anew")
+    def overwrite(sub: argparse.ArgumentParser, also: str = "") -> None:
+        sub.add_argument("--overwrite", action="store_true", help=f"replace what is finished{also}")
 
     score = of_run("score", _score, "Score the variants of a VCF file with a trained DNA model, into a table")
     score.add_argument("--vcf", type=Path, required=True, metavar="FILE", help="the variants: .vcf, .vcf.gz")
@@ -185,7 +185,7 @@ def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     score.add_argument("--window", type=int, default=1024, metavar="W", help="bases around a variant; default: 1024")
     score.add_argument("--scores", nargs="+", metavar="NAME", help="llr, delta, embedding; default: all it has")
     on_error(score)
-    overwrite(score)
+    overwrite(score, also := ", and begin anew what was cut off")
 
     text = "Say and draw what each substitution in a region changes: a table, arrays, a logo and a heat map"
     mutagenesis = of_run("mutagenesis", _mutagenesis, text)
@@ -194,6 +194,7 @@ def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     mutagenesis.add_argument("--out", type=Path, metavar="NAME", help="of the files, without an ending")
     mutagenesis.add_argument("--window", type=int, metavar="W", help="bases that the model sees; default: 1024")
     mutagenesis.add_argument("--class", dest="label", metavar="NAME", help="whose score; default: the predicted one")
+    overwrite(mutagenesis)
 
     embed = of_run("embed", _embed, "Write the embeddings of sequences by a trained DNA model")
     embed.add_argument("inputs", nargs="+", metavar="FILE", help="FASTA files or tables, or folders of them")
@@ -202,6 +203,7 @@ def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     embed.add_argument("--layer", type=int, metavar="N", help="blocks passed; default: all, and the last norm")
     embed.add_argument("--window", type=int, metavar="W", help="bases read at a time; default: the run's data.window")
     on_error(embed)
+    overwrite(embed)
 
     scan = of_run("scan", _scan, "Write what a trained DNA model says along a genome, as a bedGraph track")
     fasta(scan)
@@ -212,7 +214,7 @@ def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     scan.add_argument("--stride", type=int, default=128, metavar="S", help="bases of a value; default: 128")
     scan.add_argument("--value", metavar="NAME", help="probability, quantity, log_likelihood or perplexity")
     scan.add_argument("--class", dest="label", metavar="NAME", help="whose probability; default: the last of two")
-    overwrite(scan)
+    overwrite(scan, also)
 
 
 def _roots(arguments: argparse.Namespace) -> list[Path]:
@@ -295,14 +297,14 @@ def _score(arguments: argparse.Namespace) -> None:
 def _mutagenesis(arguments: argparse.Namespace) -> None:
     from mambaverse.tasks.dna.interpret.command import mutagenesis_run
 
-    keys = ("out", "window", "label")
+    keys = ("out", "window", "label", "overwrite")
     mutagenesis_run(arguments.folder, arguments.fasta, arguments.region, **_reading(arguments, *keys))
 
 
 def _embed(arguments: argparse.Namespace) -> None:
     from mambaverse.tasks.dna.interpret.embed import embed_run
 
-    keys = ("out", "pool", "layer", "window", "on_error")
+    keys = ("out", "pool", "layer", "window", "on_error", "overwrite")
     embed_run(arguments.folder, arguments.inputs, **_reading(arguments, *keys))
 
 

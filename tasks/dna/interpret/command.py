@@ -23,6 +23,7 @@ from mambaverse.tasks.dna.interpret.mutagenesis import mutagenesis, predicted
 from mambaverse.tasks.dna.interpret.pictures import draw_mutagenesis
 from mambaverse.tasks.dna.reader import Reader, check_range, open_reader
 from mambaverse.tasks.dna.tokens import decode
+from mambaverse.tasks.dna.variants.table import refuse_finished
 
 WINDOW = 1024  # bases, where none are given and the region is no longer
 
@@ -39,6 +40,7 @@ def mutagenesis_run(
     batch_size: int | None = None,
     device: str | None = None,
     precision: str | None = None,
+    overwrite: bool = False,
     console: Console | None = None,
 ) -> list[Path]:
     """Write and draw what each substitution in a region changes; prints and returns the paths of the files.
@@ -55,10 +57,12 @@ def mutagenesis_run(
         batch_size: Windows of one pass; None: see `Reader`.
         device: auto, cpu or cuda; None: as the run says.
         precision: fp32, bf16 or fp16; None: as the run says.
+        overwrite: Replace finished files.
         console: Where to print; None: stdout.
 
     Raises:
-        UserError: not a run of a DNA model, a region that is not in the genome or longer than the window.
+        UserError: not a run of a DNA model, a region that is not in the genome or longer than the window, a file that
+            is there already.
     """
     check_range("--window", window, 1)
     console = console or Screen()
@@ -70,6 +74,8 @@ def mutagenesis_run(
         named = out or Path(re.sub(r"[^\w.-]+", "_", f"mutagenesis-{place.name}-{place.start + 1}-{place.end}"))
         files = [named.with_name(named.name + ending) for ending in (".tsv", ".npz", ".png")]
         output_path("--out", files[0])
+        for file in files:
+            refuse_finished(file, overwrite)
         start, end = around(place, window, genome.lengths[place.name])
         reader.check_length(end - start, "--window")
         ids = genome.ids(place.name, start, end)

@@ -37,6 +37,7 @@ from mambaverse.tasks.dna.interpret.store import FORMATS, open_store
 from mambaverse.tasks.dna.reader import Reader, check_range, open_reader
 from mambaverse.tasks.dna.strands import complement, reverse
 from mambaverse.tasks.dna.tokens import PAD
+from mambaverse.tasks.dna.variants.table import refuse_finished
 
 POOLS = ("mean", "last", "cls", "base")
 BUFFER_BASES = 1 << 18  # of sequences that are sorted by length together, so that a pass has little padding
@@ -154,6 +155,7 @@ def embed_run(
     device: str | None = None,
     precision: str | None = None,
     on_error: str | None = None,
+    overwrite: bool = False,
     console: Console | None = None,
 ) -> int:
     """Write the embeddings of all records of sequence files; prints and returns how many there are.
@@ -170,14 +172,16 @@ def embed_run(
         device: auto, cpu or cuda; None: as the run says.
         precision: fp32, bf16 or fp16; None: as the run says.
         on_error: "raise" stops at a bad record, "skip" leaves it out with a word; None: the run's data.on_error.
+        overwrite: Replace a finished file.
         console: Where to print; None: stdout.
 
     Raises:
-        UserError: not a run of a DNA model, an option that it has not, a bad record.
+        UserError: not a run of a DNA model, an option that it has not, a bad record, a file that is there already.
     """
     check_inputs(inputs)
     check_range("--window", window, 1)
     output_path("--out", out, FORMATS)
+    refuse_finished(out, overwrite)
     console = console or Screen()
     opening = open_reader(path, strands=strands, batch_size=batch_size, device=device, precision=precision)
     with opening as (config, _, reader):

@@ -34,8 +34,7 @@ class ResumableTable(ResumableFile):
     """
 
     def __init__(self, path: Path, columns: Sequence[str], about: dict[str, Any], *, overwrite: bool = False) -> None:
-        if path.exists() and not overwrite:
-            raise UserError(f"{path}: is there already, finished; name another file with --out, or give --overwrite")
+        refuse_finished(path, overwrite)
         super().__init__(path)
         self._about = {**about, "columns": list(columns)}
         state = None if overwrite else self._read_state()
@@ -75,6 +74,12 @@ class ResumableTable(ResumableFile):
             raise UserError(f"{self._part}: shorter than {self._mark} says; give --overwrite to begin anew")
         found: dict[str, Any] = state
         return found
+
+
+def refuse_finished(path: Path, overwrite: bool) -> None:
+    """Raise UserError if `path` is there and is not to be replaced."""
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: is there already, finished; name another file with --out, or give --overwrite")
 
 
 def fingerprint(path: Path) -> list[Any]:

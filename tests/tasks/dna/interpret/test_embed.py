@@ -129,6 +129,10 @@ def test_the_command_keeps_names_and_order(
     made = np.load(tmp_path / "x.npz", allow_pickle=False)
     assert made["names"].tolist() == ["r0", "r1", "r2"] and made["lengths"].tolist() == [30, 8, 55]
     assert made["embeddings"].shape == (3, 16) and json.loads(str(made["about"]))["pool"] == "mean"
+    again = ["embed", str(run), str(records), "--out", str(tmp_path / "x.npz")]
+    assert main([*again, "--pool", "last"]) == 2 and "is there already, finished; name" in capsys.readouterr().err
+    assert json.loads(str(np.load(tmp_path / "x.npz")["about"]))["pool"] == "mean"
+    assert main([*again, "--overwrite"]) == 0
     embed_run(run, [str(records)], out=tmp_path / "b.npz", pool="base")
     bases = np.load(tmp_path / "b.npz")
     offsets = bases["offsets"]

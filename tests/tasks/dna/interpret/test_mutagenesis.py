@@ -194,6 +194,19 @@ def test_the_command_writes_a_table_arrays_and_a_picture(
     assert capsys.readouterr().out.split() == [str(tmp_path / f"m.{kind}") for kind in ("tsv", "npz", "png")]
 
 
+@pytest.mark.parametrize("kind", ["tsv", "npz", "png"])
+def test_a_finished_file_is_replaced_if_that_is_asked(genome: Genome, tmp_path: Path, kind: str) -> None:
+    run, kept = save_run(tmp_path / "run", "mlm"), tmp_path / f"m.{kind}"
+    kept.write_text("of another command")
+    with pytest.raises(UserError, match=f"m.{kind}: is there already, finished; name another .* or give --overwrite"):
+        mutagenesis_run(run, genome.path, "chr2:9-10", out=tmp_path / "m")
+    assert kept.read_text() == "of another command" and len(list(tmp_path.glob("m.*"))) == 1
+    if kind == "tsv":
+        given = ["mutagenesis", str(run), "--fasta", str(genome.path), "--region", "chr2:9-10", "--window", "40"]
+        assert main([*given, "--out", str(tmp_path / "m"), "--overwrite"]) == 0
+        assert kept.read_text().startswith("chrom\t")
+
+
 def test_regions_with_n_and_longer_than_the_picture_are_drawn(genome: Genome, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", "mlm")
     mutagenesis_run(run, genome.path, "chr1", out=tmp_path / "n")
