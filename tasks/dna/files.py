@@ -258,6 +258,8 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
         for number, line, row in _rows(rows):
             where = f"{path}, line {line:,}"
             if problem := row if isinstance(row, str) else _misread(row, len(header), delimiter):
+                if below := rows.line_num - line:
+                    problem += f" ({below:,} more lines are lost with it)"
                 yield Record(str(number), b"", where, problem=problem)
                 continue
             letters = row[at].strip().encode("utf-8", "replace")

@@ -89,8 +89,6 @@ def score_run(
         skip = Skips(on_error, config).policy == "skip"
         table = ResumableTable(out, columns, about, overwrite=overwrite)
         with Skipped(beside) as skipped, table:
-            with saving(beside):  # not before: a job that is refused leaves what the finished one wrote
-                beside.unlink(missing_ok=True)
             if table.rows:
                 console.print(f"{out}: goes on behind {table.rows:,} rows", highlight=False, soft_wrap=True)
             pairs = counter.watch(islice(_pairs(vcf, genome, window, skip, skipped), table.rows, None))
@@ -98,6 +96,9 @@ def score_run(
                 numbers = scorer(some)
                 table.write([_row(pair, row) for pair, row in zip(some, numbers.tolist(), strict=True)])
                 rich += sum("n_rich" in pair.flags for pair in some)
+    if not skipped:  # what an earlier job skipped stays until this one is done
+        with saving(beside):
+            beside.unlink(missing_ok=True)
     said = f"{out}: {table.rows:,} variants, {', '.join(scorer.columns)}, windows of {window:,} bases"
     console.print(f"{said}, strands={reader.strands}", highlight=False, soft_wrap=True)
     if rich:

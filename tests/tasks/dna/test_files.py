@@ -144,6 +144,8 @@ def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path: Path, text: str, 
     (bad,) = (_problem(record) for record in found if record.problem)
     assert f"x.csv, line {line}: " in bad and message in bad and "was probably not closed" in bad
     assert len(bad) < 250 + len(str(tmp_path)) and not _problem(found[0])
+    lost = text.count("\n") - len(found) + 1
+    assert f"({lost:,} more lines are lost with it)" in bad if lost else "lost" not in bad
 
 
 def test_a_quoted_cell_may_have_several_lines(tmp_path: Path) -> None:

@@ -165,6 +165,12 @@ def test_a_job_that_a_wrong_file_stopped_leaves_nothing_in_the_way(
     with pytest.raises(UserError, match="no header"):
         score_run(run, wrong, genome.path, out=tmp_path / "s.tsv", window=64)
     assert score_run(run, vcf, genome.path, out=tmp_path / "s.tsv", window=64) == 60
+    with pytest.raises(UserError, match="no header"):
+        score_run(run, wrong, genome.path, out=tmp_path / "s.tsv", window=64, overwrite=True)
+    assert len(read(tmp_path / "s.tsv")) == 60 and len(read(tmp_path / "s.skipped.tsv")) == 15
+    vcf.write_text(HEAD + next(row for row in vcf.read_text().splitlines(True) if "rs20" in row))  # skips nothing
+    assert score_run(run, vcf, genome.path, out=tmp_path / "s.tsv", window=64, overwrite=True) == 3
+    assert not (tmp_path / "s.skipped.tsv").exists()
 
 
 def test_a_damaged_checkpoint_of_a_table_says_what_to_do(tmp_path: Path) -> None:
