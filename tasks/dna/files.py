@@ -247,6 +247,8 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
     rows = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(rows, [])]
+        if problem := _misread(header, len(header), delimiter):
+            raise UserError(f"{path}, line 1: {problem}")
         for column in (sequence, *needs):
             if column not in header:
                 key = keys.get(column)

@@ -73,6 +73,8 @@ def test_a_files_name_says_what_it_is(name: str, kind: str | None) -> None:
         ("x.fa", "ACGT\n", "x.fa, line 1: not FASTA: expected '>name', got 'ACGT'"),
         ("x.csv", "", "x.csv: no column 'sequence'; there are none"),
         ("x.csv", "sequence,label\n\n", "x.csv: holds no usable sequences: no row below its header"),
+        ("x.csv", 'sequence,"label\nACGT,a\nGG,b"\n', "x.csv, line 1: one cell holds further lines"),
+        ("x.csv", 'sequence,"label\nACGT,a\nGG,b\n', "x.csv, line 1: not a table: unexpected end of data"),
         ("x.csv", "sequnce,label\nACGT,a\n", "x.csv: no column 'sequence', did you mean 'sequnce'?"),
         ("x.csv", "label,sequence,label\na,ACGT,b\n", "x.csv: 2 columns 'label'; expected one: rename the others"),
         ("x.txt.doc", "", "not known as a sequence file; expected one of .fa, .fasta, .fna, .csv, .tsv"),
