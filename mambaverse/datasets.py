@@ -181,9 +181,9 @@ def register_dataset(name: str, *, overwrite: bool = False) -> Callable[[Class],
     """Class decorator: make a `Dataset` available as `name`, "domain/name".
 
     Raises:
-        RegistryError: if the name is taken and `overwrite` is False.
+        RegistryError: if the name is taken and `overwrite` is False, or the class is no `Dataset`.
     """
-    return DATASETS.register(name, overwrite=overwrite)  # type: ignore[return-value]
+    return DATASETS.register_class(name, Dataset, overwrite=overwrite)
 
 
 def get_dataset(name: str, domain: str = "") -> Dataset:

@@ -42,6 +42,7 @@ class Entry(Generic[T]):
     target: T | str  # the object, or where to import it from: "package.module:Attribute"
     source: str  # who registered it, for messages: "built-in", "entry point of package x", a module
     tags: dict[str, Any] = field(default_factory=dict)
+    replaces: bool = False  # registered with overwrite=True: what a built-in registers later gives way
 
 
 class Registry(Generic[T]):
@@ -81,26 +82,45 @@ class Registry(Generic[T]):
     ) -> Callable[[T], T]:
         """Register `target` (an object, or "package.module:Attribute" to import on first use), or decorate one.
 
+        A built-in that is imported after its name was registered with `overwrite` leaves that entry as it is. A name
+        of which only importing the built-ins can tell whether it is theirs imports them.
+
         Raises:
-            RegistryError: if the name is taken and `overwrite` is False, or no name was given.
+            RegistryError: if the name is taken and `overwrite` is False, or is none to register under.
         """
-        if not isinstance(name, str):
-            raise RegistryError(f"{self.kind}: expected a name to register under, got {name!r}")
+        self._check_name(name)
 
         def add(obj: T) -> T:
-            source = obj if isinstance(obj, str) else getattr(obj, "__module__", "?")
+            source = str(obj if isinstance(obj, str) else getattr(obj, "__module__", "?"))
+            is_builtin = source in self._builtin_modules().values()
+            if not (overwrite or is_builtin or self._module_is_name):
+                self._load_builtins(None)
             taken = self._entries.get(name)
-            builtin = self._builtin_modules().get(name)
+            builtin = self._builtin_modules().get(name) if self._module_is_name else None
             if not overwrite and taken is not None and taken.target is not obj and not _same(taken.target, obj):
+                if is_builtin and taken.replaces:
+                    return obj
                 raise RegistryError(
                     f"{self.kind} {name!r} is already registered by {taken.source}; overwrite=True replaces it"
                 )
             if not overwrite and builtin is not None and source != builtin:
                 raise RegistryError(f"{self.kind} {name!r} is built in ({builtin}); overwrite=True replaces it")
-            self._entries[name] = Entry(name, obj, str(source), tags)
+            self._entries[name] = Entry(name, obj, source, tags, overwrite)
             return obj
 
         return add if target is None else add(target)  # type: ignore[arg-type, return-value]
+
+    def register_class(self, name: str, base: type, *, overwrite: bool = False) -> Callable[[Any], Any]:
+        """Return a class decorator that registers subclasses of `base`, and raises RegistryError for all else."""
+        register = self.register(name, overwrite=overwrite)
+
+        def add(cls: Any) -> Any:
+            if not (isinstance(cls, type) and issubclass(cls, base)):
+                expected = f"{base.__module__}.{base.__qualname__}"
+                raise RegistryError(f"{self.kind} {name!r}: expected a subclass of {expected}, got {cls!r}")
+            return register(cls)  # type: ignore[arg-type]
+
+        return add
 
     def get(self, name: str) -> T:
         """Return the object called `name`, importing it if need be; "package.module:Attribute" needs no registration.
@@ -173,6 +193,16 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.list())
 
+    def _check_name(self, name: Any) -> None:
+        """Raise RegistryError unless something can be registered, and then found, under `name`."""
+        what = "'domain/name'" if self._qualified else "a name"
+        parts = name.split("/") if isinstance(name, str) and self._qualified else [name]
+        sound = all(isinstance(part, str) and part and part == part.strip() and ":" not in part for part in parts)
+        if not sound or len(parts) != 1 + self._qualified:
+            raise RegistryError(
+                f"{self.kind}: expected {what} to register under, got {name!r}; names have no ':' or spaces around them"
+            )
+
     def _builtin_modules(self) -> dict[str, str]:
         if self._modules is None:
             self._modules = {}
@@ -201,9 +231,11 @@ class Registry(Generic[T]):
         names = None if allowed is None else {n.strip().lower().replace("_", "-") for n in allowed.split(",")}
         for point in entry_points(group=self._group):
             owner = point.dist.name if point.dist else "?"
+            if not self._module_is_name:
+                self._load_builtins(None)  # for their names
             if names is not None and owner.lower().replace("_", "-") not in names:
                 continue
-            if point.name in self._entries or point.name in self._builtin_modules():
+            if point.name in self._entries or (self._module_is_name and point.name in self._builtin_modules()):
                 warnings.warn(
                     f"{self.kind} {point.name!r} of package {owner} is ignored: the name is taken", stacklevel=2
                 )
@@ -259,6 +291,14 @@ def check_arguments(
             expected = hint.__name__ if hint in (bool, int, float, str) else str(hint).replace(" | None", "")
             expected = expected.replace("collections.abc.", "").replace("typing.", "")
             raise UserError(f"{where}: {name} must be {expected}, got {value!r}")
+
+
+def check_complete(target: Callable[..., Any], where: str, *given: Any, **arguments: Any) -> None:
+    """Raise UserError unless `target` can be called with what is `given`; `where` is as in `check_arguments`."""
+    try:
+        inspect.signature(target).bind(*given, **arguments)
+    except TypeError as error:
+        raise UserError(f"{where}: {target.__module__}.{target.__qualname__}: {error}") from None
 
 
 def is_a(value: Any, hint: Any) -> bool:

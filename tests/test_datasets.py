@@ -57,6 +57,13 @@ def test_an_unknown_name_brings_the_nearest() -> None:
         get_dataset("digit", "vision")
 
 
+def test_what_is_no_dataset_or_has_no_domain_is_refused() -> None:
+    with pytest.raises(RegistryError, match=r"expected a subclass of mambaverse\.datasets\.Dataset, got 3"):
+        register_dataset("vision/zz")(3)  # type: ignore[type-var]
+    with pytest.raises(RegistryError, match="expected 'domain/name' to register under, got 'mine'"):
+        register_dataset("mine")
+
+
 def test_ones_own_is_registered_and_found(mine: str, tmp_path: Path) -> None:
     assert mine in list_datasets("toy/*")
     (tmp_path / "mine.bin").write_bytes(b"xyz")

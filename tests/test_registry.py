@@ -85,6 +85,30 @@ def test_built_in_names_are_taken() -> None:
         mixers.register("s6", Thing)
 
 
+@pytest.mark.parametrize("module_is_name", [True, False])
+def test_a_built_in_that_is_imported_later_leaves_what_replaced_it(module_is_name: bool) -> None:
+    """An import is stood in for by what it calls: `register`, with an object of the built-in module."""
+    mixers: Registry[type] = Registry("mixer", builtins="mambaverse.mixers", module_is_name=module_is_name)
+    theirs = type("S6", (), {"__module__": "mambaverse.mixers.s6"})
+    mixers.register("s6", Thing, overwrite=True)
+    assert mixers.register("s6")(theirs) is theirs
+    assert mixers.get("s6") is Thing
+    with pytest.raises(RegistryError, match="already registered"):
+        mixers.register("s6", OtherThing)
+
+
+def test_names_of_built_ins_that_only_an_import_tells_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    models: Registry[type] = Registry("model", builtins="mambaverse.mixers", module_is_name=False)
+    monkeypatch.setattr(
+        registry_module.importlib,
+        "import_module",
+        lambda module: models.register("of_s6", type("S6", (), {"__module__": "mambaverse.mixers.s6"})),
+    )
+    with pytest.raises(RegistryError, match=r"'of_s6' is already registered by mambaverse\.mixers\.s6"):
+        models.register("of_s6", Thing)
+    models.register("s6", Thing)  # a module's name is no entry's
+
+
 def test_a_domain_may_have_further_tasks_in_a_folder() -> None:
     assert {"dna", "dna_lm", "vision"} <= set(TASKS.list())
     assert TASKS.get("dna_lm").__module__ == "mambaverse.tasks.dna.tasks.dna_lm"
@@ -176,6 +200,21 @@ def test_a_name_is_a_string(things: Registry[type], name: Any) -> None:
     with pytest.raises(RegistryError, match="thing: expected a name, got "):
         things.get(name)
     assert things.list() == []
+
+
+@pytest.mark.parametrize("name", ["", " ", " a", "a ", "a:b"])
+def test_a_name_that_nothing_could_be_found_by_is_refused(things: Registry[type], name: str) -> None:
+    with pytest.raises(RegistryError, match=r"thing: expected a name to register under, got .* no ':' or spaces"):
+        things.register(name)
+    with pytest.raises(RegistryError, match="expected 'domain/name' to register under"):
+        Registry[type]("thing", qualified=True).register(f"of/{name}")
+
+
+@pytest.mark.parametrize("given", [3, int, OtherThing()])
+def test_what_is_no_class_of_the_kind_is_refused(things: Registry[type], given: Any) -> None:
+    with pytest.raises(RegistryError, match=r"thing 'a': expected a subclass of .*\.Thing, got"):
+        things.register_class("a", Thing)(given)
+    assert things.register_class("a", Thing)(Thing) is Thing
 
 
 def test_installed_metadata_is_what_is_read() -> None:

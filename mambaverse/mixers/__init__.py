@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mambaverse.errors import UserError
-from mambaverse.registry import Registry, RegistryError, check_arguments, is_a, signatures
+from mambaverse.registry import Registry, RegistryError, check_arguments, check_complete, is_a, signatures
 
 if TYPE_CHECKING:
     from mambaverse.mixers.base import Mixer
@@ -44,9 +44,11 @@ def register_mixer(name: str, *, overwrite: bool = False) -> Callable[[type[Mixe
     """Class decorator: make a `Mixer` available as `name` wherever a mixer is named.
 
     Raises:
-        RegistryError: if the name is taken and `overwrite` is False.
+        RegistryError: if the name is taken and `overwrite` is False, or the class is no `Mixer`.
     """
-    return MIXERS.register(name, overwrite=overwrite)
+    from mambaverse.mixers.base import Mixer
+
+    return MIXERS.register_class(name, Mixer, overwrite=overwrite)
 
 
 def create_mixer(name: str, dim: int, **arguments: Any) -> Mixer:
@@ -59,13 +61,15 @@ def create_mixer(name: str, dim: int, **arguments: Any) -> Mixer:
 
     Raises:
         RegistryError: unknown mixer, or one whose import fails.
-        UserError: an argument that this mixer does not have, or whose type is not the annotated one; `dim` below 1.
+        UserError: an argument that this mixer does not have, or whose type is not the annotated one; one that it needs
+            and was not given; `dim` below 1.
     """
     cls = mixer_class(name)
     if not is_a(dim, int) or dim < 1:
         raise UserError(f"mixer {name!r}: dim must be an int of at least 1, got {dim!r}")
     _check_contract(cls, arguments, f"mixer {name!r}")
     check_arguments(cls, arguments, f"mixer {name!r}")
+    check_complete(cls, f"mixer {name!r}", dim, **arguments)
     return cls(dim, **arguments)
 
 

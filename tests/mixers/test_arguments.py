@@ -24,6 +24,11 @@ class WithoutDevice(mambaverse.Mixer):
         super().__init__()
 
 
+class WithMore(mambaverse.Mixer):
+    def __init__(self, dim: int, *, k: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+
+
 class NoMixer(torch.nn.Linear):
     pass
 
@@ -36,6 +41,7 @@ class NoMixer(torch.nn.Linear):
             "expected WithoutInit.__init__(self, dim, ..., device=None, dtype=None), got (*args, **kwargs)",
         ),
         ("WithoutDevice", "expected WithoutDevice.__init__(self, dim, ..., device=None, dtype=None), got (dim)"),
+        ("WithMore", f"{__name__}.WithMore: missing a required argument: 'k'"),
         ("NoMixer", "expected a subclass of mambaverse.Mixer"),
     ],
 )
@@ -142,6 +148,8 @@ def test_boundaries_that_are_none_are_named(name: str, bounds: Any, given: str) 
 
 
 def test_what_is_no_mixer_is_named() -> None:
+    with pytest.raises(UserError, match=r"mixer 'm': expected a subclass of .*\.Mixer, got 3"):
+        mambaverse.register_mixer("m")(3)
     with pytest.raises(UserError, match=r"expected a subclass of mambaverse.Mixer, got <class 'torch"):
         create_mixer("torch.nn:Linear", 16)
     with pytest.raises(UserError, match=r"'torch.nn:Linear': expected a subclass of mambaverse.Mixer"):
