@@ -5,13 +5,14 @@ Factories live with their domain, in tasks/<domain>/models/<family>.py; the regi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 
 from mambaverse.errors import UserError, suggest
-from mambaverse.registry import Registry, check_arguments, signatures
+from mambaverse.registry import Registry, RegistryError, check_arguments, check_complete, signatures
 
 Factory = TypeVar("Factory", bound=Callable[..., nn.Module])
 MODELS: Registry[Callable[..., nn.Module]] = Registry(
@@ -29,9 +30,17 @@ def register_model(
         model: The class that the factory builds; overrides are checked against its signature.
         also: Further arguments that the factory takes.
         overwrite: Replace a factory of the same name rather than raise.
+
+    Raises:
+        RegistryError: the name is taken and `overwrite` is False; what is no class, or no such factory.
     """
+    if not (isinstance(domain, str) and domain and domain == domain.strip()):
+        raise RegistryError(f"register_model: expected domain to be a name such as 'vision', got {domain!r}")
+    if not callable(model):
+        raise RegistryError(f"register_model: expected model to be the class that the factory builds, got {model!r}")
 
     def add(factory: Factory) -> Factory:
+        _check_factory(factory, "register_model")
         tags = {"domain": domain, "model": model, "also": tuple(also)}
         MODELS.register(factory.__name__, factory, overwrite=overwrite, **tags)
         return factory
@@ -49,14 +58,20 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Mo
 
     Raises:
         RegistryError: unknown model.
-        UserError: an argument that the family or its mixer does not have, or of another type than is annotated.
+        UserError: an argument that the family or its mixer does not have, or of another type than is annotated; one
+            that the factory needs and was not given; what is no factory of models.
     """
-    factory = MODELS.get(name)
-    if name in MODELS:
-        tags = MODELS.entry(name).tags
-        if "model" in tags:
-            check_arguments(tags["model"], overrides, f"model {name!r}", tags["also"])
-    return factory(pretrained=pretrained, **overrides)
+    factory, tags, where = MODELS.get(name), _tags(name), f"model {name!r}"
+    _check_factory(factory, where)
+    if "model" in tags:
+        check_arguments(tags["model"], overrides, where, tags["also"])
+    else:
+        check_arguments(factory, overrides, where)
+    check_complete(factory, where, pretrained=pretrained, **overrides)
+    model: Any = factory(pretrained=pretrained, **overrides)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{where}: expected its factory to return a torch.nn.Module, got {model!r}")
+    return model
 
 
 def list_models(pattern: str = "*", domain: str | None = None) -> list[str]:
@@ -75,6 +90,8 @@ def list_models(pattern: str = "*", domain: str | None = None) -> list[str]:
 def describe_model(name: str) -> dict[str, str]:
     """Return a model's name, source, summary, the signature of its class, and what it costs.
 
+    Of "package.module:factory" the signature is the factory's.
+
     "parameters" and "multiply_adds" (of one input forward, the scans included) are those of the defaults; the second
     is "" where a model does not say how large its inputs are, and both where it cannot be built of fake tensors.
     """
@@ -87,6 +104,21 @@ def describe_model(name: str) -> dict[str, str]:
         description |= {"parameters": "", "multiply_adds": ""}
     else:
         description |= {"parameters": str(parameters), "multiply_adds": "" if cost is None else str(cost.multiply_adds)}
-    if "model" in MODELS.entry(name).tags:
-        description |= signatures(MODELS.entry(name).tags["model"])
+    if "model" in (tags := _tags(name)):
+        description |= signatures(tags["model"])
     return description
+
+
+def _tags(name: str) -> dict[str, Any]:
+    """Return what a model was registered with; nothing of "package.module:factory"."""
+    return {} if ":" in name else MODELS.entry(name).tags
+
+
+def _check_factory(factory: Any, where: str) -> None:
+    """Raise RegistryError unless `factory` can be called as every factory is: f(pretrained=..., ...)."""
+    try:
+        inspect.signature(factory).bind_partial(pretrained=False)
+    except (TypeError, ValueError):  # no such argument; nothing that is called, or of no known signature
+        raise RegistryError(
+            f"{where}: expected a factory f(pretrained=False, **overrides) -> torch.nn.Module, got {factory!r}"
+        ) from None

@@ -76,6 +76,50 @@ def test_a_domain_that_no_model_is_of_is_named(domain: str, expected: str) -> No
         mambaverse.list_models(domain=domain)
 
 
+def with_width(pretrained: bool = False, *, width: int) -> nn.Module:
+    """Return a layer."""
+    return nn.Linear(width, 1)
+
+
+def of_no_module(pretrained: bool = False) -> Any:
+    return 3
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "expected"),
+    [
+        ("math:sin", {}, "model 'math:sin': expected a factory f(pretrained=False, **overrides) -> torch.nn.Module"),
+        ("math:pi", {}, "expected a factory f(pretrained=False, **overrides) -> torch.nn.Module, got 3.14"),
+        (f"{__name__}:with_width", {}, f"{__name__}.with_width: missing a required argument: 'width'"),
+        (f"{__name__}:with_width", {"width": 2, "widht": 3}, "unknown argument 'widht', did you mean 'width'?"),
+        (f"{__name__}:of_no_module", {}, "expected its factory to return a torch.nn.Module, got 3"),
+    ],
+)
+def test_what_is_no_factory_of_models_is_named(path: str, arguments: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)):
+        mambaverse.create_model(path, **arguments)
+
+
+def test_a_factory_by_its_path_is_built_and_described() -> None:
+    path = f"{__name__}:with_width"
+    assert isinstance(mambaverse.create_model(path, width=2), nn.Linear)
+    about = mambaverse.describe_model(path)
+    assert about["summary"] == "Return a layer." and about["arguments"] == "(pretrained=False, *, width)"
+
+
+@pytest.mark.parametrize(
+    ("domain", "model", "factory", "expected"),
+    [
+        ("", nn.Linear, with_width, "expected domain to be a name such as 'vision', got ''"),
+        ("q", 3, with_width, "expected model to be the class that the factory builds, got 3"),
+        ("q", nn.Linear, len, "expected a factory f(pretrained=False, **overrides) -> torch.nn.Module, got <built-in"),
+    ],
+)
+def test_what_is_no_model_is_not_registered(domain: str, model: Any, factory: Any, expected: str) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)):
+        mambaverse.register_model(domain=domain, model=model)(factory)
+
+
 @pytest.mark.parametrize("pattern", [None, 3, ["vim*"]], ids=str)
 def test_a_pattern_that_is_no_text_is_refused(pattern: Any) -> None:
     for list_names in (mambaverse.list_models, mambaverse.list_mixers):
