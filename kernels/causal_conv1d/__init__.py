@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
 from mambaverse.kernels.causal_conv1d.op import causal_conv1d_forward, causal_conv1d_step, step
-from mambaverse.kernels.checks import check_activation, check_dims, check_offsets, check_tensor, num_sequences
+from mambaverse.kernels.checks import check_activation, check_dims, check_offsets, check_real_tensor, num_sequences
 
 _OP = "causal_conv1d"
 
@@ -113,11 +113,11 @@ def _check_filter(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, activ
     dim = x.shape[-1]
     if weight.ndim != 2 or weight.shape[1] < 1:
         raise ValueError(f"{op}: weight has shape {tuple(weight.shape)}; expected (D, W) with W >= 1 and D = {dim}")
-    check_tensor(op, "weight", weight, (dim, weight.shape[1]), "(D, W)", x)
+    check_real_tensor(op, "weight", weight, (dim, weight.shape[1]), "(D, W)", x)
     if bias is not None:
-        check_tensor(op, "bias", bias, (dim,), "(D,)", x)
+        check_real_tensor(op, "bias", bias, (dim,), "(D,)", x)
     check_activation(op, activation)
 
 
 def _check_state(op: str, name: str, state: Tensor, num_states: int, weight: Tensor, x: Tensor) -> None:
-    check_tensor(op, name, state, (num_states, weight.shape[1] - 1, x.shape[-1]), "(S, W-1, D)", x)
+    check_real_tensor(op, name, state, (num_states, weight.shape[1] - 1, x.shape[-1]), "(S, W-1, D)", x)

@@ -305,6 +305,9 @@ def test_meta_tensors_have_shapes():
         ({"bias": torch.randn(4)}, r"bias has shape \(4,\); expected \(D,\) = \(3,\)"),
         ({"initial_state": torch.randn(2, 4, 3)}, r"initial_state has shape .* expected \(S, W-1, D\) = \(2, 3, 3\)"),
         ({"bias": torch.randn(3, device="meta")}, "bias is on meta; expected cpu"),
+        ({"weight": torch.ones(3, 4, dtype=torch.complex64)}, "weight has dtype torch.complex64; expected a real"),
+        ({"bias": torch.ones(3, dtype=torch.complex64)}, "bias has dtype torch.complex64; expected a real"),
+        ({"initial_state": torch.ones(2, 3, 3, dtype=torch.complex64)}, "initial_state has dtype torch.complex64"),
         ({"activation": "relu"}, "unknown activation 'relu'"),
         ({"cu_seqlens": torch.tensor([0, 7])}, "the batch is 2; expected 1"),
     ],
@@ -312,6 +315,12 @@ def test_meta_tensors_have_shapes():
 def test_bad_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         causal_conv1d(**draw(SMALL) | change)
+
+
+def test_a_step_takes_real_tensors():
+    x_t, state, weight = torch.randn(2, 3), torch.zeros(2, 3, 3, dtype=torch.complex64), torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"causal_conv1d_update: conv_state has dtype torch\.complex64; expected a real"):
+        causal_conv1d_update(x_t, state, weight)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
