@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
 from mambaverse.kernels.checks import check_offsets, check_real_tensor, num_sequences, wants_states
-from mambaverse.kernels.ssd.checks import check_inputs, check_weights
+from mambaverse.kernels.ssd.checks import check_chunk_size, check_inputs, check_weights
 from mambaverse.kernels.ssd.op import ssd_forward
 from mambaverse.kernels.ssd.update import ssd_update
 
@@ -105,8 +105,7 @@ def ssd(
     if initial_state is not None:
         shape = (num_states, *x.shape[2:], B.shape[3])
         check_real_tensor("ssd", "initial_state", initial_state, shape, "(S, H, P, N)", x)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"ssd: chunk_size is {chunk_size}; expected at least 1, or None")
+    check_chunk_size("ssd", chunk_size)
     check_weights("ssd", x, weight, own_weight, "(B, L, H)")
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state)
     save = wants_states((*tensors, weight, own_weight))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
+import torch
 from torch import Tensor
 
 from mambaverse.kernels.checks import check_dims, check_real_tensor
@@ -21,11 +24,15 @@ def check_inputs(
     if B.ndim == x.ndim - 1 and C.ndim == B.ndim:  # one group
         B, C = B.unsqueeze(-2), C.unsqueeze(-2)
     if B.ndim != x.ndim or list(B.shape[:-2]) != lead or B.shape[-1] == 0:
-        got, example = tuple(B.shape), (*lead, "G", "N")
-        raise ValueError(f"{op}: B has shape {got}; expected ({axes}, G, N) = {example}, or ({axes}, N) for one group")
+        rule = (
+            f"expected ({axes}, G, N), or ({axes}, N) for one group, with ({axes}) = {tuple(lead)} as of x and N >= 1"
+        )
+        raise ValueError(f"{op}: B has shape {tuple(B.shape)}; {rule}")
     groups, state_dim = B.shape[-2:]
     if groups == 0 or heads % groups:
         raise ValueError(f"{op}: B has {groups} groups; expected a divisor of the {heads} heads of x")
+    if D is not None and D.ndim not in (1, 2):
+        raise ValueError(f"{op}: D has shape {tuple(D.shape)}; expected (H,) or (H, P)")
     shapes = {
         "dt": (dt, (*lead, heads), f"({axes}, H)"),
         "A": (A, (heads,), "(H,)"),
@@ -38,10 +45,20 @@ def check_inputs(
     for name, (tensor, shape, letters) in shapes.items():
         if tensor is not None:
             check_real_tensor(op, name, tensor, shape, letters, x)
-    low, high = (float(limit) for limit in dt_limit)
-    if not low <= high:
-        raise ValueError(f"{op}: dt_limit is {dt_limit}; expected (least, greatest)")
+    try:
+        low, high = (float(limit) for limit in dt_limit)
+        fits = low <= high and not any(isinstance(limit, str) for limit in dt_limit)
+    except (TypeError, ValueError):  # not two, or no numbers
+        fits = False
+    if not fits:
+        raise ValueError(f"{op}: dt_limit is {dt_limit!r}; expected (least, greatest), two numbers")
     return B, C, low, high
+
+
+def check_chunk_size(op: str, chunk_size: int | None) -> None:
+    """Raise ValueError unless `chunk_size` is None, or a whole number of positions."""
+    if chunk_size is not None and (not isinstance(chunk_size, Integral | torch.SymInt) or chunk_size < 1):
+        raise ValueError(f"{op}: chunk_size is {chunk_size!r}; expected at least 1, a whole number, or None")
 
 
 def check_weights(op: str, x: Tensor, weight: Tensor | None, own_weight: Tensor | None, letters: str) -> None:

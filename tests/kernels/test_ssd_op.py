@@ -199,9 +199,10 @@ def test_a_backend_that_is_not_there_is_named():
         ({"A": torch.randn(4, dtype=torch.complex64)}, "A has dtype torch.complex64; expected a real floating dtype"),
         ({"B": torch.randn(2, 70, 3, 8)}, "B has 3 groups; expected a divisor of the 4 heads of x"),
         ({"B": torch.randn(2, 70, 8)}, r"B has shape \(2, 70, 8\); expected \(B, L, G, N\)"),  # C has its axis
-        ({"B": torch.randn(2, 8, 2, 70)}, r"B has shape .*; expected \(B, L, G, N\) = \(2, 70, 'G', 'N'\)"),
+        ({"B": torch.randn(2, 8, 2, 70)}, r"B has shape .*; expected \(B, L, G, N\), .* with \(B, L\) = \(2, 70\) as"),
         ({"C": torch.randn(2, 70, 2, 9)}, r"C has shape .*; expected \(B, L, G, N\) = \(2, 70, 2, 8\)"),
         ({"D": torch.randn(4, 9)}, r"D has shape \(4, 9\); expected \(H,\) or \(H, P\) = \(4, 8\)"),
+        ({"D": torch.tensor(1.0)}, r"D has shape \(\); expected \(H,\) or \(H, P\)$"),
         ({"z": torch.randn(2, 70, 32)}, r"z has shape .*; expected \(B, L, H, P\)"),
         ({"dt_bias": torch.randn(8)}, r"dt_bias has shape \(8,\)"),
         ({"dt_bias": torch.randn(4, device="meta")}, "dt_bias is on meta; expected cpu"),
@@ -210,6 +211,12 @@ def test_a_backend_that_is_not_there_is_named():
         ({"own_weight": torch.ones(2, 70, 4, dtype=torch.int64)}, "own_weight has dtype torch.int64"),
         ({"own_weight": torch.randn(2, 70, 4, device="meta")}, "own_weight is on meta; expected cpu"),
         ({"dt_limit": (0.2, 0.1)}, r"dt_limit is \(0.2, 0.1\); expected \(least, greatest\)"),
+        ({"dt_limit": (0.0,)}, r"dt_limit is \(0.0,\); expected \(least, greatest\), two numbers"),
+        ({"dt_limit": None}, r"dt_limit is None; expected \(least, greatest\), two numbers"),
+        ({"dt_limit": ("a", "1")}, r"dt_limit is \('a', '1'\); expected \(least, greatest\), two numbers"),
+        ({"dt_limit": ("0", "1")}, r"dt_limit is \('0', '1'\); expected \(least, greatest\), two numbers"),
+        ({"chunk_size": "8"}, "chunk_size is '8'; expected at least 1, a whole number"),
+        ({"chunk_size": 2.5}, "chunk_size is 2.5; expected at least 1, a whole number"),
         ({"chunk_size": 0}, "chunk_size is 0; expected at least 1"),
         ({"cu_seqlens": torch.tensor([0, 70])}, "the batch is 2; expected 1"),
         ({"x": torch.randn(2, 70, 4, 8, device="meta")}, "dt is on cpu; expected meta"),
@@ -241,3 +248,9 @@ def test_update_names_bad_arguments():
         ssd_update(state[:1], **inputs)
     with pytest.raises(ValueError, match=r"ssd_update: weight has shape \(2,\); expected \(B, H\) = \(2, 4\)"):
         ssd_update(state, **inputs, weight=torch.randn(2))
+    with pytest.raises(ValueError, match=r"ssd_update: D has shape \(\); expected \(H,\) or \(H, P\)$"):
+        ssd_update(state, **inputs | {"D": torch.tensor(1.0)})
+    with pytest.raises(
+        ValueError, match=r"ssd_update: B has shape .*; expected \(B, G, N\), .* with \(B\) = \(2,\) as of"
+    ):
+        ssd_update(state, **inputs | {"B": torch.randn(3, 2, 8)})
