@@ -26,6 +26,7 @@ DECODE_ERRORS = (  # what Pillow was seen to raise, or may raise, on damaged fil
 )  # fmt: skip
 STATISTICS_FILES = 256  # images of a folder that its mean and standard deviation are estimated from
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R 601, as Pillow has it
+BITS_PER_SAMPLE = 258  # a tag of TIFF
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -112,10 +113,22 @@ def decode_image(data: bytes, in_chans: int) -> Tensor:
 def to_tensor(image: Image.Image, in_chans: int) -> Tensor:
     """Return a Pillow image as uint8 (in_chans, H, W): 1 channel is its luminance; transparency is dropped.
 
-    16-bit images keep their upper 8 bits. Images of floats have no agreed range and raise ValueError.
+    16-bit images keep their upper 8 bits. Images of floats and of 32-bit integers have no agreed range and raise
+    ValueError.
     """
-    if image.mode == "F":
-        raise ValueError("pixels are floats, which have no agreed range; save it with 8 or 16 bits a channel")
+    _check_range(image)
+    return _to_tensor(image, in_chans)
+
+
+def _check_range(image: Image.Image) -> None:
+    """Raise ValueError where it is not known what number is white. Pillow opens some 16-bit files as 32-bit ones."""
+    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (32,))[0] if image.format == "TIFF" else 32
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM") and bits > 16):
+        kind = "floats" if image.mode == "F" else "32-bit integers"
+        raise ValueError(f"pixels are {kind}, which have no agreed range; save it with 8 or 16 bits a channel")
+
+
+def _to_tensor(image: Image.Image, in_chans: int) -> Tensor:
     if image.mode.startswith("I"):  # 16-bit grey, whatever the byte order
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
@@ -155,7 +168,8 @@ def unreadable(paths: Sequence[Path]) -> list[Path]:
             with Image.open(BytesIO(path.read_bytes())) as image:
                 image.draft("L", (1, 1))
                 image.load()
-                to_tensor(Image.new(image.mode, (1, 1)), 3)  # whether a mode can be converted is a matter of no pixels
+                _check_range(image)
+                _to_tensor(Image.new(image.mode, (1, 1)), 3)  # whether a mode can be converted is a matter of no pixels
                 return False
         except DECODE_ERRORS:
             return True

@@ -319,7 +319,9 @@ def test_bad_arguments_are_named(change, message):
 
 def test_a_step_takes_real_tensors():
     x_t, state, weight = torch.randn(2, 3), torch.zeros(2, 3, 3, dtype=torch.complex64), torch.randn(3, 4)
-    with pytest.raises(ValueError, match=r"causal_conv1d_update: conv_state has dtype torch\.complex64; expected a real"):
+    with pytest.raises(
+        ValueError, match=r"causal_conv1d_update: conv_state has dtype torch\.complex64; expected a real"
+    ):
         causal_conv1d_update(x_t, state, weight)
 
 

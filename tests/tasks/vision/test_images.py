@@ -36,6 +36,29 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path) -> None:
     assert read_image(tmp_path / "deep.png", 3).unique().tolist() == [0x80]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".pgm", ".tif"])
+@pytest.mark.parametrize("mode", ["I", None])
+def test_what_a_file_says_are_sixteen_bits_are_read_so_whatever_pillow_opens_it_as(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, mode: str | None
+) -> None:
+    """Older versions of Pillow open such PNG files as "I" too; newer ones have PGM so."""
+    path = tmp_path / f"deep{suffix}"
+    Image.fromarray(np.full((4, 5), 0x80FF, np.uint16)).save(path)
+    if mode is not None:
+        opened = Image.open
+        monkeypatch.setattr(Image, "open", lambda file: as_mode(opened(file), mode))
+    assert read_image(path, 3).unique().tolist() == [0x80]
+    assert unreadable([path]) == []
+
+
+def as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Make `image` what it is after a conversion, with all that its file says."""
+    image.load()
+    converted = image.convert(mode)
+    image.im, image._mode = converted.im, converted.mode
+    return image
+
+
 def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -> None:
     image = Image.new("P", (5, 4), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
@@ -90,6 +113,14 @@ def test_float_pixels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"f\.tif: .*floats"):
         read_image(tmp_path / "f.tif", 1)
     assert unreadable([tmp_path / "f.tif"]) == [tmp_path / "f.tif"]
+
+
+@pytest.mark.parametrize("value", [7, 200, 70_000, 2**31 - 1])
+def test_integers_of_32_bits_are_refused(tmp_path: Path, value: int) -> None:
+    Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / "i.tif")
+    with pytest.raises(UserError, match=r"i\.tif: .*32-bit integers, which have no agreed range"):
+        read_image(tmp_path / "i.tif", 1)
+    assert unreadable([tmp_path / "i.tif"]) == [tmp_path / "i.tif"]
 
 
 def test_statistics_are_those_of_the_pixels(save_image: Save, tmp_path: Path) -> None:
