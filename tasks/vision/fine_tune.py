@@ -24,7 +24,11 @@ def adapted(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> dic
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     first, head = cfg.get("first_conv"), cfg.get("classifier")
     return fitted(
-        weights, model, source, first if isinstance(first, str) else "", head if isinstance(head, str) else ""
+        without_prefix(weights),
+        model,
+        source,
+        first if isinstance(first, str) else "",
+        head if isinstance(head, str) else "",
     )
 
 
@@ -35,15 +39,25 @@ def fitted(weights: Mapping[str, Tensor], model: nn.Module, source: str, first: 
     """
     weights, own = dict(weights), model.state_dict()
     stem, matrix = f"{first}.weight", f"{head}.weight"
-    if stem in weights and stem in own and weights[stem].shape[1] != own[stem].shape[1]:
-        weights[stem] = adapt_input_conv(own[stem].shape[1], weights[stem], weights[stem].shape[1])
-    if matrix in weights and matrix in own and len(weights[matrix]) != len(own[matrix]):
+    if stem in weights and stem in own and weights[stem].ndim == own[stem].ndim == 4:
+        channels, given = own[stem].shape[1], weights[stem].shape[1]
+        if given not in (0, channels):
+            weights[stem] = adapt_input_conv(channels, weights[stem], given)
+    if matrix in weights and matrix in own and weights[matrix].ndim and len(weights[matrix]) != len(own[matrix]):
         warn(
             f"{source}: its head knows {len(weights[matrix])} classes and is left out; "
             f"that for {len(own[matrix])} classes starts anew"
         )
         weights |= {key: own[key] for key in (matrix, f"{head}.bias") if key in own}
     return weights
+
+
+def without_prefix(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `weights` without the "module." that DistributedDataParallel puts before every name."""
+    prefix = "module."
+    if not all(name.startswith(prefix) for name in weights):
+        return weights
+    return {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
 def classes_of(path: Path) -> list[str] | None:

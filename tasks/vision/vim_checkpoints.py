@@ -68,7 +68,7 @@ def convert(content: Mapping[str, Any], model: Vim, source: str, key: str | None
     """Return the weights in `content`, cls first, for the grid and patches of `model`; other arguments: `load_vim`.
 
     Raises:
-        CheckpointError: no weights under `key`, or a position embedding of no known grid.
+        CheckpointError: no weights under `key`, or a position embedding of another shape or of no known grid.
     """
     held = [name for name in (*ORIGINAL_KEYS, *OWN_KEYS) if isinstance(content.get(name), Mapping)]
     if key is not None and key not in held:
@@ -91,6 +91,9 @@ def convert(content: Mapping[str, Any], model: Vim, source: str, key: str | None
 def _position(weights: Mapping[str, Tensor], model: Vim, source: str, original: bool) -> Tensor:
     """Return the position embedding (1, [cls +] M, D), cls first, resampled for the grid of `model`."""
     table, prefix = weights["pos_embed"], model.num_prefix_tokens
+    if table.ndim != 3 or len(table) != 1 or table.shape[1] <= prefix:
+        rule = f"pos_embed {tuple(table.shape)}, expected (1, {prefix} cls tokens and the patches, D)"
+        raise CheckpointError(f"{source}: weights of another model: {rule}")
     patches = table.shape[1] - prefix
     if original and prefix:
         at = model._cls_index(patches)

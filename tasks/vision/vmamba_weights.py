@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mambaverse.tasks.vision.fine_tune import fitted
+from mambaverse.tasks.vision.fine_tune import fitted, without_prefix
 
 _ORDERS = 4
 _RULES = [
@@ -75,7 +75,7 @@ def convert(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> dic
         model: What they are for.
         source: Where they are from, for the warning.
     """
-    return fitted(rename(weights), model, source, "patch_embed.conv1", "head")
+    return fitted(rename(without_prefix(weights)), model, source, "patch_embed.conv1", "head")
 
 
 def _rename_downsample(name: str, weights: Mapping[str, Any]) -> str:
@@ -84,14 +84,17 @@ def _rename_downsample(name: str, weights: Mapping[str, Any]) -> str:
         return name
     stage, part, parameter = found.groups()
     first = weights.get(f"layers.{stage}.downsample.1.weight")
-    by_merging = first is None or first.ndim == 1  # a norm comes first, then the projection
+    by_merging = first is None or first.ndim < 2  # a norm comes first, then the projection
     numbered = {"1": "norm", "2": "reduction"} if by_merging else {"1": "conv", "3": "norm"}
     return f"layers.{int(stage) + 1}.downsample.{numbered.get(part, part)}.{parameter}"
 
 
 def _reshape(name: str, value: Any) -> Any:
+    """Return a parameter in our shape; what has none of their shapes as it is, for `load_state` to refuse."""
+    if not isinstance(value, Tensor) or value.ndim < 2:
+        return value
     if name.endswith((".in_proj.weight", ".out_proj.weight", ".fc1.weight", ".fc2.weight")):
         return value.flatten(1)
-    if name.endswith((".x_proj_weight", ".dt_projs_weight")) and value.ndim != 3:
+    if name.endswith((".x_proj_weight", ".dt_projs_weight")) and value.ndim != 3 and len(value) % _ORDERS == 0:
         return value.flatten(1).unflatten(0, (_ORDERS, -1))
     return value

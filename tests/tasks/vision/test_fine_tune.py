@@ -15,14 +15,16 @@ import mambaverse
 from mambaverse.engine.checkpoint import CheckpointError
 from mambaverse.tasks.vision.task import VisionTask
 
-NAMES = ["vim_nano_patch4_32", "test_vmamba", "strata_nano_patch4_32"]
+SIZES: dict[str, dict[str, Any]] = {
+    "vim_nano_patch4_32": {"depth": 1},
+    "test_vmamba": {"depths": [1] * 4},
+    "strata_nano_patch4_32": {"depths": [1]},
+}
+NAMES = [*SIZES]
 
 
 def build(name: str, classes: int, in_chans: int = 3) -> nn.Module:
-    size: dict[str, Any] = (
-        {"depth": 1} if name.startswith("vim") else {"depths": [1] * (1 if name.startswith("strata") else 4)}
-    )
-    return mambaverse.create_model(name, num_classes=classes, in_chans=in_chans, **size)
+    return mambaverse.create_model(name, num_classes=classes, in_chans=in_chans, **SIZES[name])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,6 +64,43 @@ def test_weights_for_grey_images_see_colours_as_one(
     make_task("vision/digits", setup=False).load_checkpoint(new, path)
     grey = torch.randn(1, 1, 32, 32)
     torch.testing.assert_close(new(grey.expand(-1, 3, -1, -1)), old(grey), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_prefix_of_a_distributed_run_is_taken_off(
+    name: str, make_task: Callable[..., VisionTask], tmp_path: Path
+) -> None:
+    old, new = build(name, 3), build(name, 3)
+    save_file({f"module.{key}": value for key, value in old.state_dict().items()}, path := tmp_path / "old.safetensors")
+    make_task("vision/digits", setup=False).load_checkpoint(new, path)
+    third = mambaverse.create_model(name, **SIZES[name], num_classes=3, checkpoint_path=path)
+    for model in (new, third):
+        assert all(value.equal(old.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("other", NAMES)
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_of_another_model_or_of_other_axes_are_named(name: str, other: str, tmp_path: Path) -> None:
+    weights = build(other, 3).state_dict()
+    if other == name:
+        weights = {key: value[None] for key, value in weights.items()}
+    save_file(weights, path := tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: weights of another model: "):
+        mambaverse.create_model(name, **SIZES[name], num_classes=3, checkpoint_path=path)
+
+
+STEM = "patch_embed.conv1.weight"
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [("head.weight", ()), *((STEM, shape) for shape in ((), (8,), (8, 27), (8, 0, 3, 3), (8, 4, 3, 3, 3)))],
+)
+def test_a_stem_or_head_of_other_axes_is_named(key: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    weights = build("test_vmamba", 3).state_dict()
+    save_file(weights | {key: torch.zeros(shape)}, path := tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=f"weights of another model: 1 of another shape.*{key}"):
+        mambaverse.create_model("test_vmamba", **SIZES["test_vmamba"], num_classes=3, checkpoint_path=path)
 
 
 def test_a_head_for_as_many_other_classes_starts_anew_too(

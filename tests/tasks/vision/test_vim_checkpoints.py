@@ -178,6 +178,13 @@ def test_timm_loads_both_layouts(original: tuple[Any, Path], tmp_path: Path) -> 
         ([1], None, "expected a dictionary of weights, got list"),
         ({"model_ema": {"pos_embed": torch.zeros(1)}}, "model", "no weights under 'model', did you mean 'model_ema'"),
         ({"model": {"pos_embed": torch.zeros(1, 8, 16)}}, None, "7 places beside 1 cls tokens"),
+        (
+            {"model": {"pos_embed": torch.zeros(1, 1, 17, 16)}},
+            None,
+            r"another model: pos_embed \(1, 1, 17, 16\), expected",
+        ),
+        ({"model": {"pos_embed": torch.zeros(17, 16)}}, None, r"another model: pos_embed \(17, 16\), expected \(1, "),
+        ({"model": {"pos_embed": torch.zeros(1, 1, 16)}}, None, r"another model: pos_embed \(1, 1, 16\), expected"),
         ({"model": {"head.weight": torch.zeros(6, 16)}}, None, "weights of another model"),
     ],
 )
