@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from timm.models import get_pretrained_cfg
 from timm.models._input import update_model_args
 from torch import nn
 
@@ -25,6 +26,17 @@ def check_published(variant: str, pretrained: bool, overrides: Mapping[str, Any]
     """Raise UserError if weights are asked for that neither `pretrained_cfg` nor its overlay names."""
     if pretrained and not ({"pretrained_cfg", "pretrained_cfg_overlay"} & set(overrides)):
         raise UserError(f"model {variant!r}: there are no published weights yet; train it, or load a checkpoint")
+
+
+def with_own_cfg(variant: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `overrides` with a `pretrained_cfg` that has the variant's own entries where the given one has none.
+
+    timm would take those of ImageNet: images of 224 pixels, its mean and standard deviation.
+    """
+    given, own = overrides.get("pretrained_cfg"), get_pretrained_cfg(variant)
+    if not given or not isinstance(given, Mapping) or own is None:
+        return dict(overrides)
+    return {**overrides, "pretrained_cfg": {**own.to_dict(remove_source=True), "tag": None, **given}}
 
 
 def record_arguments(model: nn.Module, overrides: Mapping[str, Any], transient: tuple[str, ...]) -> None:

@@ -32,7 +32,8 @@ class PatchEmbed(timm.layers.PatchEmbed):
         factory: device and dtype of the parameters.
 
     Raises:
-        UserError: a stride that leaves pixels out, or images that the patches do not cover exactly.
+        UserError: a stride that leaves pixels out, sides that are no pixels, or images that the patches do not cover
+            exactly.
     """
 
     def __init__(
@@ -48,11 +49,11 @@ class PatchEmbed(timm.layers.PatchEmbed):
         step = patch_size if stride is None else stride
         if not 1 <= step <= patch_size:
             raise UserError(f"stride: expected 1 to patch_size = {patch_size} pixels, got {step}")
-        sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        sides = _sides("img_size", img_size)
         check_sides("img_size", sides, (patch_size, patch_size), (step, step))
         self.stride = (step, step)  # read by the base class through _init_img_size
         super().__init__(
-            img_size, patch_size, in_chans, embed_dim, flatten=False, strict_img_size=strict_img_size, **factory
+            sides, patch_size, in_chans, embed_dim, flatten=False, strict_img_size=strict_img_size, **factory
         )
         self.proj.stride = self.stride
 

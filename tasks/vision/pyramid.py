@@ -18,7 +18,7 @@ from mambaverse.backbones.hierarchical import Hierarchical, StageMixers, init_li
 from mambaverse.blocks import Block, check_counts, check_rates
 from mambaverse.engine.checkpoint import load_state, read_weights
 from mambaverse.errors import UserError, suggest
-from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS, check_published, record_arguments
+from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS, check_published, record_arguments, with_own_cfg
 from mambaverse.tasks.vision.fine_tune import adapted
 from mambaverse.tasks.vision.stems import STEMS, ResidualStem
 
@@ -267,7 +267,7 @@ def build_pyramid(
         UserError: weights were asked for, and none are published.
         CheckpointError: a file that cannot be read, or of another model.
     """
-    overrides = dict(overrides)
+    overrides = with_own_cfg(variant, overrides)
     path = overrides.pop("checkpoint_path", None)
     check_published(variant, pretrained, overrides)
     own, given = size.get("mixer_args") or {}, overrides.get("mixer_args") or {}

@@ -13,7 +13,7 @@ from torch import nn
 
 from mambaverse.errors import UserError
 from mambaverse.models import register_model
-from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS, check_published, record_arguments
+from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS, check_published, record_arguments, with_own_cfg
 from mambaverse.tasks.vision.vim import Vim
 from mambaverse.tasks.vision.vim_checkpoints import checkpoint_filter_fn, load_vim
 
@@ -51,6 +51,7 @@ default_cfgs = generate_default_cfgs(
 
 def _vim(variant: str, pretrained: bool, **overrides: Any) -> nn.Module:
     check_published(variant, pretrained, overrides)
+    overrides = with_own_cfg(variant, overrides)
     path, key = overrides.pop("checkpoint_path", None), overrides.pop("checkpoint_key", None)
     if key is not None and path is None:
         raise UserError(f"{variant}: checkpoint_key={key!r} names a part of a file; expected checkpoint_path beside it")

@@ -163,6 +163,7 @@ def test_weight_decay_and_layer_groups() -> None:
     [
         ({"img_size": 30}, "30 is no multiple of patch_size 4; the nearest is 32"),
         ({"img_size": 2}, "2 is no multiple of patch_size 4; the nearest is 4"),
+        ({"img_size": (32,)}, r"img_size: expected a number of pixels from 1, or height and width, got \(32,\)"),
         ({"cls_position": "centre"}, "expected 'middle'"),
         ({"global_pool": "max"}, "expected 'token', 'avg' or ''"),
         ({"global_pool": "token", "cls_position": "none"}, "needs a cls token"),
@@ -177,6 +178,14 @@ def test_weight_decay_and_layer_groups() -> None:
 def test_wrong_arguments(overrides: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         mambaverse.create_model("vim_nano_patch4_32", **overrides)
+
+
+def test_what_a_given_cfg_leaves_out_is_the_models_own() -> None:
+    model: Any = mambaverse.create_model("vim_nano_patch4_32", depth=1, pretrained_cfg={"num_classes": 5})
+    assert model.patch_embed.img_size == (32, 32) and model.num_classes == 5
+    assert model.pretrained_cfg["mean"] == (0.4914, 0.4822, 0.4465)
+    given = {"input_size": (3, 16, 16)}
+    assert mambaverse.create_model("vim_nano_patch4_32", depth=1, pretrained_cfg=given).patch_embed.img_size == (16, 16)
 
 
 def test_unknown_model_says_the_nearest() -> None:
