@@ -207,21 +207,22 @@ def check_counts(least: int, **counts: int) -> None:
 def check_rates(**rates: float) -> None:
     """Raise UserError unless every rate is a probability."""
     for name, rate in rates.items():
-        if not 0 <= rate <= 1:
-            raise UserError(f"{name}: expected a probability, from 0 to 1, got {rate}")
+        if not is_a(rate, float) or not 0 <= rate <= 1:
+            raise UserError(f"{name}: expected a probability, from 0 to 1, got {rate!r}")
 
 
 def check_stack(depths: Sequence[int], mlp_ratio: float, drop_path_rate: float, eps: float) -> None:
     """Raise UserError for a negative number of blocks or width of their MLPs, or a rate that is no probability.
 
-    Likewise for an `eps` of the norms that is negative or not finite.
+    Likewise for an `eps` of the norms that is negative or not finite, and for what is no number.
     """
-    check_counts(0, depth=min(depths))
-    if not mlp_ratio >= 0:
-        raise UserError(f"mlp_ratio: expected 0 for no MLP, or more, got {mlp_ratio}")
+    for depth in depths:
+        check_counts(0, depth=depth)
+    if not is_a(mlp_ratio, float) or not mlp_ratio >= 0:
+        raise UserError(f"mlp_ratio: expected 0 for no MLP, or more, got {mlp_ratio!r}")
     check_rates(drop_path_rate=drop_path_rate)
-    if not 0 <= eps < math.inf:
-        raise UserError(f"eps: expected a finite number of at least 0, got {eps}")
+    if not is_a(eps, float) or not 0 <= eps < math.inf:
+        raise UserError(f"eps: expected a finite number of at least 0, got {eps!r}")
 
 
 def layer_pattern(mixer: str | Sequence[str], depth: int) -> list[str]:

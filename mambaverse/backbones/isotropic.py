@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from mambaverse.blocks import Block, Norm, Sum, build_mixer, check_stack, layer_pattern, reset_parameters
 from mambaverse.kernels.backend import recomputed
 
+INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+
 
 class Isotropic(nn.Module):
     """`depth` blocks on tokens of `dim` channels.
@@ -115,6 +117,9 @@ class Isotropic(nn.Module):
 
         Returns:
             Tokens (B, L, D) after the last norm.
+
+        Raises:
+            ValueError: lengths that are none, or both `lengths` and `cu_seqlens`.
         """
         if not torch.jit.is_scripting() and (lengths is not None or cu_seqlens is not None):
             return self._forward_packed(x, lengths, cu_seqlens)
@@ -143,6 +148,7 @@ class Isotropic(nn.Module):
     @torch.jit.ignore
     def step(self, x_t: Tensor, states: Sequence[Any]) -> tuple[Tensor, list[Any]]:
         """Advance by one token x_t (B, D); returns (token (B, D), new states)."""
+        self._check_states(states)
         residual: Tensor | None = None
         finals = []
         for layer, state in zip(self.blocks(), states, strict=True):
@@ -172,6 +178,8 @@ class Isotropic(nn.Module):
         cu_seqlens: Tensor | None = None,
         return_state: bool = False,
     ) -> tuple[Tensor, list[Any]]:
+        if states is not None:
+            self._check_states(states)
         residual: Tensor | None = None
         finals = []
         for i, layer in enumerate(self.blocks()):
@@ -185,12 +193,20 @@ class Isotropic(nn.Module):
         return self.norm_f(x, residual)[0], finals
 
     @torch.jit.ignore
+    def _check_states(self, states: Sequence[Any]) -> None:
+        if not isinstance(states, list | tuple) or len(states) != len(self.layers):
+            given = f"{len(states)}" if isinstance(states, list | tuple) else f"a {type(states).__name__}"
+            raise ValueError(f"states: expected a list of {len(self.layers)}, one a layer, got {given}")
+
+    @torch.jit.ignore
     def _forward_packed(self, x: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
         if cu_seqlens is not None:
             if lengths is not None:
                 raise ValueError("give lengths (of a padded batch) or cu_seqlens (of packed sequences), not both")
             return self._run(x, cu_seqlens=cu_seqlens)[0]
-        assert lengths is not None
+        if not isinstance(lengths, Tensor) or lengths.dtype not in INTEGERS:
+            given = lengths.dtype if isinstance(lengths, Tensor) else repr(lengths)
+            raise ValueError(f"lengths: expected a tensor ({x.shape[0]},) of whole numbers, got {given}")
         if lengths.shape != x.shape[:1]:
             raise ValueError(f"lengths: expected shape ({x.shape[0]},), one a sequence, got {tuple(lengths.shape)}")
         if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= x.shape[1]:

@@ -141,6 +141,9 @@ def test_scripted_norm_equals_the_kernel(kind: str) -> None:
         ({"mixer": "s6", "mixer_args": {"d_state": 4}, "causal": True}, "such as {'s6': {...}}, got {'d_state': 4}"),
         ({"mixer": "s6", "mixer_args": 4, "causal": True}, "mixer_args: expected arguments by mixer.*got 4"),
         ({"mixer": "s6", "norm": "batch", "causal": True}, "expected 'rms' or 'layer', got 'batch'"),
+        ({"mixer": "s6", "mlp_ratio": "a", "causal": True}, "mlp_ratio: expected 0 for no MLP, or more, got 'a'"),
+        ({"mixer": "s6", "drop_path_rate": "x", "causal": True}, "drop_path_rate: expected a probability.*got 'x'"),
+        ({"mixer": "s6", "eps": None, "causal": True}, "eps: expected a finite number of at least 0, got None"),
         ({"mixer": "s6", "eps": float("nan"), "causal": True}, "eps: expected a finite number of at least 0, got nan"),
     ],
 )
@@ -155,5 +158,19 @@ def test_wrong_lengths() -> None:
         model(torch.randn(2, 4, DIM), lengths=torch.tensor([3, 5]))
     with pytest.raises(ValueError, match="one a sequence"):
         model(torch.randn(2, 4, DIM), lengths=torch.tensor([3]))
+    mask, fractions = torch.tensor([True, False]), torch.tensor([1.5, 2.0])
+    for given, said in ((mask, "torch.bool"), (fractions, "torch.float32"), ([3, 4], r"\[3, 4\]")):
+        with pytest.raises(ValueError, match=rf"lengths: expected a tensor \(2,\) of whole numbers, got {said}"):
+            model(torch.randn(2, 4, DIM), lengths=given)
     with pytest.raises(ValueError, match="not both"):
         model(torch.randn(1, 4, DIM), lengths=torch.tensor([4]), cu_seqlens=torch.tensor([0, 4], dtype=torch.int32))
+
+
+def test_a_wrong_number_of_states_is_named() -> None:
+    model, x = stack("s6"), torch.randn(1, 4, DIM)
+    for states, said in (([None], "1"), ([None] * 3, "3"), (x, "a Tensor"), ({}, "a dict")):
+        message = f"states: expected a list of 2, one a layer, got {said}"
+        with pytest.raises(ValueError, match=message):
+            model.forward_state(x, states)
+        with pytest.raises(ValueError, match=message):
+            model.step(x[:, 0], states)
