@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +84,28 @@ def check_range(
         kind = "two finite numbers" if finite else "two numbers"
         raise UserError(f"{mixer}: {name} must be {kind}, {above:g} < low <= high, got {list(bounds)}")
     return float(bounds[0]), float(bounds[1])
+
+
+def check_state(mixer: str, state: Any, *parts: str) -> Any:
+    """Return `state`, or raise ValueError unless it is a tuple of tensors, one a part; of one part, a tensor alone."""
+    if len(parts) == 1:
+        sound = isinstance(state, Tensor)
+    else:
+        sound = isinstance(state, tuple | list) and len(state) == len(parts)
+        sound = sound and all(isinstance(part, Tensor) for part in state)
+    if not sound:
+        expected = f"a state ({', '.join(parts)}) of tensors" if len(parts) > 1 else f"the tensor {parts[0]} as a state"
+        raise ValueError(f"{mixer}: expected {expected}, got {_kinds(state)}; init_state makes the first")
+    return state
+
+
+def _kinds(state: Any) -> str:
+    """Return what a state is made of, in words; of a tensor its shape."""
+    if isinstance(state, Tensor):
+        return f"a tensor {tuple(state.shape)}"
+    if isinstance(state, tuple | list):
+        return f"{type(state).__name__} ({', '.join(map(_kinds, state))})"
+    return "None" if state is None else type(state).__name__
 
 
 def resolve_dt_rank(mixer: str, dt_rank: int | str, dim: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import check_numbers, resolve_heads
+from mambaverse.mixers._common import check_numbers, check_state, resolve_heads
 from mambaverse.mixers._ops import rotary, turns
 from mambaverse.mixers.base import Mixer
 
@@ -88,7 +88,8 @@ class Attention(Mixer):
         spatial_shape: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Any]:
         """See `Mixer.mix_sequence`."""
-        k_cache, v_cache, length = self.init_state(x.shape[0], device=x.device) if state is None else state
+        state = self.init_state(x.shape[0], device=x.device) if state is None else state
+        k_cache, v_cache, length = check_state("attention", state, "k", "v", "length")
         at = length[:, None] + torch.arange(x.shape[1], device=x.device)  # (B, L) places of the new tokens
         q, k, v = self._project(x, at)
         k, v = _append(k_cache, k, at), _append(v_cache, v, at)  # (B, T + L, H, P)

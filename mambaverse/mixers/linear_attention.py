@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, check_numbers, resolve_heads
+from mambaverse.mixers._common import at_least_fp32, check_numbers, check_state, resolve_heads
 from mambaverse.mixers._ops import linear_recurrence, linear_recurrence_step
 from mambaverse.mixers.base import Mixer
 
@@ -82,7 +82,8 @@ class LinearAttention(Mixer):
     ) -> tuple[Tensor, Any]:
         """See `Mixer.mix_sequence`."""
         q, k, v = self._project(x)
-        y, h = linear_recurrence(v, self._rates(v), k, q, state, cu_seqlens)
+        h = None if state is None else check_state("linear_attention", state, "h")
+        y, h = linear_recurrence(v, self._rates(v), k, q, h, cu_seqlens)
         return self._output(x, y), h
 
     @torch.jit.ignore
@@ -99,7 +100,7 @@ class LinearAttention(Mixer):
     def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See `Mixer._step`; the state is updated in place."""
         q, k, v = self._project(x_t)
-        y = linear_recurrence_step(state, v, self._rates(v), k, q)
+        y = linear_recurrence_step(check_state("linear_attention", state, "h"), v, self._rates(v), k, q)
         return self._output(x_t, y), state
 
     def _rates(self, v: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from mambaverse.mixers._common import (
     check_numbers,
     check_range,
     check_sizes,
+    check_state,
     init_dt_bias_,
     resolve_inner_heads,
 )
@@ -46,6 +47,7 @@ from mambaverse.mixers.ssd import GatedRMSNorm
 
 PAIRINGS = ("interleaved", "half_split")
 NORM_EPS = 1e-5
+STATE = ("θ", "h", "k", "x")
 
 
 @register_mixer("mamba3")
@@ -211,7 +213,7 @@ class Mamba3(Projected):
     @torch.jit.ignore
     def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See `Mixer._step`; h is updated in place."""
-        theta, h, k_before, x_before = state
+        theta, h, k_before, x_before = check_state("mamba3", state, *STATE)
         z, x, B, C, dt, rate, _, gamma, turning = self._project(x_t[:, None], None)
         angles = summed_angles(dt, turning, theta, None)
         k, q = self._keys_and_queries(B, C, angles)
@@ -239,7 +241,7 @@ class Mamba3(Projected):
         if cu_seqlens is not None and cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
             sequence_bounds("mamba3", cu_seqlens, x.shape[1])
         if state is not None:
-            got = [tuple(part.shape) for part in state]
+            got = [tuple(part.shape) for part in check_state("mamba3", state, *STATE)]
             if got != shapes:
                 raise ValueError(f"mamba3: expected a state (θ, h, k, x) of shapes {shapes}, got {got}")
 

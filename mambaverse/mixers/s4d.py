@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mambaverse.errors import UserError, suggest
 from mambaverse.kernels.lti_conv import lti_conv_update
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, init_log_uniform_
+from mambaverse.mixers._common import at_least_fp32, check_range, check_sizes, check_state, init_log_uniform_
 from mambaverse.mixers._ops import lti_conv
 from mambaverse.mixers.base import Mixer
 
@@ -108,7 +108,7 @@ class S4D(Mixer):
         spatial_shape: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Any]:
         """See `Mixer.mix_sequence`."""
-        return self._run(x, state, True)
+        return self._run(x, None if state is None else check_state("s4d", state, "h"), True)
 
     @torch.jit.ignore
     def init_state(
@@ -124,7 +124,9 @@ class S4D(Mixer):
         """See `Mixer._step`; the state is updated in place."""
         A, C, dt = self._system()
         B = torch.ones_like(A)
-        y = lti_conv_update(state, x_t, A, B, C, dt, self.D, discretization=self.discretization)
+        y = lti_conv_update(
+            check_state("s4d", state, "h"), x_t, A, B, C, dt, self.D, discretization=self.discretization
+        )
         return self._output(y), state
 
     @torch.jit.ignore

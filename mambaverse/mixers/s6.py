@@ -25,6 +25,7 @@ from mambaverse.mixers._common import (
     check_numbers,
     check_range,
     check_sizes,
+    check_state,
     init_dt_bias_,
     init_dt_proj_,
     init_s4d_real_,
@@ -35,6 +36,7 @@ from mambaverse.mixers._ops import causal_conv1d, selective_scan
 from mambaverse.mixers._projection import Projected
 
 A_INITS = ("s4d_real", "s4d_lin", "random")
+STATE = ("window", "h")
 
 
 @register_mixer("s6")
@@ -171,7 +173,7 @@ class S6(Projected):
         spatial_shape: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Any]:
         """See `Mixer.mix_sequence`."""
-        window, h = (None, None) if state is None else state
+        window, h = (None, None) if state is None else check_state("s6", state, *STATE)
         y, window, h = self._run(x, window, h, cu_seqlens)
         return y, (window, h)
 
@@ -196,7 +198,7 @@ class S6(Projected):
     @torch.jit.ignore
     def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See `Mixer._step`; the state is updated in place."""
-        window, h = state
+        window, h = check_state("s6", state, *STATE)
         u, z = self.in_proj(x_t).chunk(2, dim=-1)  # (B, E) each
         u = causal_conv1d_update(u, window, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu")
         delta, delta_bias, A, B, C = self._scan_inputs(u[:, None])

@@ -22,6 +22,7 @@ from mambaverse.mixers._common import (
     check_numbers,
     check_range,
     check_sizes,
+    check_state,
     heads_and_groups,
     init_dt_bias_,
     init_uniform_A_,
@@ -30,6 +31,8 @@ from mambaverse.mixers._common import (
 )
 from mambaverse.mixers._ops import causal_conv1d, gated_rms_norm, ssd
 from mambaverse.mixers._projection import Projected
+
+STATE = ("window", "h")
 
 
 @register_mixer("ssd")
@@ -143,7 +146,7 @@ class SSD(Projected):
         spatial_shape: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Any]:
         """See `Mixer.mix_sequence`."""
-        window, h = (None, None) if state is None else state
+        window, h = (None, None) if state is None else check_state("ssd", state, *STATE)
         y, window, h = self._run(x, window, h, cu_seqlens)
         return y, (window, h)
 
@@ -166,7 +169,7 @@ class SSD(Projected):
     @torch.jit.ignore
     def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See `Mixer._step`; the state is updated in place."""
-        window, h = state
+        window, h = check_state("ssd", state, *STATE)
         z, u, dt = torch.split(self.in_proj(x_t), self.sizes, dim=-1)
         u = causal_conv1d_update(u, window, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu")
         u, A, B, C, D, gate = self._scan_inputs(u, z)

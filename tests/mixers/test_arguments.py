@@ -147,6 +147,29 @@ def test_boundaries_that_are_none_are_named(name: str, bounds: Any, given: str) 
         mixer(torch.zeros(1, 6, 16), cu_seqlens=bounds)
 
 
+PARTS = {
+    "s6": "a state (window, h) of tensors",
+    "ssd": "a state (window, h) of tensors",
+    "mamba3": "a state (θ, h, k, x) of tensors",
+    "attention": "a state (k, v, length) of tensors",
+    "s4d": "the tensor h as a state",
+    "linear_attention": "the tensor h as a state",
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_state_that_is_none_of_the_mixers_is_named(name: str) -> None:
+    mixer, x = create_mixer(name, 16, **({"causal": True} if name == "attention" else {})), torch.zeros(1, 3, 16)
+    for state, said in (((torch.zeros(2),), "tuple (a tensor (2,))"), (3, "int")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"{name}: expected {PARTS[name]}, got ") + ".*" + re.escape(said)
+        ):
+            mixer(x, state=state)
+    if name != "attention":  # for which None is the start
+        with torch.no_grad(), pytest.raises(ValueError, match=re.escape(f"{PARTS[name]}, got None; init_state makes")):
+            mixer.step(x[:, 0], None)
+
+
 def test_what_is_no_mixer_is_named() -> None:
     with pytest.raises(UserError, match=r"mixer 'm': expected a subclass of .*\.Mixer, got 3"):
         mambaverse.register_mixer("m")(3)
