@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(word.startswith("-") or "=" not in word for word in behind) or "overrides" not in arguments:
             parser.error(f"unrecognized arguments: {' '.join(behind)}")
         arguments.overrides += behind
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's, of what is read all the same
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=NO_TEXT)
     try:
@@ -69,14 +71,14 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "Train from a config: mambaverse train vision/digits model.mixer=ssd")
     train.add_argument("config", nargs="?", help="a config's name, such as vision/digits, or a .yaml file")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    train.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="changes to the config")
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in this folder")
     config_dir(train)
 
     evaluate = command("eval", _eval, "Evaluate a run's weights on its evaluation data, or its test data if it has any")
     evaluate.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
     evaluate.add_argument("--baseline", action="store_true", help="fit the simple baselines too, on the same data")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    evaluate.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="changes to the config")
 
     predict = command("predict", _predict, "Label files with a trained run")
     predict.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
@@ -97,14 +99,14 @@ def _parser() -> argparse.ArgumentParser:
         "baseline", _baseline, "Fit simple models to a config's data: the floor that a network has to beat"
     )
     baseline.add_argument("config", help="a config's name, such as dna/rrna16s, or a .yaml file")
-    baseline.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    baseline.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="changes to the config")
     config_dir(baseline)
 
     audit = command(
         "audit", _audit, "Look for copies and near neighbours of training samples in a config's evaluation sets"
     )
     audit.add_argument("config", help="a config's name, such as dna/gue, or a .yaml file")
-    audit.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    audit.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="changes to the config")
     audit.add_argument(
         "--similarity", type=float, metavar="S", help="from which on samples are near neighbours, 0 to 1"
     )
@@ -131,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 
     config = command("config", _config, "Print a resolved config")
     config.add_argument("config", help="a config's name, such as vision/digits, or a .yaml file")
-    config.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    config.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="changes to the config")
     config_dir(config)
 
     data = command("data", _data, "Find a data set, build it from the package that ships it, or say how to get it")
@@ -144,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         "bench", _bench, "Time an operator's backends, mixers, or the scan beside attention: correctness first"
     )
     bench.add_argument("what", help="an operator such as selective_scan, or mixer, or scan_vs_attention")
-    bench.add_argument("names", nargs="*", metavar="NAME", help="bench mixer: which ones; default: all")
+    bench.add_argument("names", nargs="*", default=[], metavar="NAME", help="bench mixer: which ones; default: all")
     bench.add_argument("--case", metavar="PATTERN", help="operators: only the cases that match")
     bench.add_argument("--sizes", metavar="BxLxD,...", help="mixer: batch, length and width, such as 8x2048x1024")
     bench.add_argument("--lengths", metavar="L,...", help="scan_vs_attention: such as 512,1024,64k")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,23 @@ def test_what_was_given_wrong(
     monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, *arguments)
     assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+@pytest.mark.parametrize(("command", "needed"), [("bench", "what"), ("config", "config"), ("eval", "RUN")])
+def test_what_may_be_left_out_is_not_required(command: str, needed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command])
+    assert capsys.readouterr().err.endswith(f"the following arguments are required: {needed}\n")
+
+
+def test_large_images_are_predicted_without_a_warning(
+    run: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # of the 64: Pillow warns up to twice as many
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert main(["predict", str(run), str(images[0])]) == 0
+    assert not [warning for warning in seen if "pixels" in str(warning.message)]
 
 
 def test_backend_of_the_environment(
