@@ -231,10 +231,10 @@ class Registry(Generic[T]):
         names = None if allowed is None else {n.strip().lower().replace("_", "-") for n in allowed.split(",")}
         for point in entry_points(group=self._group):
             owner = point.dist.name if point.dist else "?"
-            if not self._module_is_name:
-                self._load_builtins(None)  # for their names
             if names is not None and owner.lower().replace("_", "-") not in names:
                 continue
+            if not self._module_is_name:
+                self._load_builtins(None)  # for their names
             if point.name in self._entries or (self._module_is_name and point.name in self._builtin_modules()):
                 warnings.warn(
                     f"{self.kind} {point.name!r} of package {owner} is ignored: the name is taken", stacklevel=2
@@ -298,7 +298,8 @@ def check_complete(target: Callable[..., Any], where: str, *given: Any, **argume
     try:
         inspect.signature(target).bind(*given, **arguments)
     except TypeError as error:
-        raise UserError(f"{where}: {target.__module__}.{target.__qualname__}: {error}") from None
+        called = f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else repr(target)
+        raise UserError(f"{where}: {called}: {error}") from None
 
 
 def is_a(value: Any, hint: Any) -> bool:

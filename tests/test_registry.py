@@ -161,6 +161,17 @@ def test_entry_point_cannot_take_a_built_in_name(monkeypatch: pytest.MonkeyPatch
         assert "s6" in mixers.list()
 
 
+def test_entry_point_cannot_take_a_name_that_only_an_import_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    models: Registry[type] = Registry("model", builtins="mambaverse.mixers", group="g", module_is_name=False)
+    theirs = type("S6", (), {"__module__": "mambaverse.mixers.s6"})
+    points = [entry_point("of_s6", "x:Y", "lab"), entry_point("s6", "x:Y", "lab")]
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: points)
+    monkeypatch.setattr(registry_module.importlib, "import_module", lambda module: models.register("of_s6", theirs))
+    with pytest.warns(UserWarning, match="'of_s6' of package lab is ignored"):
+        assert models.list() == ["of_s6", "s6"]
+    assert models.get("of_s6") is theirs
+
+
 def test_arguments_are_checked_against_the_signature() -> None:
     check_arguments(Thing, {"size": 2}, "here")
     with pytest.raises(UserError, match="here: unknown argument 'sise', did you mean 'size'"):
