@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_tensor
+from mambaverse.kernels.checks import check_real_tensor
 from mambaverse.kernels.norm.op import gated_rms_norm_forward, norm_forward
 
 
@@ -25,7 +25,8 @@ def rms_norm(
         x: (..., D), any strides. float32, bfloat16, float16 or float64.
         weight: (D,), any floating dtype, as all that follow.
         bias: (D,).
-        residual: (..., D), the shape of x. Keep it in float32 and the sum over the layers is one in float32.
+        residual: (..., D), the shape of x. Keep it in float32 and the sum over the layers is one in float32; backward
+            reads the sum in the dtype of the residual, and gradients are as exact as that.
         eps: Added to the mean square.
 
     Returns:
@@ -47,7 +48,8 @@ def layer_norm(
         x: (..., D), any strides. float32, bfloat16, float16 or float64.
         weight: (D,), any floating dtype, as all that follow.
         bias: (D,).
-        residual: (..., D), the shape of x. Keep it in float32 and the sum over the layers is one in float32.
+        residual: (..., D), the shape of x. Keep it in float32 and the sum over the layers is one in float32; backward
+            reads the sum in the dtype of the residual, and gradients are as exact as that.
         eps: Added to the variance.
 
     Returns:
@@ -98,7 +100,7 @@ def _norm(
 ) -> tuple[Tensor, Tensor]:
     _check(op, x, weight, {} if residual is None else {"residual": residual})
     if bias is not None:
-        check_tensor(op, "bias", bias, (x.shape[-1],), "(D,)", x)
+        check_real_tensor(op, "bias", bias, (x.shape[-1],), "(D,)", x)
     y, new_residual = norm_forward(x, weight, bias, residual, eps, center, current_backend())
     return y, x if residual is None else new_residual
 
@@ -106,6 +108,6 @@ def _norm(
 def _check(op: str, x: Tensor, weight: Tensor, others: dict[str, Tensor]) -> None:
     if x.ndim < 1 or x.shape[-1] < 1 or not x.is_floating_point():
         raise ValueError(f"{op}: x is {x.dtype} of shape {tuple(x.shape)}; expected a floating dtype, (..., D)")
-    check_tensor(op, "weight", weight, (x.shape[-1],), "(D,)", x)
+    check_real_tensor(op, "weight", weight, (x.shape[-1],), "(D,)", x)
     for name, tensor in others.items():
-        check_tensor(op, name, tensor, x.shape, "(..., D)", x)
+        check_real_tensor(op, name, tensor, x.shape, "(..., D)", x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -25,7 +26,7 @@ from mambaverse.engine import report
 from mambaverse.engine.baseline import print_baselines
 from mambaverse.engine.data import Loader, eval_jobs, to_device
 from mambaverse.engine.files import output_path, saving
-from mambaverse.engine.folder import load_run
+from mambaverse.engine.folder import load_run, open_run
 from mambaverse.engine.inputs import REMEDY, BadInputError, Skips, load_each
 from mambaverse.engine.process import launch, shard_of
 from mambaverse.engine.progress import Counter, Screen
@@ -33,6 +34,7 @@ from mambaverse.engine.task import Prediction, Sample, Task
 from mambaverse.errors import UserError
 
 TAKEN = {"trainer": {"device", "num_threads", "precision", "select"}, "optim": set[str]()}  # which an evaluation reads
+LOADING = {"batch_size", "eval_batch_size", "num_workers"}  # of data: they change no sample
 SHEET_FORMATS = (".jpg", ".pdf", ".png", ".svg")
 TABLE_ROWS = 1000  # of predictions; more inputs make more tables, so that none waits for the last
 
@@ -142,8 +144,17 @@ def reported_name(task: Task) -> str:
 def _evaluate(path: Path, overrides: Sequence[str]) -> tuple[Task, dict[str, float]]:
     _check_taken(overrides)
     config, task, model = load_run(path, overrides)
+    if not _names_data(overrides):
+        with tempfile.TemporaryDirectory() as scratch:
+            open_run(path).check_split(task, Path(scratch), "an evaluation may meet what the run learnt from")
     with launch(config.trainer) as accelerator:
         return task, score_set(task, model.to(accelerator.device), accelerator).metrics
+
+
+def _names_data(overrides: Sequence[str]) -> bool:
+    """Return whether the overrides say which data to evaluate on, not how to load them alone."""
+    layers: list[Any] = [OmegaConf.to_container(layer) for _, layer in argument_layers(overrides)]
+    return any(set(layer["data"]) - LOADING for layer in layers if isinstance(layer.get("data"), dict))
 
 
 def _check_taken(overrides: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ A crash or a full disk at any point leaves what was there before.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
@@ -84,6 +85,22 @@ def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, st
         seen.add(tensor.untyped_storage().data_ptr())
         tensors[name] = tensor.clone() if shared else tensor
     write_atomic(path, safetensors_bytes(tensors, metadata={"format": "pt", **metadata}))
+
+
+def locked(file: BinaryIO) -> bool:
+    """Lock an open file for this process; False if another one has. True where the system has no such locks.
+
+    The system gives the lock back when the process closes the file, or ends.
+    """
+    if os.name != "posix":
+        return True
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 @contextmanager

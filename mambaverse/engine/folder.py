@@ -14,22 +14,20 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from mambaverse.config import RunConfig, compose, import_plugins, to_yaml
 from mambaverse.engine.checkpoint import load_weights
-from mambaverse.engine.files import PART, saving, write_atomic
+from mambaverse.engine.files import PART, locked, saving, write_atomic
 from mambaverse.engine.state import StateFolder
 from mambaverse.engine.task import TASKS, FactError, Task, fact
 from mambaverse.errors import UserError, suggest
@@ -102,7 +100,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             file = self.lock.open("ab")
         with file:
-            if not _locked(file):
+            if not locked(file):
                 raise UserError(
                     f"{self.path}: another process trains in it; wait for its end, or choose another trainer.run_name"
                 )
@@ -129,8 +127,8 @@ class RunFolder:
         with saving(self.path):
             for folder in (self.state.folder, self.tensorboard, self.explain):
                 shutil.rmtree(folder, ignore_errors=True)
-            pictures = (self.curves, self.confusion)
-            for file in (self.metrics, self.best, self.last, self.results, self.per_class, self.predictions, *pictures):
+            of_task = (*self.path.glob("split.*"), self.path / "sets.csv", *self.path.glob("*.png"))
+            for file in (self.metrics, self.best, self.last, self.results, self.per_class, self.predictions, *of_task):
                 file.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, to_yaml(config))
@@ -138,14 +136,21 @@ class RunFolder:
         with saving(self.path):
             task.save_split(self.path)
 
-    def check_split(self, task: Task, scratch: Path) -> None:
-        """Raise UserError unless the data are split as they were when the run began; `scratch` is an empty folder."""
+    def check_split(self, task: Task, scratch: Path, so: str = "") -> None:
+        """Raise UserError unless the data are split as they were when the run began.
+
+        Args:
+            task: With its data sets.
+            scratch: An empty folder.
+            so: What follows if they are not.
+        """
         now = task.save_split(scratch)
         if now is None:
             return
         then = self.path / now.relative_to(scratch)
         if not then.is_file() or then.read_bytes() != now.read_bytes():
-            raise UserError(f"{then}: the data, or their split, are not those that this run began with")
+            what = f"{then}: the data, or their split, are not those that this run began with"
+            raise UserError(f"{what}: {so}; data.root=... evaluates it on other data" if so else what)
 
 
 def _made(path: Path) -> bool:
@@ -154,19 +159,6 @@ def _made(path: Path) -> bool:
         path.mkdir()
     except FileExistsError:
         return False
-    return True
-
-
-def _locked(file: BinaryIO) -> bool:
-    """Lock an open file for this process; False if another one has. True where the system has no such locks."""
-    if os.name != "posix":
-        return True
-    import fcntl
-
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True
 
 

@@ -3,7 +3,7 @@
     x.part, x.checkpoint  --all pieces-->  x
 
 The checkpoint is JSON: what the writer needs to go on, and "bytes", how long the file was then. What a killed job wrote
-behind that is cut away when it goes on.
+behind that is cut away when it goes on. Two jobs do not write one file: whoever opened it has its lock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from mambaverse.engine.files import PART, saving, sync, write_atomic
+from mambaverse.engine.files import PART, locked, saving, sync, write_atomic
+from mambaverse.errors import NO_TEXT, UserError
 
 CHECKPOINT = ".checkpoint"
 EVERY_S = 10.0  # between two checkpoints: what a killed job loses at most, beside the piece it was in
@@ -74,7 +75,7 @@ class ResumableFile(ABC):
         if self._file.closed:
             return
         with saving(self._part):
-            self._file.write(self._rest().encode())
+            self._file.write(self._rest().encode(errors=NO_TEXT))
             sync(self._file)
             self._file.close()
         for path, text in self._beside().items():
@@ -106,17 +107,30 @@ class ResumableFile(ABC):
         return json.loads(self._mark.read_text())
 
     def _open(self, size: int | None, header: str = "") -> None:
-        """Go on behind `size` bytes of what is there; None: begin anew, with a header."""
+        """Go on behind `size` bytes of what is there; None: begin anew, with a header.
+
+        Raises:
+            UserError: another process writes the file.
+        """
         self._saved_s = monotonic()
         with saving(self._part):
+            self._file = self._part.open("a+b")
+            if not self._is_claimed(size or 0):
+                self._file.close()
+                raise UserError(f"{self.path}: another process writes it; wait for its end, or name another file")
             if size is None:
                 self._mark.unlink(missing_ok=True)
-                self._file = self._part.open("wb")
+            self._file.truncate(size or 0)
+            self._file.seek(0, os.SEEK_END)
+            if size is None:
                 self._file.write(header.encode())
-            else:
-                self._file = self._part.open("r+b")
-                self._file.truncate(size)
-                self._file.seek(0, os.SEEK_END)
+
+    def _is_claimed(self, size: int) -> bool:
+        """Return whether no other process has the open file, or has finished it since its checkpoint was read."""
+        if not locked(self._file):
+            return False
+        found = os.fstat(self._file.fileno())
+        return self._part.exists() and os.path.samestat(found, self._part.stat()) and found.st_size >= size
 
     @contextmanager
     def _piece(self) -> Iterator[None]:
@@ -129,4 +143,4 @@ class ResumableFile(ABC):
 
     def _append(self, text: str) -> None:
         with saving(self._part):
-            self._file.write(text.encode())
+            self._file.write(text.encode(errors=NO_TEXT))

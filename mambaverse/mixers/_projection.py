@@ -6,8 +6,8 @@ multiplied where it lies,
 
     dx = Σ dy[part] W[part],   dW[part] = dy[part]ᵀ x
 
-The sum dx is rounded once more for each part than that of one product would be, in the dtype of x. Under autocast on a GPU
-dW comes in float32 as it is summed, where torch rounds it first to the dtype of x.
+The sum dx is rounded once more for each part than that of one product would be, in the dtype of x. Under autocast on a
+GPU dW comes in float32, as it is summed, where torch rounds it to the dtype of x first.
 
 On a GPU, products of 16-bit numbers whose rows are no multiple of 16 bytes take three times as long, and a mixer's
 projection has a few columns more than that, one for each head's Δ. So zeros fill up what such a row lacks, and are cut

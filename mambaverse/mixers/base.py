@@ -54,6 +54,21 @@ class Mixer(nn.Module):
             )
         super().__setattr__(name, value)
 
+    @torch.jit.ignore
+    def _refuse_rewritten(self) -> None:
+        """Raise TypeError where a hook works out parameters of a layer that is not called."""
+        for name in self.uncalled:
+            layer = self._modules.get(name)
+            if layer is None or not layer._forward_pre_hooks:
+                continue
+            for part in ("weight", "bias"):
+                if part not in layer._parameters and getattr(layer, part, None) is not None:
+                    raise TypeError(
+                        f"{type(self).__name__}: a hook works out {name}.{part}, as torch.nn.utils.weight_norm and "
+                        "prune have it, and never runs: a kernel reads it without calling the layer. "
+                        "torch.nn.utils.parametrize and .parametrizations work"
+                    )
+
     def forward(
         self,
         x: Tensor,
@@ -173,6 +188,8 @@ class Mixer(nn.Module):
         return_state: bool,
     ) -> Any:
         name = type(self).__name__
+        if not torch.compiler.is_compiling():
+            self._refuse_rewritten()
         if x.ndim != 3:
             raise ValueError(f"{name}: expected x of shape (B, L, D), got {tuple(x.shape)}")
         if not self.supports_state and (state is not None or return_state):

@@ -23,6 +23,7 @@ EXTENSIONS = WAV_EXTENSIONS | {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", 
 INSTALL = "pip install 'mambaverse[audio]'"
 RATES = (100, 768_000)  # Hz; outside of it a header is damaged
 MAX_BYTES = 2**31  # of one file: it is decoded in memory, at 4 bytes a sample
+LOUDEST = 2.0**31  # of a sample: floats that were integers and never scaled pass
 FULL_SCALE, CLIPPED_SHARE = 0.999, 0.01  # so large a share of samples so near the limit are a clipped recording
 BLOCK = 2**20  # frames that are decoded at once
 COMPRESSED = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"FORM", b".snd", b"caff", b"RIFX", b"RF64")  # first bytes
@@ -88,20 +89,24 @@ def decode_waveform(data: bytes, name: str) -> Waveform:
             "it is damaged: convert it again from its source"
         )
     parts: list[np.ndarray] = []
-    level, at_limit, frames, values = 0.0, 0, 0, 0
+    level, loudest, at_limit, frames, values = 0.0, 0.0, 0, 0, 0
     for block in blocks:
-        if not np.isfinite(block).all():
-            bad = frames + int((~np.isfinite(block)).any(axis=1).argmax())
-            raise UserError(
-                f"{name}: the sample at {bad / rate:.3f} s is not a finite number; convert it again from its source"
-            )
         size = np.abs(block)
-        level, at_limit = max(level, float(size.max(initial=0))), at_limit + int((size >= FULL_SCALE).sum())
+        usable = size <= LOUDEST  # a NaN is not
+        if not usable.all():
+            bad = int((~usable).any(axis=1).argmax())
+            raise UserError(
+                f"{name}: the sample at {(frames + bad) / rate:.3f} s is {block[bad][~usable[bad]][0]:g}, expected a "
+                "number about from -1 to 1; convert it again from its source"
+            )
+        mono = block.mean(axis=1, dtype=np.float32)
+        level = max(level, float(np.abs(mono).max(initial=0)))  # channels may cancel each other
+        loudest, at_limit = max(loudest, float(size.max(initial=0))), at_limit + int((size >= FULL_SCALE).sum())
         frames, values = frames + len(block), values + block.size
-        parts.append(block.mean(axis=1, dtype=np.float32))
+        parts.append(mono)
     if not frames:
         raise UserError(f"{name}: it holds no samples; record it again or remove it")
-    return Waveform(np.concatenate(parts), rate, tuple(_oddities(level, at_limit / values)))
+    return Waveform(np.concatenate(parts), rate, tuple(_oddities(level, loudest, at_limit / values)))
 
 
 def resample(samples: np.ndarray, old: int, new: int) -> np.ndarray:
@@ -173,11 +178,17 @@ def _looks_compressed(data: bytes, name: str) -> bool:
     return data.startswith(COMPRESSED) or Path(name).suffix.lower() in EXTENSIONS - WAV_EXTENSIONS
 
 
-def _oddities(level: float, at_limit: float) -> list[str]:
-    """Return what is odd about a clip whose loudest sample is `level`, by the share of samples at full scale."""
+def _oddities(level: float, loudest: float, at_limit: float) -> list[str]:
+    """Return what is odd about a clip.
+
+    Args:
+        level: Its largest sample, all channels averaged.
+        loudest: That of any channel.
+        at_limit: The share of samples at full scale.
+    """
     if level < SILENCE:
         return ["silent (below -80 dB of full scale)"]
-    if at_limit >= CLIPPED_SHARE and level <= 1:  # floats beyond full scale are loud, not clipped
+    if at_limit >= CLIPPED_SHARE and loudest <= 1:  # floats beyond full scale are loud, not clipped
         return [f"clipped ({at_limit:.0%} of its samples are at the limit); record it at a lower level"]
     return []
 

@@ -40,7 +40,8 @@ class Wav:
         """Return the frames [start, stop) as float32 (L, channels), integers scaled to [-1, 1)."""
         block = self.values[start:stop]
         if block.dtype.kind == "f":
-            return block.astype(np.float32)
+            with np.errstate(over="ignore"):  # an infinity, which its reader refuses
+                return block.astype(np.float32)
         if block.dtype == np.uint8:
             return (block.astype(np.float32) - 128) / 128
         return block.astype(np.float32) / np.float32(2 ** (8 * block.dtype.itemsize - 1))

@@ -13,6 +13,7 @@ from mambaverse.config import ConfigError
 from mambaverse.engine.evaluate import evaluate, evaluate_run, predict, predict_run
 from mambaverse.engine.task import Prediction, Sample
 from mambaverse.errors import UserError
+from tests.engine.toy import Toy
 
 POINTS = ["2,0.1", "0.1,2", "-2,0.1", "0.1,-2"]
 LABELS = ["east", "north", "west", "south"]
@@ -52,6 +53,27 @@ def test_what_an_evaluation_reads_can_be_changed(finished: Path) -> None:
         evaluate(finished, ["trainer=5"])
     with pytest.raises(ConfigError, match="Interpolation key 'nope' not found"):
         evaluate(finished, ["trainer=${nope}"])
+
+
+def test_data_that_changed_since_are_not_evaluated_unless_they_are_named(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A split that is drawn anew may hold out what the run learnt from."""
+
+    def save_split(task: Toy, folder: Path) -> Path:
+        (folder / "split.csv").write_text(f"{task.config.data.root}\n")
+        return folder / "split.csv"
+
+    monkeypatch.setattr(Toy, "save_split", save_split)
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "split.csv").write_text("None\n")
+    assert evaluate(run) == evaluate(finished, ["data.root=here"])
+    (run / "split.csv").write_text("others\n")
+    for overrides in ([], ["data.eval_batch_size=7"]):
+        with pytest.raises(UserError, match=r"not those that this run began with: .* data\.root=\.\.\. evaluates it"):
+            evaluate(run, overrides)
+    assert evaluate(run, ["data.root=here"]) == evaluate(finished, ["data.root=here"])
 
 
 def test_an_evaluation_is_shown_as_a_table(finished: Path) -> None:

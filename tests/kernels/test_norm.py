@@ -272,6 +272,8 @@ def test_meta_tensors_have_shapes():
         (rms_norm, {"residual": torch.randn(2, 6)}, r"residual has shape \(2, 6\); expected \(..., D\) = \(3, 6\)"),
         (rms_norm, {"x": torch.ones(3, 6, dtype=torch.int64)}, "x is torch.int64"),
         (rms_norm, {"residual": torch.randn(3, 6, device="meta")}, "residual is on meta; expected cpu"),
+        (rms_norm, {"residual": torch.ones(3, 6) + 1j}, "residual has dtype torch.complex64; expected a real"),
+        (gated_rms_norm, {"z": torch.ones(3, 6) + 1j}, "z has dtype torch.complex64; expected a real"),
         (gated_rms_norm, {"z": torch.randn(3, 5)}, r"gated_rms_norm: z has shape \(3, 5\)"),
         (gated_rms_norm, {"group_size": 4}, "group_size is 4; expected a divisor of D = 6"),
         (gated_rms_norm, {"group_size": 0}, "group_size is 0"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 from mambaverse import create_model
 from mambaverse.mixers import create_mixer, list_mixers
@@ -103,3 +104,19 @@ def test_the_scores_of_a_language_model_take_an_adapter() -> None:
     model.lm_head = LowRank(model.lm_head)
     (gradient,) = torch.autograd.grad(model(torch.randint(4, (1, 9))).square().sum(), model.lm_head.up)
     assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["s6", "ssd", "vim"])
+def test_a_hook_that_works_out_a_weight_nobody_calls_for_is_refused(name: str) -> None:
+    x = torch.randn(2, 6, 32)
+    for part in ("weight", "bias"):
+        mixer: Any = create_mixer(name, 32)
+        prune.l1_unstructured(mixer.conv1d, part, amount=0.5)
+        with pytest.raises(TypeError, match=rf"a hook works out conv1d\.{part}, .* and never runs"):
+            run(mixer, x)
+    mixer = create_mixer(name, 32)
+    parametrizations.weight_norm(mixer.conv1d)
+    before = run(mixer, x)
+    with torch.no_grad():
+        mixer.conv1d.parametrizations.weight.original0.mul_(3)
+    assert not torch.allclose(run(mixer, x), before)

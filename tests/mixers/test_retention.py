@@ -41,7 +41,7 @@ def test_retnet_is_the_papers_multi_scale_retention():
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_one_product_for_retnets_projections_changes_no_number(bias: bool):
+def test_one_product_for_retnets_projections_changes_no_number(bias: bool) -> None:
     """Layers of a kind of their own, such as an adapter's, are called one by one, and v is centred after them."""
     mixer, x = built("retnet", num_heads=3, bias=bias)
     with torch.no_grad():

@@ -120,7 +120,15 @@ BAD = {
     "no data": (raw_wav(b"")[:36], "it has no samples (no data chunk)"),
     "NaN": (
         raw_wav(np.array([0.1] * 160 + [np.nan], "<f4").tobytes(), bits=32, code=3),
-        "the sample at 0.010 s is not a finite number; convert it again from its source",
+        "the sample at 0.010 s is nan, expected a number about from -1 to 1; convert it again from its source",
+    ),
+    "absurd": (
+        raw_wav(np.array([0.1] * 160 + [1e25], "<f4").tobytes(), bits=32, code=3),
+        "the sample at 0.010 s is 1e+25, expected a number",
+    ),
+    "more than float32 holds": (
+        raw_wav(np.array([0.1] * 160 + [1e300], "<f8").tobytes(), bits=64, code=3),
+        "the sample at 0.010 s is inf, expected a number",
     ),
     "text": (b"this is a letter, not a recording", "not an audio file"),
 }
@@ -165,6 +173,13 @@ def test_silent_and_clipped_files_are_used_with_a_warning(
     assert len(read_audio(tmp_path / "x.wav", RATE)) == len(samples)
     warned = capsys.readouterr().err
     assert warned == (f"warning: {tmp_path / 'x.wav'}: {said}\n" if said else "")
+
+
+def test_channels_that_cancel_each_other_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opposite = np.stack([tone(100), -tone(100)], axis=1).astype("<f4")
+    (tmp_path / "x.wav").write_bytes(raw_wav(opposite.tobytes(), channels=2, bits=32, code=3))
+    assert not read_audio(tmp_path / "x.wav", RATE).any()
+    assert "silent" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["x.flac", "x.ogg", "x.mp3", "x.aiff"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,20 @@ def test_a_job_that_a_wrong_file_stopped_leaves_nothing_in_the_way(
     vcf.write_text(HEAD + next(row for row in vcf.read_text().splitlines(True) if "rs20" in row))  # skips nothing
     assert score_run(run, vcf, genome.path, out=tmp_path / "s.tsv", window=64, overwrite=True) == 3
     assert not (tmp_path / "s.skipped.tsv").exists()
+
+
+def test_two_processes_do_not_write_one_table(tmp_path: Path) -> None:
+    hold = "import sys, pathlib; from mambaverse.tasks.dna.variants.table import ResumableTable as T\n"
+    hold += "with T(pathlib.Path(sys.argv[1]), ['a'], {}) as t: print('held', flush=True); sys.stdin.read()"
+    path = tmp_path / "t.tsv"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process writes it"):
+            ResumableTable(path, ["b"], {})
+        other.communicate()
+    assert path.read_text() == "a\n"
 
 
 def test_a_damaged_checkpoint_of_a_table_says_what_to_do(tmp_path: Path) -> None:
