@@ -38,20 +38,18 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of dt, rate and initial, as `reference.backward`."""
     run = _Run(dt, rate, initial, cu_seqlens, dangles)
-    parts = -(-dt.shape[2] // _HEADS)
-    ddt = run.outputs(dt.shape, dt.dtype)
-    drate = run.outputs((parts, *rate.shape), rate.dtype if parts == 1 else torch.float32)
+    ddt, drate = run.outputs(dt.shape, dt.dtype), run.outputs(rate.shape, rate.dtype)
     dinitial = dt.new_empty(0) if initial is None else torch.zeros(initial.shape, dtype=initial.dtype, device=dt.device)
     if not run.places or not dangles.numel():
-        return ddt.zero_(), torch.zeros(rate.shape, dtype=rate.dtype, device=rate.device), dinitial
+        return ddt.zero_(), drate.zero_(), dinitial
     with on_device(dt):
         after = run.boundaries(dangles, dinitial)
         launch(
-            run.memo, "gradients", kernels.gradients, (run.places, parts),
-            (dangles, dt, rate, run.cu, after, ddt, drate, *run.sizes, rate.numel(), *dangles.stride(), *dt.stride(),
-            *rate.stride()), lambda: run.tile | run.flags | {"HEADS": _HEADS},
+            run.memo, "gradients", kernels.gradients, (run.places,),
+            (dangles, dt, rate, run.cu, after, ddt, drate, *run.sizes, *dangles.stride(), *dt.stride(), *rate.stride()),
+            lambda: run.tile | run.flags,
         )  # fmt: skip
-    return ddt, drate[0] if parts == 1 else drate.sum(0).to(rate.dtype), dinitial
+    return ddt, drate, dinitial
 
 
 class _Run:

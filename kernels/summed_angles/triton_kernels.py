@@ -140,17 +140,17 @@ def angles(
     tl.store(at, value, mask=ok[:, None] & ok_s[None, :])
 
 
-@triton.jit(do_not_specialize=["L", "num_sequences", "search", "rates"])
+@triton.jit(do_not_specialize=["L", "num_sequences", "search"])
 def gradients(
-    dangles, dt, rate, cu, after, ddt, drate, L, num_sequences, search, H, rates,
+    dangles, dt, rate, cu, after, ddt, drate, L, num_sequences, search, H,
     sa_b, sa_l, sa_h, sa_s, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s,
-    S: tl.constexpr, BS: tl.constexpr, T: tl.constexpr, HEADS: tl.constexpr, PACKED: tl.constexpr,
+    S: tl.constexpr, BS: tl.constexpr, T: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Write ddt (B, L, H), and a part of drate (parts, B, L, S), of `rates` numbers each, for every block of heads.
+    """Write ddt (B, L, H) and drate (B, L, S) of a chunk, head after head. Grid: (places,).
 
-    The sums inside a chunk are a product with a triangle of ones. Grid: (places, blocks of HEADS heads).
+    The sums inside a chunk are a product with a triangle of ones.
     """
-    place, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64) * HEADS
+    place = tl.program_id(0).to(tl.int64)
     row, first, left = _place_of(cu, place, L, num_sequences, search, T, PACKED)
     o_t, o_s = tl.arange(0, T), tl.arange(0, BS)
     tokens, ok = first + o_t, o_t < left
@@ -160,10 +160,10 @@ def gradients(
     b_rate = b_rate.to(tl.float32)
     acc = tl.zeros([T, BS], tl.float32)
     after_or_at = (o_t[None, :] >= o_t[:, None]).to(tl.float32)
-    p_angles = dangles + row * sa_b + (tokens * sa_l)[:, None] + columns * sa_s + i_h * sa_h
-    p_after, p_dt = after + (place * H + i_h) * S + o_s, dt + row * sd_b + tokens * sd_l + i_h * sd_h
-    p_ddt = ddt + (row * L + tokens) * H + i_h
-    for _head in range(tl.minimum(HEADS, H - i_h)):
+    p_angles = dangles + row * sa_b + (tokens * sa_l)[:, None] + columns * sa_s
+    p_after, p_dt = after + place * H * S + o_s, dt + row * sd_b + tokens * sd_l
+    p_ddt = ddt + (row * L + tokens) * H
+    for _head in range(H):
         later = tl.dot(after_or_at, tl.load(p_angles, mask=mask, other=0.0).to(tl.float32), input_precision="tf32x3")
         later += tl.load(p_after, mask=(o_s < S) & (left > 0), other=0.0).to(tl.float32)[None, :]
         acc += tl.load(p_dt, mask=ok, other=0.0).to(tl.float32)[:, None] * later
@@ -173,5 +173,5 @@ def gradients(
         p_after += S
         p_dt += sd_h
         p_ddt += 1
-    at = drate + tl.program_id(1).to(tl.int64) * rates + ((row * L + tokens) * S)[:, None] + columns
+    at = drate + ((row * L + tokens) * S)[:, None] + columns
     tl.store(at, (acc * PI).to(drate.dtype.element_ty), mask=mask)
