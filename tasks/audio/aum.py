@@ -321,7 +321,10 @@ def _check_patch(patch_size: int | Sequence[int], bins: int, frames: int) -> tup
         raise UserError(f"patch_size: expected one number, or [bands, frames], got {patch_size!r}")
     if bins % sides[0]:
         near = min((d for d in range(1, bins + 1) if bins % d == 0), key=lambda d: abs(d - sides[0]))
-        raise UserError(f"patch_size: {sides[0]} bands do not divide bins={bins}; the nearest that does is {near}")
+        raise UserError(
+            f"patch_size: {sides[0]} bands do not divide bins={bins}; the nearest that does is {near} (in a config: "
+            f"model.args.patch_size=[{near},{sides[1]}]; bins are data.bins, or data.coefficients)"
+        )
     if frames < 1:
         raise UserError(f"frames: expected at least 1, got {frames}")
     return int(sides[0]), int(sides[1])
