@@ -33,6 +33,7 @@ from mambaverse.engine.task import TASKS, FactError, Task, fact
 from mambaverse.errors import UserError, suggest
 
 T = TypeVar("T")
+OF_TASKS = ("predictions.png", "saliency.png", "split.csv", "split.bed", "sets.csv")  # what tasks leave in the folder
 
 
 class RunFolder:
@@ -75,6 +76,11 @@ class RunFolder:
             with saving(parent):
                 parent.mkdir(parents=True, exist_ok=True)
                 return cls(next(parent / n for n in names if _made(parent / n)))
+        if ".." in Path(config.trainer.run_name).parts or Path(config.trainer.run_name).is_absolute():
+            raise UserError(
+                f"trainer.run_name={config.trainer.run_name}: leads out of trainer.output_dir={parent}; expected a "
+                "name in it"
+            )
         run = cls(parent / config.trainer.run_name)
         if not run.path.exists() or (run.path.is_dir() and run._is_empty()):
             return run
@@ -127,8 +133,8 @@ class RunFolder:
         with saving(self.path):
             for folder in (self.state.folder, self.tensorboard, self.explain):
                 shutil.rmtree(folder, ignore_errors=True)
-            of_task = (*self.path.glob("split.*"), self.path / "sets.csv", *self.path.glob("*.png"))
-            for file in (self.metrics, self.best, self.last, self.results, self.per_class, self.predictions, *of_task):
+            pictures = (self.curves, self.confusion, *(self.path / name for name in OF_TASKS))
+            for file in (self.metrics, self.best, self.last, self.results, self.per_class, self.predictions, *pictures):
                 file.unlink(missing_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, to_yaml(config))

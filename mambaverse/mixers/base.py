@@ -59,10 +59,16 @@ class Mixer(nn.Module):
         """Raise TypeError where a hook works out parameters of a layer that is not called."""
         for name in self.uncalled:
             layer = self._modules.get(name)
-            if layer is None or not layer._forward_pre_hooks:
-                continue
             for part in ("weight", "bias"):
-                if part not in layer._parameters and getattr(layer, part, None) is not None:
+                if layer is None or part in layer._parameters:
+                    continue
+                value = getattr(layer, part, None)
+                if callable(value):  # of torch's quantized layers
+                    raise TypeError(
+                        f"{type(self).__name__}: {name} has become a {type(layer).__name__}, whose {part} is no "
+                        "tensor, and a kernel reads it without calling the layer; leave this layer as it was"
+                    )
+                if layer._forward_pre_hooks and value is not None:
                     raise TypeError(
                         f"{type(self).__name__}: a hook works out {name}.{part}, as torch.nn.utils.weight_norm and "
                         "prune have it, and never runs: a kernel reads it without calling the layer. "

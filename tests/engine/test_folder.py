@@ -94,10 +94,11 @@ def test_a_name_that_is_taken_is_refused_or_replaced_and_only_what_is_ours_is_re
     with pytest.raises(UserError, match=r"is already a run; choose another trainer\.run_name"):
         train(config, console=quiet)
     (run / "notes.json").write_text("mine")
+    (run / "sets.csv").write_text("of a run before it")
     config.trainer.overwrite = True
     config.trainer.epochs = 1
     train(config, console=quiet)
-    assert (run / "notes.json").read_text() == "mine"
+    assert (run / "notes.json").read_text() == "mine" and not (run / "sets.csv").exists()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
 
     other = run.parent / "other"
@@ -107,6 +108,10 @@ def test_a_name_that_is_taken_is_refused_or_replaced_and_only_what_is_ours_is_re
     with pytest.raises(UserError, match="other exists and is not a run"):
         train(config, console=quiet)
     assert [p.name for p in other.iterdir()] == ["thesis.tex"]
+    for outside in ("../up", str(other)):
+        config.trainer.run_name = outside
+        with pytest.raises(UserError, match=r"leads out of trainer\.output_dir"):
+            train(config, console=quiet)
 
 
 def test_a_run_that_was_killed_as_it_wrote_its_config_begins_again(tmp_path: Path, quiet: Console) -> None:

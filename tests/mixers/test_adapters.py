@@ -120,3 +120,11 @@ def test_a_hook_that_works_out_a_weight_nobody_calls_for_is_refused(name: str) -
     with torch.no_grad():
         mixer.conv1d.parametrizations.weight.original0.mul_(3)
     assert not torch.allclose(run(mixer, x), before)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch's own, of such layers
+def test_a_quantized_layer_that_is_not_called_is_refused() -> None:
+    mixer = create_mixer("s6", 32)
+    quantized = torch.ao.quantization.quantize_dynamic(mixer, {nn.Linear})
+    with pytest.raises(TypeError, match="dt_proj has become a Linear, whose weight is no tensor"):
+        run(quantized, torch.randn(2, 6, 32))
