@@ -91,6 +91,8 @@ def ssd(
         weight: (B, L, H), w, what x enters the state with; the decay stays exp(Δ A). None: Δ.
         own_weight: (B, L, H), o, what x[t] enters y[t] with, whatever it enters the state with. None: w.
 
+    On a CPU a NaN or an infinity also reaches up to 7 positions of its sequence before its own, within a tile of 8.
+
     Returns:
         y (B, L, H, P) in the dtype of x; with `return_final_state` also the final state (S, H, P, N), float32 (float64
         where x is). Both are differentiable.
