@@ -89,6 +89,14 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
     model.load_state_dict(weights)
 
 
+def without_prefix(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `weights` without the "module." that DistributedDataParallel puts before every name."""
+    prefix = "module."
+    if not all(name.startswith(prefix) for name in weights):
+        return dict(weights)
+    return {name.removeprefix(prefix): value for name, value in weights.items()}
+
+
 def _find(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
         for key in WRAPPERS:
@@ -97,7 +105,7 @@ def _find(content: Any, path: Path) -> dict[str, Tensor]:
                 break
         weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         if weights and len(weights) == len(content):
-            return weights
+            return without_prefix(weights)
     raise CheckpointError(f"{path}: holds no weights; expected a state dict, or one under {', '.join(WRAPPERS)}")
 
 

@@ -276,7 +276,7 @@ TASKS: Registry[type[Task]] = Registry(
 
 def register_task(name: str, *, overwrite: bool = False) -> Callable[[type[Task]], type[Task]]:
     """Class decorator: make a `Task` available as `task.name=name`."""
-    return TASKS.register(name, overwrite=overwrite)
+    return TASKS.register_class(name, Task, overwrite=overwrite)
 
 
 def run_schema(task: str) -> RunConfig:

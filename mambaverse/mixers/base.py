@@ -147,6 +147,8 @@ class Mixer(nn.Module):
         """
         if not self.supports_state:
             raise ValueError(f"{type(self).__name__} cannot be run step by step (supports_state is False)")
+        if state is None:
+            raise ValueError(f"{type(self).__name__}: expected a state, got None; init_state makes the first")
         recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x_t, *self.parameters(), *_leaves(state)))
         return Mixer._step(self, x_t, state) if recorded else self._step(x_t, state)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaverse.mixers import register_mixer
-from mambaverse.mixers._common import check_numbers, check_sizes, resolve_heads
+from mambaverse.mixers._common import check_numbers, check_sizes, check_state, resolve_heads
 from mambaverse.mixers._ops import gated_rms_norm, linear_recurrence, linear_recurrence_step, rotary, turns
 from mambaverse.mixers._projection import joins, project_each
 from mambaverse.mixers.base import Mixer
@@ -101,7 +101,7 @@ class RetNet(Mixer):
     ) -> tuple[Tensor, Any]:
         """See `Mixer.mix_sequence`."""
         at = torch.arange(x.shape[1], device=x.device)
-        h, before = (None, None) if state is None else state
+        h, before = (None, None) if state is None else check_state("retnet", state, "h", "tokens so far")
         if cu_seqlens is None:
             lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)
             at = at[None] if before is None else at + before[:, None]
@@ -126,7 +126,7 @@ class RetNet(Mixer):
     @torch.jit.ignore
     def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See `Mixer._step`; h is updated in place."""
-        h, before = state
+        h, before = check_state("retnet", state, "h", "tokens so far")
         q, k, v, g = (part[:, 0] for part in self._project(x_t[:, None], before[:, None]))
         y = linear_recurrence_step(h, v, self._rates(x_t), k, q)
         return self._output(y, g), (h, before + 1)

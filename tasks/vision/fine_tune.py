@@ -10,6 +10,7 @@ from typing import Any
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from mambaverse.engine.checkpoint import without_prefix
 from mambaverse.errors import warn
 
 
@@ -50,14 +51,6 @@ def fitted(weights: Mapping[str, Tensor], model: nn.Module, source: str, first: 
         )
         weights |= {key: own[key] for key in (matrix, f"{head}.bias") if key in own}
     return weights
-
-
-def without_prefix(weights: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return `weights` without the "module." that DistributedDataParallel puts before every name."""
-    prefix = "module."
-    if not all(name.startswith(prefix) for name in weights):
-        return weights
-    return {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
 def classes_of(path: Path) -> list[str] | None:

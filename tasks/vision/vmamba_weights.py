@@ -20,7 +20,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mambaverse.tasks.vision.fine_tune import fitted, without_prefix
+from mambaverse.engine.checkpoint import without_prefix
+from mambaverse.tasks.vision.fine_tune import fitted
 
 _ORDERS = 4
 _RULES = [

@@ -184,8 +184,8 @@ def test_what_a_given_cfg_leaves_out_is_the_models_own() -> None:
     model: Any = mambaverse.create_model("vim_nano_patch4_32", depth=1, pretrained_cfg={"num_classes": 5})
     assert model.patch_embed.img_size == (32, 32) and model.num_classes == 5
     assert model.pretrained_cfg["mean"] == (0.4914, 0.4822, 0.4465)
-    given = {"input_size": (3, 16, 16)}
-    assert mambaverse.create_model("vim_nano_patch4_32", depth=1, pretrained_cfg=given).patch_embed.img_size == (16, 16)
+    model = mambaverse.create_model("vim_nano_patch4_32", depth=1, pretrained_cfg={"input_size": (3, 16, 16)})
+    assert model.patch_embed.img_size == (16, 16)
 
 
 def test_unknown_model_says_the_nearest() -> None:
