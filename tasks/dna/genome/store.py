@@ -89,7 +89,7 @@ def _beside(path: Path) -> Path:
 
 def _cached(path: Path) -> Path:
     place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]
-    return data_home().parent / "indexes" / place / f"{path.name}.fai"
+    return data_home() / "indexes" / place / f"{path.name}.fai"
 
 
 def _read(handle: Handle, fai: Path) -> Index:
