@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
+def check_tensors(op: str, **given: Any) -> None:
+    """Raise ValueError unless all that is `given`, by name, are tensors."""
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{op}: {name} is {reprlib.repr(value)}; expected a tensor")
+
+
 def check_tensor(op: str, name: str, tensor: Tensor, shape: Sequence[int], letters: str, like: Tensor) -> None:
-    """Raise ValueError unless `tensor` is floating or complex, has `shape` and lies on the device of `like`.
+    """Raise ValueError unless `tensor` is one, floating or complex, has `shape` and lies on the device of `like`.
 
     Args:
         op: Name of the operator.
@@ -20,6 +29,8 @@ def check_tensor(op: str, name: str, tensor: Tensor, shape: Sequence[int], lette
         letters: The same in the signature's letters, e.g. "(B, L, D)".
         like: The operator's main input.
     """
+    if not isinstance(tensor, Tensor):
+        check_tensors(op, **{name: tensor})
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {letters} = {tuple(shape)}")
     if not (tensor.is_floating_point() or tensor.is_complex()):
@@ -36,7 +47,9 @@ def check_real_tensor(op: str, name: str, tensor: Tensor, shape: Sequence[int], 
 
 
 def check_dims(op: str, name: str, tensor: Tensor, letters: str) -> None:
-    """Raise ValueError unless `tensor` is floating and has as many axes as `letters`, e.g. "(B, L, D)", names."""
+    """Raise ValueError unless `tensor` is one, floating, with as many axes as `letters`, e.g. "(B, L, D)", names."""
+    if not isinstance(tensor, Tensor):
+        check_tensors(op, **{name: tensor})
     if tensor.ndim != letters.count(",") + 1:
         raise ValueError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {letters}")
     if not tensor.is_floating_point():
@@ -57,6 +70,7 @@ def num_sequences(op: str, cu_seqlens: Tensor | None, batch: int) -> int:
     """
     if cu_seqlens is None:
         return batch
+    check_tensors(op, cu_seqlens=cu_seqlens)
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
         raise ValueError(f"{op}: cu_seqlens has shape {tuple(cu_seqlens.shape)}; expected (S + 1,)")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):

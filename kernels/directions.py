@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,12 @@ def check_merge(op: str, merge: str) -> None:
     """Raise ValueError unless `merge` is one of `MERGES`."""
     if merge not in MERGES:
         raise ValueError(f"{op}: merge is {merge!r}; expected one of {', '.join(MERGES)}")
+
+
+def check_pair(op: str, name: str, given: Any) -> None:
+    """Raise ValueError unless `given` is a pair of tensors."""
+    if not (isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(t, Tensor) for t in given)):
+        raise ValueError(f"{op}: {name} is {reprlib.repr(given)}; expected a tensor, or a pair (forward, backward)")
 
 
 def split_directions(op: str, name: str, given: Directions | None, ndim: int) -> tuple[Any, Any]:
@@ -32,7 +39,8 @@ def split_directions(op: str, name: str, given: Directions | None, ndim: int) ->
             )
         first, second = given.unbind(0)
         return first, second
-    if len(given) != 2 or given[0].shape != given[1].shape or given[0].dtype != given[1].dtype:
+    check_pair(op, name, given)
+    if given[0].shape != given[1].shape or given[0].dtype != given[1].dtype:
         got = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in given)
         raise ValueError(f"{op}: {name} is ({got}); expected a pair (forward, backward) of one shape and dtype")
     return given[0], given[1]
@@ -45,6 +53,7 @@ def ndim_of_one(op: str, name: str, B: Directions, batch: int, length: int, divi
         ValueError: for a shape that is both (2, B, L, N) and (B, L, G, N).
     """
     if not isinstance(B, Tensor):
+        check_pair(op, name, B)
         return B[0].ndim
     if B.ndim != 4:
         return 4 if B.ndim == 5 else 3

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
 from mambaverse.kernels.causal_conv1d.op import causal_conv1d_forward, causal_conv1d_step, step
-from mambaverse.kernels.checks import check_activation, check_dims, check_offsets, check_real_tensor, num_sequences
+from mambaverse.kernels.checks import (
+    check_activation,
+    check_dims,
+    check_offsets,
+    check_real_tensor,
+    check_tensors,
+    num_sequences,
+)
 
 _OP = "causal_conv1d"
 
@@ -110,6 +117,7 @@ def causal_conv1d_update(
 
 
 def _check_filter(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+    check_tensors(op, weight=weight)
     dim = x.shape[-1]
     if weight.ndim != 2 or weight.shape[1] < 1:
         raise ValueError(f"{op}: weight has shape {tuple(weight.shape)}; expected (D, W) with W >= 1 and D = {dim}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_activation, check_dims, check_real_tensor
+from mambaverse.kernels.checks import check_activation, check_dims, check_real_tensor, check_tensors
 from mambaverse.kernels.depthwise_conv2d.op import depthwise_conv2d_forward
 
 __all__ = ["depthwise_conv2d"]
@@ -35,6 +35,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, a
         BackendError: The backend in force cannot run here.
     """
     check_dims("depthwise_conv2d", "x", x, "(B, H, W, D)")
+    check_tensors("depthwise_conv2d", weight=weight)
     dim = x.shape[3]
     if weight.ndim != 3 or weight.shape[1] % 2 == 0 or weight.shape[2] % 2 == 0:
         raise ValueError(

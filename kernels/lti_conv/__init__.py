@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_dims, check_tensor
+from mambaverse.kernels.checks import check_dims, check_tensor, check_tensors
 from mambaverse.kernels.lti_conv.discretize import METHODS, discretize
 from mambaverse.kernels.lti_conv.op import lti_conv_forward
 
@@ -133,6 +133,7 @@ def _system(A: Tensor, B: Tensor, C: Tensor, dt: Tensor, discretization: str) ->
 def _check_system(
     op: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor, dt: Tensor, D: Tensor | None, discretization: str
 ) -> None:
+    check_tensors(op, A=A, dt=dt)
     dim = u.shape[-1]
     if A.ndim != 2:
         raise ValueError(f"{op}: A has shape {tuple(A.shape)}; expected (D, N) with D = {dim}")

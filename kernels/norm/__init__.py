@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_real_tensor
+from mambaverse.kernels.checks import check_real_tensor, check_tensors
 from mambaverse.kernels.norm.op import gated_rms_norm_forward, norm_forward
 
 
@@ -106,6 +106,7 @@ def _norm(
 
 
 def _check(op: str, x: Tensor, weight: Tensor, others: dict[str, Tensor]) -> None:
+    check_tensors(op, x=x)
     if x.ndim < 1 or x.shape[-1] < 1 or not x.is_floating_point():
         raise ValueError(f"{op}: x is {x.dtype} of shape {tuple(x.shape)}; expected a floating dtype, (..., D)")
     check_real_tensor(op, "weight", weight, (x.shape[-1],), "(D,)", x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mambaverse.kernels.checks import check_dims, check_tensor
+from mambaverse.kernels.checks import check_dims, check_tensor, check_tensors
 
 
 def check_inputs(
@@ -13,6 +13,7 @@ def check_inputs(
 ) -> None:  # fmt: skip
     """Raise ValueError unless all arguments fit u (B, L, D) or (B, D), whose leading axes are `axes`: "B, L" or "B"."""
     check_dims(op, "u", u, f"({axes}, D)")
+    check_tensors(op, delta=delta, A=A, B=B, C=C)
     dim = u.shape[-1]
     if A.ndim != 2 or A.shape[0] != dim or A.shape[1] == 0:
         raise ValueError(f"{op}: A has shape {tuple(A.shape)}; expected (D, N) with D = {dim} and N >= 1")

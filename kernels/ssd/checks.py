@@ -7,7 +7,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.checks import check_dims, check_real_tensor
+from mambaverse.kernels.checks import check_dims, check_real_tensor, check_tensors
 
 
 def check_inputs(
@@ -20,6 +20,7 @@ def check_inputs(
         B and C with their axis of groups, the least and the greatest Δ.
     """
     check_dims(op, "x", x, f"({axes}, H, P)")
+    check_tensors(op, dt=dt, A=A, B=B, C=C, **({} if D is None else {"D": D}))
     *lead, heads, head_dim = x.shape
     if B.ndim == x.ndim - 1 and C.ndim == B.ndim:  # one group
         B, C = B.unsqueeze(-2), C.unsqueeze(-2)

@@ -1,0 +1,43 @@
+"""Promises of the operators' checks: what is no tensor is named, in one line, whichever argument it is."""
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+
+from mambaverse.kernels.selective_scan import bidirectional_selective_scan
+from mambaverse.kernels.selective_scan.cases import TESTED, make_inputs
+from mambaverse.kernels.ssd import bidirectional_ssd
+from mambaverse.kernels.ssd import cases as ssd_cases
+
+OPERATORS = [
+    "causal_conv1d", "cross_scan", "depthwise_conv2d", "lti_conv", "nc_ssd", "norm", "rotary", "selective_scan", "ssd",
+    "summed_angles", "trapezoid_weights", "turned_qk",
+]  # fmt: skip
+
+
+def refused(run: Any, inputs: dict[str, Any], name: str) -> None:
+    for wrong in (1.0, [1, 2], "x"):
+        with pytest.raises(ValueError, match=rf"^\w+: {name} is .*; expected a tensor"):
+            run({**inputs, name: wrong})
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_what_is_no_tensor_is_named(op: str) -> None:
+    cases = importlib.import_module(f"mambaverse.kernels.{op}.cases")
+    inputs = cases.make_inputs(cases.TESTED[0])
+    for name in (name for name, value in inputs.items() if torch.is_tensor(value)):
+        refused(cases.run, inputs, name)
+
+
+def test_what_is_no_tensor_nor_a_pair_of_them_is_named() -> None:
+    inputs: dict[str, Any] = make_inputs(TESTED[0])
+    for name in inputs:
+        refused(lambda given: bidirectional_selective_scan(**given), inputs, name)
+    inputs = ssd_cases.make_inputs(ssd_cases.TESTED[0])
+    for name in inputs:
+        refused(lambda given: bidirectional_ssd(**given), inputs, name)
+    with pytest.raises(ValueError, match=r"D is \(1, 2\); expected a tensor, or a pair \(forward, backward\)"):
+        inputs["D"] = (1, 2)
+        bidirectional_ssd(**inputs)
