@@ -38,6 +38,6 @@ def test_what_is_no_tensor_nor_a_pair_of_them_is_named() -> None:
     inputs = ssd_cases.make_inputs(ssd_cases.TESTED[0])
     for name in inputs:
         refused(lambda given: bidirectional_ssd(**given), inputs, name)
+    arguments: Any = {**inputs, "D": (1, 2)}
     with pytest.raises(ValueError, match=r"D is \(1, 2\); expected a tensor, or a pair \(forward, backward\)"):
-        inputs["D"] = (1, 2)
-        bidirectional_ssd(**inputs)
+        bidirectional_ssd(**arguments)
