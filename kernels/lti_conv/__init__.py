@@ -98,7 +98,7 @@ def lti_conv_update(
     """Take one step of `lti_conv`, for decoding.
 
     Args:
-        state: (B, D, N), h before this input; complex if A is; updated in place.
+        state: (B, D, N), h before this input, of at least 32 bits; complex if A is; updated in place.
         u_t: (B, D).
         A: (D, N).
         B: (D, N).
@@ -117,6 +117,8 @@ def lti_conv_update(
     check_dims(op, "u_t", u_t, "(B, D)")
     _check_system(op, u_t, A, B, C, dt, D, discretization)
     _check_state(op, "state", state, u_t, A)
+    if state.element_size() < (8 if state.is_complex() else 4):
+        raise ValueError(f"{op}: state has dtype {state.dtype}; expected one of at least 32 bits, as it adds up")
     A_bar, B_bar, C = _system(A, B, C, dt, discretization)
     h = A_bar * state + B_bar * u_t.double().unsqueeze(-1)
     state.copy_(h if state.is_complex() else h.real)

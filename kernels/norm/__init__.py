@@ -9,6 +9,8 @@ Dao and Gu, "Transformers are SSMs" (2024), section 7.2.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
@@ -34,7 +36,7 @@ def rms_norm(
         without a residual x itself.
 
     Raises:
-        ValueError: for a wrong shape, dtype or device.
+        ValueError: for a wrong shape, dtype, device or eps.
     """
     return _norm("rms_norm", x, weight, bias, residual, eps, False)
 
@@ -57,7 +59,7 @@ def layer_norm(
         without a residual x itself.
 
     Raises:
-        ValueError: for a wrong shape, dtype or device.
+        ValueError: for a wrong shape, dtype, device or eps.
     """
     return _norm("layer_norm", x, weight, bias, residual, eps, True)
 
@@ -85,10 +87,10 @@ def gated_rms_norm(
         y (..., D) in the dtype of x.
 
     Raises:
-        ValueError: for a wrong shape, dtype, device or group size.
+        ValueError: for a wrong shape, dtype, device, group size or eps.
     """
     op = "gated_rms_norm"
-    _check(op, x, weight, {"z": z})
+    _check(op, x, weight, eps, {"z": z})
     group_size = x.shape[-1] if group_size is None else group_size
     if group_size < 1 or x.shape[-1] % group_size:
         raise ValueError(f"{op}: group_size is {group_size}; expected a divisor of D = {x.shape[-1]}")
@@ -98,17 +100,19 @@ def gated_rms_norm(
 def _norm(
     op: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float, center: bool
 ) -> tuple[Tensor, Tensor]:
-    _check(op, x, weight, {} if residual is None else {"residual": residual})
+    _check(op, x, weight, eps, {} if residual is None else {"residual": residual})
     if bias is not None:
         check_real_tensor(op, "bias", bias, (x.shape[-1],), "(D,)", x)
     y, new_residual = norm_forward(x, weight, bias, residual, eps, center, current_backend())
     return y, x if residual is None else new_residual
 
 
-def _check(op: str, x: Tensor, weight: Tensor, others: dict[str, Tensor]) -> None:
+def _check(op: str, x: Tensor, weight: Tensor, eps: float, others: dict[str, Tensor]) -> None:
     check_tensors(op, x=x)
     if x.ndim < 1 or x.shape[-1] < 1 or not x.is_floating_point():
         raise ValueError(f"{op}: x is {x.dtype} of shape {tuple(x.shape)}; expected a floating dtype, (..., D)")
+    if isinstance(eps, (int, float)) and not 0 <= eps < math.inf:
+        raise ValueError(f"{op}: eps is {eps}; expected a finite number of at least 0")
     check_real_tensor(op, "weight", weight, (x.shape[-1],), "(D,)", x)
     for name, tensor in others.items():
         check_real_tensor(op, name, tensor, x.shape, "(..., D)", x)

@@ -194,6 +194,14 @@ def test_update_is_one_step(real, method):
     assert_close("state", state, final)
 
 
+def test_a_state_of_16_bits_is_refused() -> None:
+    u, A = torch.ones(1, 2), -torch.ones(2, 3)
+    with pytest.raises(
+        ValueError, match=r"lti_conv_update: state has dtype torch\.bfloat16; expected one of at least 32"
+    ):
+        lti_conv_update(torch.zeros(1, 2, 3, dtype=torch.bfloat16), u, A, A, A, torch.ones(2))
+
+
 def test_any_strides():
     inputs = draw(USUAL)
     u = inputs["u"]

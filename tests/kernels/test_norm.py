@@ -277,6 +277,8 @@ def test_meta_tensors_have_shapes():
         (gated_rms_norm, {"z": torch.randn(3, 5)}, r"gated_rms_norm: z has shape \(3, 5\)"),
         (gated_rms_norm, {"group_size": 4}, "group_size is 4; expected a divisor of D = 6"),
         (gated_rms_norm, {"group_size": 0}, "group_size is 0"),
+        (rms_norm, {"eps": -1.0}, "rms_norm: eps is -1.0; expected a finite number of at least 0"),
+        (gated_rms_norm, {"eps": float("nan")}, "gated_rms_norm: eps is nan"),
     ],
 )
 def test_bad_arguments_are_named(function, change, message):
