@@ -163,6 +163,14 @@ def test_cases_of_a_gpu_keep_the_contract(op: str) -> None:
             assert small.dim == case.dim and small.length <= case.length
 
 
+@pytest.mark.parametrize("op", list_ops())
+def test_every_operator_is_checked_and_timed(op: str) -> None:
+    cases: Any = __import__(f"mambaverse.kernels.{op}.cases", fromlist=["cases"])
+    rows = operators._rows(cases, cases.TESTED[0], ["reference", "cpu"], torch.float32, FakeGpu())
+    assert [row.name for row in rows] == ["reference", "cpu"]
+    assert all(row.error <= 1e-5 and math.isfinite(row.forward.eager_ms) for row in rows)
+
+
 @pytest.mark.parametrize("op", ["selective_scan", "causal_conv1d"])
 def test_a_peer_gets_its_own_layout(op: str) -> None:
     """Length last; the function is the reference of the same operator, turned around, so the results must agree."""

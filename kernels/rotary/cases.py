@@ -22,6 +22,8 @@ class Case:
     reason: str
 
 
+CONSTANTS = ("cos", "sin")
+
 TESTED = (
     Case(2, 7, 3, 10, True, "odd numbers of all"),
     Case(3, 33, 9, 8, False, "more heads than a program has, and several blocks of tokens; angles of their own"),

@@ -5,6 +5,7 @@ them. It may also supply
 
 - `TIMED_GPU`: the cases that are timed on a GPU, in place of `TIMED`;
 - `checked_at(case)`: a smaller case to check in place of one too large for the reference, which is then not timed;
+- `CONSTANTS`: the names of inputs that take no gradient;
 - `moved_bytes(inputs, outputs)`: what a forward reads and writes; by default each input and output once;
 - `exponentials(case)`: how many a forward needs, softplus and SiLU two each; by default 0;
 - `PEER`, a package, and `peer(load, inputs)`: (tensors, function of them by name) that do the same in that package with
@@ -76,11 +77,11 @@ def run(op: str, pattern: str | None, dtype: torch.dtype, clock: Clock, console:
 
 def _rows(cases: ModuleType, case: Any, backends: list[str], dtype: torch.dtype, clock: Clock) -> list[Row]:
     small = cases.checked_at(case) if hasattr(cases, "checked_at") else case
-    inputs = _inputs(cases, small, dtype, clock.device)
+    inputs, constants = _inputs(cases, small, dtype, clock.device)
     wide = {k: v.to(torch.complex128 if v.is_complex() else torch.float64) for k, v in inputs.items()}
 
     def call(**arguments: Tensor) -> Any:
-        return cases.run(arguments)
+        return cases.run({**constants, **arguments})
 
     rows = {name: Row(_short(case), name) for name in sorted(backends, key=lambda b: b != "reference")}
     actual = {}
@@ -96,7 +97,8 @@ def _rows(cases: ModuleType, case: Any, backends: list[str], dtype: torch.dtype,
         row.worst = max(errors, key=errors.__getitem__)
         row.error = errors[row.worst]
     del expected, actual, wide
-    inputs = inputs if small is case else _inputs(cases, case, dtype, clock.device)
+    if small is not case:
+        inputs, constants = _inputs(cases, case, dtype, clock.device)
     for name, row in rows.items():
         if not row.passes(TOLERANCE[dtype]):
             continue
@@ -114,9 +116,12 @@ def _rows(cases: ModuleType, case: Any, backends: list[str], dtype: torch.dtype,
     return [*rows.values()] if peer is None else [*rows.values(), peer]
 
 
-def _inputs(cases: ModuleType, case: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def _inputs(
+    cases: ModuleType, case: Any, dtype: torch.dtype, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the inputs that gradients are asked for, and the others."""
     inputs: dict[str, Tensor] = cases.make_inputs(case, dtype=dtype, device=device)
-    return inputs
+    return inputs, {name: inputs.pop(name) for name in getattr(cases, "CONSTANTS", ())}
 
 
 def _peer(cases: ModuleType, case: Any, inputs: dict[str, Tensor], clock: Clock) -> Row | None:
