@@ -94,7 +94,11 @@ class Registry(Generic[T]):
             source = str(obj if isinstance(obj, str) else getattr(obj, "__module__", "?"))
             is_builtin = source in self._builtin_modules().values()
             if not (overwrite or is_builtin or self._module_is_name):
-                self._load_builtins(None)
+                try:
+                    self._load_builtins(None)
+                except ImportError as error:
+                    what = f"{self.kind} {name!r}: cannot tell whether it is built in"
+                    raise RegistryError(f"{what}: {error}; overwrite=True does not ask") from error
             taken = self._entries.get(name)
             builtin = self._builtin_modules().get(name) if self._module_is_name else None
             if not overwrite and taken is not None and taken.target is not obj and not _same(taken.target, obj):

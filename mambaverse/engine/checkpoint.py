@@ -69,7 +69,9 @@ def read_torch(path: Path) -> Any:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load the weights file `path` into `model`: the same names and shapes, or CheckpointError."""
-    load_state(model, read_weights(path), str(path))
+    weights = read_weights(path)
+    own = without_prefix(model.state_dict()).keys() == model.state_dict().keys()  # no prefix is its own
+    load_state(model, without_prefix(weights) if own else weights, str(path))
 
 
 def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
@@ -105,7 +107,7 @@ def _find(content: Any, path: Path) -> dict[str, Tensor]:
                 break
         weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         if weights and len(weights) == len(content):
-            return without_prefix(weights)
+            return weights
     raise CheckpointError(f"{path}: holds no weights; expected a state dict, or one under {', '.join(WRAPPERS)}")
 
 

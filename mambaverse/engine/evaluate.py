@@ -34,7 +34,9 @@ from mambaverse.engine.task import Prediction, Sample, Task
 from mambaverse.errors import UserError
 
 TAKEN = {"trainer": {"device", "num_threads", "precision", "select"}, "optim": set[str]()}  # which an evaluation reads
-LOADING = {"batch_size", "eval_batch_size", "num_workers"}  # of data: they change no sample
+OTHER_DATA = {  # keys of data that name others, or another split
+    "name", "root", "subset", "genome", "val_fraction", "dev_fraction", "folds", "fold", "split_seed", "group",
+}  # fmt: skip
 SHEET_FORMATS = (".jpg", ".pdf", ".png", ".svg")
 TABLE_ROWS = 1000  # of predictions; more inputs make more tables, so that none waits for the last
 
@@ -152,9 +154,9 @@ def _evaluate(path: Path, overrides: Sequence[str]) -> tuple[Task, dict[str, flo
 
 
 def _names_data(overrides: Sequence[str]) -> bool:
-    """Return whether the overrides say which data to evaluate on, not how to load them alone."""
+    """Return whether the overrides say which data to evaluate on, or how they are split."""
     layers: list[Any] = [OmegaConf.to_container(layer) for _, layer in argument_layers(overrides)]
-    return any(set(layer["data"]) - LOADING for layer in layers if isinstance(layer.get("data"), dict))
+    return any(OTHER_DATA & set(layer["data"]) for layer in layers if isinstance(layer.get("data"), dict))
 
 
 def _check_taken(overrides: Sequence[str]) -> None:

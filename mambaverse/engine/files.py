@@ -87,17 +87,21 @@ def write_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, st
     write_atomic(path, safetensors_bytes(tensors, metadata={"format": "pt", **metadata}))
 
 
-def locked(file: BinaryIO) -> bool:
-    """Lock an open file for this process; False if another one has. True where the system has no such locks.
+def locked(file: BinaryIO, *, inherited: bool = False) -> bool:
+    """Lock an open file; False if it is locked already. True where the system has no such locks.
 
-    The system gives the lock back when the process closes the file, or ends.
+    Args:
+        file: Whose lock the system gives back when the process closes the file, or ends.
+        inherited: Whether the lock is of this opening of the file, and goes on in a forked process that has it too;
+            else it is of this process alone, which may open the file again, and loses the lock when it closes that.
     """
     if os.name != "posix":
         return True
     import fcntl
 
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock: Any = fcntl.flock if inherited else fcntl.lockf
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in (errno.EACCES, errno.EAGAIN)
     return True

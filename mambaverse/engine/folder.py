@@ -30,7 +30,7 @@ from mambaverse.engine.checkpoint import load_weights
 from mambaverse.engine.files import PART, locked, saving, write_atomic
 from mambaverse.engine.state import StateFolder
 from mambaverse.engine.task import TASKS, FactError, Task, fact
-from mambaverse.errors import UserError, suggest
+from mambaverse.errors import UserError, suggest, warn
 
 T = TypeVar("T")
 OF_TASKS = ("predictions.png", "saliency.png", "split.csv", "split.bed", "sets.csv")  # what tasks leave in the folder
@@ -154,9 +154,16 @@ class RunFolder:
         if now is None:
             return
         then = self.path / now.relative_to(scratch)
-        if not then.is_file() or then.read_bytes() != now.read_bytes():
+        if so and not then.is_file():
+            warn(f"{then} is not there: it cannot be told whether the data are split as they were")
+        elif not then.is_file() or _used(then) != _used(now):
             what = f"{then}: the data, or their split, are not those that this run began with"
             raise UserError(f"{what}: {so}; data.root=... evaluates it on other data" if so else what)
+
+
+def _used(split: Path) -> list[bytes]:
+    """Return the lines of a split file but those of what was skipped, which say why in words that may change."""
+    return [line for line in split.read_bytes().splitlines() if not line.startswith(b"skipped,")]
 
 
 def _made(path: Path) -> bool:

@@ -110,14 +110,14 @@ class ResumableFile(ABC):
         """Go on behind `size` bytes of what is there; None: begin anew, with a header.
 
         Raises:
-            UserError: another process writes the file.
+            UserError: another job writes the file.
         """
         self._saved_s = monotonic()
         with saving(self._part):
             self._file = self._part.open("a+b")
             if not self._is_claimed(size or 0):
                 self._file.close()
-                raise UserError(f"{self.path}: another process writes it; wait for its end, or name another file")
+                raise UserError(f"{self.path}: another job writes it; wait for its end, or name another file")
             if size is None:
                 self._mark.unlink(missing_ok=True)
             self._file.truncate(size or 0)
@@ -126,8 +126,8 @@ class ResumableFile(ABC):
                 self._file.write(header.encode())
 
     def _is_claimed(self, size: int) -> bool:
-        """Return whether no other process has the open file, or has finished it since its checkpoint was read."""
-        if not locked(self._file):
+        """Return whether no other job has the open file, or has finished it since its checkpoint was read."""
+        if not locked(self._file, inherited=True):
             return False
         found = os.fstat(self._file.fileno())
         return self._part.exists() and os.path.samestat(found, self._part.stat()) and found.st_size >= size

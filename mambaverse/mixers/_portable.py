@@ -243,8 +243,10 @@ def nc_ssd(
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As `mambaverse.kernels.rotary.rotary`, whose reference is in standard operations."""
-    return _rotary_in_plain.forward(x, cos, sin, False) if exporting() else _rotary.rotary(x, cos, sin)
+    """As `mambaverse.kernels.rotary.rotary`; its reference is in standard operations, and serves torch.func too."""
+    if exporting() or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()):
+        return _rotary_in_plain.forward(x, cos, sin, False)
+    return _rotary.rotary(x, cos, sin)
 
 
 def turned_qk(

@@ -36,7 +36,7 @@ def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
     """Return the parts, of these sizes, of layer(x) (..., Σ sizes).
 
     A layer that is not `nn.Linear` itself (one of peft's, a quantized one), or that has hooks, is called as it is, and
-    so is every layer where a compiler sees the whole, and on a CPU where no gradient is recorded.
+    so is every layer where a compiler or torch.func sees the whole, and on a CPU where no gradient is recorded.
     """
     if not joins([layer], x):
         return torch.split(layer(x), list(sizes), dim=-1)
@@ -45,8 +45,9 @@ def project(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, 
 
 def joins(layers: Sequence[nn.Linear], x: Tensor) -> bool:
     """Return whether a product of ours may take the place of these layers' own: see `project`."""
-    recorded = torch.is_grad_enabled() or x.is_cuda
-    return recorded and not torch.compiler.is_compiling() and all(is_plain(layer, nn.Linear) for layer in layers)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return (torch.is_grad_enabled() or x.is_cuda) and all(is_plain(layer, nn.Linear) for layer in layers)
 
 
 def project_each(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
@@ -140,10 +141,14 @@ class _SplitLinear(torch.autograd.Function):
 
 def _write_product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """Write the first rows of a b to `out`; of 16-bit numbers on a GPU in float32, if it is, without a rounding."""
-    if len(a) == len(out) and a.dtype == out.dtype:
+    whole = len(a) == len(out)
+    if whole and a.dtype == out.dtype:
         torch.mm(a, b, out=out)
-    elif len(a) == len(out) and a.is_cuda and a.element_size() == 2 and out.dtype == torch.float32:
-        torch.mm(a, b, out_dtype=torch.float32, out=out)
+    elif a.is_cuda and a.element_size() == 2 and out.dtype == torch.float32:
+        if whole:
+            torch.mm(a, b, out_dtype=torch.float32, out=out)
+        else:
+            out.copy_(torch.mm(a, b, out_dtype=torch.float32)[: len(out)])
     else:
         out.copy_((a @ b)[: len(out)])
 

@@ -60,7 +60,7 @@ class Mixer(nn.Module):
         for name in self.uncalled:
             layer = self._modules.get(name)
             for part in ("weight", "bias"):
-                if layer is None or part in layer._parameters:
+                if layer is None or part in layer._parameters or part in getattr(layer, "parametrizations", ()):
                     continue
                 value = getattr(layer, part, None)
                 if callable(value):  # of torch's quantized layers
@@ -149,6 +149,8 @@ class Mixer(nn.Module):
             raise ValueError(f"{type(self).__name__} cannot be run step by step (supports_state is False)")
         if state is None:
             raise ValueError(f"{type(self).__name__}: expected a state, got None; init_state makes the first")
+        if not torch.compiler.is_compiling():
+            self._refuse_rewritten()
         recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x_t, *self.parameters(), *_leaves(state)))
         return Mixer._step(self, x_t, state) if recorded else self._step(x_t, state)
 

@@ -40,6 +40,8 @@ HEAD = 18  # bytes of a BGZF block before its data, when its extra field holds n
 AnyPath = Path | zipfile.Path  # of a file, or of a member of a .zip
 MAX_NAMES = 1_000_000  # of a file that are compared for duplicates: memory stays bounded
 MAX_FIELD = 2**31 - 1  # letters in a table's cell
+UNCLOSED = 'a quote (") was probably not closed'
+BASES = re.compile(r"[ACGTUN]{4,}", re.IGNORECASE)  # what a swallowed row has in its sequence's place
 LOST = "\ufffd"  # what a byte that is not UTF-8 is read as
 
 
@@ -244,11 +246,11 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
     csv.field_size_limit(MAX_FIELD)
     delimiter = "\t" if re.search(r"\.tsv(\.\w+)?$", path.name.lower()) else ","
     text = (line.decode("utf-8", "replace") for line in read_lines(path))
-    rows = csv.reader(text, delimiter=delimiter, strict=True)
+    rows = csv.reader(text, delimiter=delimiter)
     try:
         header = [name.strip() for name in next(rows, [])]
-        if problem := _misread(header, len(header), delimiter):
-            raise UserError(f"{path}, line 1: {problem}")
+        if any("\n" in name for name in header):
+            raise UserError(f"{path}, line 1: a column's name holds a line break; {UNCLOSED}")
         for column in (sequence, *needs):
             if column not in header:
                 key = keys.get(column)
@@ -259,7 +261,7 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
         at, number = header.index(sequence), 0
         for number, line, row in _rows(rows):
             where = f"{path}, line {line:,}"
-            if problem := row if isinstance(row, str) else _misread(row, len(header), delimiter):
+            if problem := row if isinstance(row, str) else _misread(row, len(header), delimiter, at):
                 if below := rows.line_num - line:
                     problem += f" ({below:,} more lines are lost with it)"
                 yield Record(str(number), b"", where, problem=problem)
@@ -287,7 +289,7 @@ def _rows(rows: Any) -> Iterator[tuple[int, int, list[str] | str]]:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            row = f'not a row of a table: {error}; a quote (") was probably not closed'
+            row = f"not a row of a table: {error}; {UNCLOSED}"
         if row is None:
             return
         number += 1
@@ -295,11 +297,11 @@ def _rows(rows: Any) -> Iterator[tuple[int, int, list[str] | str]]:
             yield number, line, row
 
 
-def _misread(row: Sequence[str], columns: int, delimiter: str) -> str:
-    """Return what is wrong with the cells of a row, "" if nothing is."""
+def _misread(row: Sequence[str], columns: int, delimiter: str, at: int) -> str:
+    """Return what is wrong with the cells of a row, whose sequence is at place `at`; "" if nothing is."""
     for cell in row:
         for line in cell.split("\n")[1:]:
-            if line.count(delimiter) == columns - 1:
-                text = reprlib.repr(line.strip())
-                return f'one cell holds further lines that look like rows, {text}; a quote (") was probably not closed'
+            cells = line.split(delimiter)
+            if len(cells) == columns > 1 and BASES.fullmatch(cells[at].strip()):
+                return f"one cell holds further lines that look like rows, {reprlib.repr(line.strip())}; {UNCLOSED}"
     return "" if len(row) == columns else f"{len(row)} cells; the header has {columns}"

@@ -56,7 +56,7 @@ def test_what_an_evaluation_reads_can_be_changed(finished: Path) -> None:
 
 
 def test_data_that_changed_since_are_not_evaluated_unless_they_are_named(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A split that is drawn anew may hold out what the run learnt from."""
 
@@ -74,6 +74,11 @@ def test_data_that_changed_since_are_not_evaluated_unless_they_are_named(
         with pytest.raises(UserError, match=r"not those that this run began with: .* data\.root=\.\.\. evaluates it"):
             evaluate(run, overrides)
     assert evaluate(run, ["data.root=here"]) == evaluate(finished, ["data.root=here"])
+    (run / "split.csv").write_text("None\nskipped,for a reason in other words\n")
+    assert evaluate(run) == evaluate(finished, ["data.root=here"])
+    (run / "split.csv").unlink()
+    evaluate(run)
+    assert "split.csv is not there: it cannot be told" in capsys.readouterr().err
 
 
 def test_an_evaluation_is_shown_as_a_table(finished: Path) -> None:

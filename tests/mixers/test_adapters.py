@@ -114,8 +114,11 @@ def test_a_hook_that_works_out_a_weight_nobody_calls_for_is_refused(name: str) -
         prune.l1_unstructured(mixer.conv1d, part, amount=0.5)
         with pytest.raises(TypeError, match=rf"a hook works out conv1d\.{part}, .* and never runs"):
             run(mixer, x)
+    with torch.no_grad(), pytest.raises((TypeError, ValueError), match=r"a hook works out|cannot be run step by step"):
+        mixer.step(x[:, 0], mixer.init_state(2) if mixer.supports_state else None)
     mixer = create_mixer(name, 32)
     parametrizations.weight_norm(mixer.conv1d)
+    mixer.conv1d.register_forward_pre_hook(lambda *_: None)  # of no parameter
     before = run(mixer, x)
     with torch.no_grad():
         mixer.conv1d.parametrizations.weight.original0.mul_(3)

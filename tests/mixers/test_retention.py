@@ -106,3 +106,13 @@ def test_linear_attention_weighs_the_values_it_has_seen(seed):
 def test_sizes_that_do_not_fit_are_refused(name, arguments, words):
     with pytest.raises(UserError, match=words):
         create_mixer(name, DIM, **arguments)
+
+
+def test_torch_func_sees_the_rotation() -> None:
+    mixer, x = built("attention", num_heads=3, rotary=True)
+    of_x = torch.func.grad(lambda x: mixer(x=x).square().sum())(x)
+    leaf = x.clone().requires_grad_()
+    assert_close("dx", of_x, torch.autograd.grad(mixer(x=leaf).square().sum(), leaf)[0])
+    mixer, x = built("retnet", num_heads=3)
+    with pytest.raises(NotImplementedError, match=r"mambaverse::ssd has no torch\.func\.grad"):
+        torch.func.grad(lambda x: mixer(x=x).square().sum())(x)

@@ -32,6 +32,8 @@ LEAST_WINDOW = 16
 FIRST = ("chrom", "pos", "id", "ref", "alt")
 LAST = ("n_share", "flags")
 
+RULES = 2  # of what is left out; a job goes on only by those that it began with
+
 
 def score_run(
     path: Path,
@@ -81,7 +83,7 @@ def score_run(
             warn(scorer.note)
         about = {
             "run": fingerprint(RunFolder(path).weights(config)), "vcf": _print_of(vcf), "fasta": fingerprint(fasta),
-            "window": window, "strands": reader.strands, "precision": config.trainer.precision,
+            "rules": RULES, "window": window, "strands": reader.strands, "precision": config.trainer.precision,
         }  # fmt: skip
         beside = out.with_name(out.name.removesuffix(".tsv") + ".skipped.tsv")
         counter, rich = Counter(Screen(stderr=True), "scored"), 0

@@ -183,10 +183,15 @@ def test_two_processes_do_not_write_one_table(tmp_path: Path) -> None:
         [sys.executable, "-c", hold, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process writes it"):
+        with pytest.raises(UserError, match="another job writes it"):
             ResumableTable(path, ["b"], {})
         other.communicate()
     assert path.read_text() == "a\n"
+    with ResumableTable(tmp_path / "u.tsv", ["a"], {}) as table:  # nor do two of one process
+        with pytest.raises(UserError, match="another job writes it"):
+            ResumableTable(tmp_path / "u.tsv", ["b"], {})
+        table.write([["1"]])
+    assert (tmp_path / "u.tsv").read_text() == "a\n1\n"
 
 
 def test_a_damaged_checkpoint_of_a_table_says_what_to_do(tmp_path: Path) -> None:
