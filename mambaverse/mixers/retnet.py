@@ -155,10 +155,15 @@ class RetNet(Mixer):
 
     @torch.jit.unused
     def _joined(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """Return those by one product, where one may stand for them; the mean is taken off W_v, and its bias."""
+        """Return those by one product, where one may stand for them; the mean is taken off W_v, and its bias.
+
+        Of fewer tokens than channels v itself is the smaller one: None, as where layers must be called.
+        """
         layers = [self.q_proj, self.k_proj, self.v_proj, self.g_proj]
+        if x.shape[0] * x.shape[1] < x.shape[2] or not joins(layers, x):
+            return None
         biases = [layer.bias for layer in layers if layer.bias is not None]
-        if not joins(layers, x) or len(biases) not in (0, 4):
+        if len(biases) not in (0, 4):
             return None
         weights = [layer.weight for layer in layers]
         for of_layers in (weights, biases):
