@@ -17,10 +17,14 @@ def check_merge(op: str, merge: str) -> None:
         raise ValueError(f"{op}: merge is {merge!r}; expected one of {', '.join(MERGES)}")
 
 
-def check_pair(op: str, name: str, given: Any) -> None:
-    """Raise ValueError unless `given` is a pair of tensors."""
+def one_of(op: str, name: str, given: Any) -> Tensor:
+    """Return `given`, or the first of a pair; ValueError for what is no tensor, nor a pair of them."""
+    if isinstance(given, Tensor):
+        return given
     if not (isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(t, Tensor) for t in given)):
         raise ValueError(f"{op}: {name} is {reprlib.repr(given)}; expected a tensor, or a pair (forward, backward)")
+    first: Tensor = given[0]
+    return first
 
 
 def split_directions(op: str, name: str, given: Directions | None, ndim: int) -> tuple[Any, Any]:
@@ -39,7 +43,7 @@ def split_directions(op: str, name: str, given: Directions | None, ndim: int) ->
             )
         first, second = given.unbind(0)
         return first, second
-    check_pair(op, name, given)
+    one_of(op, name, given)
     if given[0].shape != given[1].shape or given[0].dtype != given[1].dtype:
         got = ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in given)
         raise ValueError(f"{op}: {name} is ({got}); expected a pair (forward, backward) of one shape and dtype")
@@ -53,8 +57,7 @@ def ndim_of_one(op: str, name: str, B: Directions, batch: int, length: int, divi
         ValueError: for a shape that is both (2, B, L, N) and (B, L, G, N).
     """
     if not isinstance(B, Tensor):
-        check_pair(op, name, B)
-        return B[0].ndim
+        return one_of(op, name, B).ndim
     if B.ndim != 4:
         return 4 if B.ndim == 5 else 3
     per_direction = tuple(B.shape[:3]) == (2, batch, length)

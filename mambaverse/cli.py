@@ -177,7 +177,8 @@ def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         text = "what to do with a bad record; default: the run's data.on_error"
         sub.add_argument("--on-error", choices=("raise", "skip"), help=text)
 
-    def overwrite(sub: argparse.ArgumentParser, also: str = "") -> None:
+    def overwrite(sub: argparse.ArgumentParser, *, resumable: bool = False) -> None:
+        also = ", and begin anew what was cut off" if resumable else ""
         sub.add_argument("--overwrite", action="store_true", help=f"replace what is finished{also}")
 
     score = of_run("score", _score, "Score the variants of a VCF file with a trained DNA model, into a table")
@@ -187,7 +188,7 @@ def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     score.add_argument("--window", type=int, default=1024, metavar="W", help="bases around a variant; default: 1024")
     score.add_argument("--scores", nargs="+", metavar="NAME", help="llr, delta, embedding; default: all it has")
     on_error(score)
-    overwrite(score, also := ", and begin anew what was cut off")
+    overwrite(score, resumable=True)
 
     text = "Say and draw what each substitution in a region changes: a table, arrays, a logo and a heat map"
     mutagenesis = of_run("mutagenesis", _mutagenesis, text)
@@ -216,7 +217,7 @@ def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     scan.add_argument("--stride", type=int, default=128, metavar="S", help="bases of a value; default: 128")
     scan.add_argument("--value", metavar="NAME", help="probability, quantity, log_likelihood or perplexity")
     scan.add_argument("--class", dest="label", metavar="NAME", help="whose probability; default: the last of two")
-    overwrite(scan, also)
+    overwrite(scan, resumable=True)
 
 
 def _roots(arguments: argparse.Namespace) -> list[Path]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
 from mambaverse.kernels.checks import check_offsets, check_tensor, num_sequences, wants_states
-from mambaverse.kernels.directions import Directions, check_merge, check_pair, ndim_of_one, split_directions
+from mambaverse.kernels.directions import Directions, check_merge, ndim_of_one, one_of, split_directions
 from mambaverse.kernels.selective_scan.checks import check_inputs, check_real
 from mambaverse.kernels.selective_scan.op_both import both_forward
 
@@ -101,9 +101,7 @@ def bidirectional_selective_scan(
         BackendError: The backend in force cannot run here.
     """
     check_merge(_OP, merge)
-    if not isinstance(u, Tensor):
-        check_pair(_OP, "u", u)
-    one_u = u if isinstance(u, Tensor) else u[0]
+    one_u = one_of(_OP, "u", u)
     if one_u.ndim < 3:
         raise ValueError(f"{_OP}: u has shape {tuple(one_u.shape)}; expected (B, L, D)")
     given = {

@@ -11,7 +11,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.directions import Directions, check_merge, check_pair, ndim_of_one, split_directions
+from mambaverse.kernels.directions import Directions, check_merge, ndim_of_one, one_of, split_directions
 from mambaverse.kernels.ssd import ssd
 
 _OP = "bidirectional_ssd"
@@ -92,9 +92,7 @@ def bidirectional_ssd(
         BackendError: where no backend runs on the device of x.
     """
     check_merge(_OP, merge)
-    if not isinstance(x, Tensor):
-        check_pair(_OP, "x", x)
-    one_x, allowed = (x, (4, 5)) if isinstance(x, Tensor) else (x[0], (4,))
+    one_x, allowed = one_of(_OP, "x", x), (4, 5) if isinstance(x, Tensor) else (4,)
     if one_x.ndim not in allowed:
         raise ValueError(f"{_OP}: x has shape {tuple(one_x.shape)}; expected (B, L, H, P) or (2, B, L, H, P)")
     batch, length, heads, head_dim = one_x.shape[-4:]
@@ -130,8 +128,7 @@ def _ndim_of_D(D: Directions | None, heads: int, head_dim: int) -> int:  # noqa:
     if D is None:
         return 1
     if not isinstance(D, Tensor):
-        check_pair(_OP, "D", D)
-        return D[0].ndim
+        return one_of(_OP, "D", D).ndim
     if D.ndim != 2:
         return 2 if D.ndim == 3 else 1
     per_direction, per_channel = tuple(D.shape) == (2, heads), tuple(D.shape) == (heads, head_dim)

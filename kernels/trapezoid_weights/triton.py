@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.launch import Spec, launch, memo_of, on_device
+from mambaverse.kernels.launch import Spec, launch, memo_of, on_device, power_of_2
 from mambaverse.kernels.trapezoid_weights import triton_kernels as kernels
 
 _TILE = 256 if os.environ.get("TRITON_INTERPRET") == "1" else 1024  # elements: 8 a thread of four warps
@@ -61,7 +61,7 @@ class _Call:
     def __init__(self, tensors: tuple[Tensor, ...], cu_seqlens: Tensor | None, heavy_tail: bool) -> None:
         dt = tensors[-4]
         batch, length, heads = dt.shape
-        columns = 1 << (heads - 1).bit_length()
+        columns = power_of_2(heads)
         rows = max(1, _TILE // columns)
         sequences = 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1
         self.tensors = tensors

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import BackendError
-from mambaverse.kernels.launch import Spec, launch, memo_of, on_device
+from mambaverse.kernels.launch import Spec, launch, memo_of, on_device, power_of_2
 from mambaverse.kernels.turned_qk import triton_kernels as kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -103,5 +103,5 @@ def _tile(size: int) -> tuple[int, int]:
             f"turned_qk: backend 'triton' takes up to {MAX_CHANNELS} channels, not {size}; "
             'use_backend("reference") runs anywhere'
         )
-    pairs = 1 << ((size + 1) // 2 - 1).bit_length()
+    pairs = power_of_2((size + 1) // 2)
     return pairs, max(1, _TILE // (2 * pairs))

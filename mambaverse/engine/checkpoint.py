@@ -69,14 +69,14 @@ def read_torch(path: Path) -> Any:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load the weights file `path` into `model`: the same names and shapes, or CheckpointError."""
-    weights = read_weights(path)
-    own = without_prefix(model.state_dict()).keys() == model.state_dict().keys()  # no prefix is its own
-    load_state(model, without_prefix(weights) if own else weights, str(path))
+    load_state(model, read_weights(path), str(path))
 
 
 def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy `weights` into `model`, or change nothing and raise a CheckpointError that names the first differences."""
     own = model.state_dict()
+    if without_prefix(own).keys() == own.keys():  # it is not the model's own
+        weights = without_prefix(weights)
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
     mismatched = [

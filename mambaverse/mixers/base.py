@@ -56,7 +56,9 @@ class Mixer(nn.Module):
 
     @torch.jit.ignore
     def _refuse_rewritten(self) -> None:
-        """Raise TypeError where a hook works out parameters of a layer that is not called."""
+        """Raise TypeError where a hook works out parameters of a layer that is not called; a compiler looks past it."""
+        if torch.compiler.is_compiling():
+            return
         for name in self.uncalled:
             layer = self._modules.get(name)
             for part in ("weight", "bias"):
@@ -149,8 +151,7 @@ class Mixer(nn.Module):
             raise ValueError(f"{type(self).__name__} cannot be run step by step (supports_state is False)")
         if state is None:
             raise ValueError(f"{type(self).__name__}: expected a state, got None; init_state makes the first")
-        if not torch.compiler.is_compiling():
-            self._refuse_rewritten()
+        self._refuse_rewritten()
         recorded = torch.is_grad_enabled() and any(t.requires_grad for t in (x_t, *self.parameters(), *_leaves(state)))
         return Mixer._step(self, x_t, state) if recorded else self._step(x_t, state)
 
@@ -198,8 +199,7 @@ class Mixer(nn.Module):
         return_state: bool,
     ) -> Any:
         name = type(self).__name__
-        if not torch.compiler.is_compiling():
-            self._refuse_rewritten()
+        self._refuse_rewritten()
         if x.ndim != 3:
             raise ValueError(f"{name}: expected x of shape (B, L, D), got {tuple(x.shape)}")
         if not self.supports_state and (state is not None or return_state):

@@ -95,6 +95,12 @@ def stem_of(path: AnyPath) -> str:
     return name
 
 
+def check_file(path: Path, expected: str) -> None:
+    """Raise UserError unless `path` is a file, as one that was `expected`: "a VCF file"."""
+    if not path.is_file():
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected {expected}")
+
+
 def is_sequence_file(path: AnyPath) -> bool:
     """Whether `path` is a file that `read_records` reads, by its name."""
     return path.is_file() and not path.name.startswith(".") and kind_of(path) is not None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mambaverse.errors import UserError, suggest
-from mambaverse.tasks.dna.files import read_lines
+from mambaverse.tasks.dna.files import check_file, read_lines
 from mambaverse.tasks.dna.genome.fasta import Genome
 from mambaverse.tasks.dna.genome.regions import Region
 from mambaverse.tasks.dna.genome.skipped import Skipped, check_on_error, report
@@ -90,8 +90,7 @@ def read_bed(
         UserError: no such file, a damaged one, no rows; with "raise" a row that cannot be used: file, line and why.
     """
     skip = check_on_error(on_error)
-    if not path.is_file():
-        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a BED file")
+    check_file(path, "a BED file")
     with report(skipped) as account:
         columns = rows = 0
         order = Order() if in_order else None

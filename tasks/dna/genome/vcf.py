@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.files import LOST, read_lines
+from mambaverse.tasks.dna.files import LOST, check_file, read_lines
 from mambaverse.tasks.dna.genome.bed import Order
 from mambaverse.tasks.dna.genome.fasta import Genome
 from mambaverse.tasks.dna.genome.skipped import RecordError, Skipped, check_on_error, report
@@ -50,8 +50,7 @@ def read_vcf(
         RecordError: with "raise", a record that cannot be used: file, line, place and why.
     """
     skip = check_on_error(on_error)
-    if not path.is_file():
-        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a VCF file")
+    check_file(path, "a VCF file")
     if path.suffix.lower() == ".bcf":  # within BGZF
         raise UserError(f"{path}: {BCF}")
     order = Order() if in_order else None

@@ -18,7 +18,8 @@ from mambaverse.engine.files import output_path, saving
 from mambaverse.engine.folder import RunFolder
 from mambaverse.engine.inputs import Skips
 from mambaverse.engine.progress import Counter, Screen
-from mambaverse.errors import UserError, warn
+from mambaverse.errors import warn
+from mambaverse.tasks.dna.files import check_file
 from mambaverse.tasks.dna.genome import Genome
 from mambaverse.tasks.dna.genome.skipped import RecordError, Skipped
 from mambaverse.tasks.dna.genome.vcf import read_vcf
@@ -31,7 +32,6 @@ WINDOW = 1024  # bases, where none are given
 LEAST_WINDOW = 16
 FIRST = ("chrom", "pos", "id", "ref", "alt")
 LAST = ("n_share", "flags")
-
 RULES = 2  # of what is left out; a job goes on only by those that it began with
 
 
@@ -128,6 +128,5 @@ def _row(pair: Pair, numbers: Sequence[float]) -> list[str]:
 
 
 def _print_of(vcf: Path) -> list[object]:
-    if not vcf.is_file():
-        raise UserError(f"{vcf}: {'a folder' if vcf.is_dir() else 'no such file'}; expected a VCF file")
+    check_file(vcf, "a VCF file")
     return fingerprint(vcf)
