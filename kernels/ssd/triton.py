@@ -81,7 +81,7 @@ def backward(
                 p, x, dt, A, B, C, D, z, dt_bias, initial_state, weight, own_weight, cu_seqlens, dt_softplus, dt_min,
                 dt_max, reverse, dy, dfinal, chunk_states,
             )  # fmt: skip
-            pieces = run.pieces(dy, dfinal, chunk_states, dinitial)
+            pieces = run.pieces(dy, dfinal, chunk_states, dinitial, dx, dz)
             run.gradient(dy, dfinal, pieces, dx, ddt, dz, dw, down, dB, dC, dA, dbias, dD)
     if not p.slots or not p.programs:  # no positions, or no sequences
         for t in (ddt, dw, down, dB, dC, dA, dD, dbias):
@@ -131,6 +131,8 @@ class _Run:
         self.D_width = 0 if D is None else 1 if D.ndim == 1 else p.head_dim  # gradients of D a head
         self.sizes = (p.heads, p.heads // p.groups)
         self.limits = (low, high)
+        # Whether backward gates dy once, in `carry`, and leaves it where dx and dz will be. float16 has not the range.
+        self.gates = z is not None and x.dtype == z.dtype != torch.float16
         self.flags: dict[str, Any] = {
             "P": p.head_dim, "N": p.state_dim, "BP": p.tile[0], "BN": p.tile[1],
             "DT": tl.bfloat16 if p.dtype == torch.bfloat16 else tl.float32,
@@ -172,6 +174,7 @@ class _Run:
         self, x: Tensor, B: Tensor, z: Tensor | None, incoming: Tensor | None, *, gradient: bool,
         starts: Tensor | None = None, outgoing: Tensor | None = None, states: Tensor | None = None,
         ends: Tensor | None = None, sums: Tensor | None = None, segments: range | None = None, first_chunk: int = 0,
+        gated: Tensor | None = None, rest: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Carry states, or with `gradient` their gradients; write `ends` and `sums` of segments, or the others."""
         p = self.p
@@ -181,7 +184,7 @@ class _Run:
         launch(
             self.memo, ("carry", gradient, ends is None), carry, (p.programs, len(segments)),
             (x, self.dt, self.A, B, *self._or_x(z, self.bias, incoming, weight, self.cu, starts, ends, sums, outgoing),
-            *self._or_x(states),
+            *self._or_x(states, gated, rest),
             *(p.length, p.segment, p.segments, segments.start, *self.sizes, kept, first_chunk, *self.limits),
             *(*x.stride(), *self.dt.stride(), *self.A.stride(), *B.stride(), *_strides(z, 4), *_strides(self.bias, 1)),
             *(*_strides(incoming, 4), *_strides(weight, 3)),),
@@ -189,19 +192,25 @@ class _Run:
                 "HAS_Z": z is not None, "HAS_INCOMING": incoming is not None,
                 "HAS_OUTGOING": outgoing is not None and self.initial is not None,
                 "SPLIT": starts is not None and gradient, "GRADIENT": gradient, "SUMMARY": ends is not None,
-                "KEEP": TRITON_KEEP, "HAS_WEIGHT": weight is not None, "STAGES": tuning("carry", p)[2],
+                "KEEP": TRITON_KEEP, "HAS_WEIGHT": weight is not None, "GATES": gated is not None,
+                "STAGES": tuning("carry", p)[2],
             },
         )  # fmt: skip
 
-    def pieces(self, dy: Tensor, dfinal: Tensor | None, states: Tensor, dinitial: Tensor) -> Iterator[_Piece]:
+    def pieces(
+        self, dy: Tensor, dfinal: Tensor | None, states: Tensor, dinitial: Tensor, dx: Tensor, dz: Tensor
+    ) -> Iterator[_Piece]:
         """Work out the gradients of states, and of a long sequence the states that `scan` did not keep, by pieces."""
         p = self.p
         starts = None
+        gated: dict[str, Any] = {"gated": dx, "rest": dz} if self.gates else {}
         if p.segments > 1:
             starts = self.segment_starts(dy, self.C, self.z, dfinal, gradient=True)
         if p.piece == 0:
             gradients = torch.empty_like(states)
-            self.carry(dy, self.C, self.z, dfinal, starts=starts, outgoing=dinitial, states=gradients, gradient=True)
+            self.carry(
+                dy, self.C, self.z, dfinal, starts=starts, outgoing=dinitial, states=gradients, gradient=True, **gated
+            )
             yield _Piece(0, p.chunks, p.kept, 1, 0, states, gradients)
             return
         each = TRITON_FAR // TRITON_KEEP
@@ -212,7 +221,16 @@ class _Run:
             at: dict[str, Any] = {"segments": segments, "first_chunk": first * each}
             self.carry(self.x, self.B, None, self.initial, starts=states, states=inner, gradient=False, **at)
             self.carry(
-                dy, self.C, self.z, dfinal, starts=starts, outgoing=dinitial, states=gradients, gradient=True, **at
+                dy,
+                self.C,
+                self.z,
+                dfinal,
+                starts=starts,
+                outgoing=dinitial,
+                states=gradients,
+                gradient=True,
+                **at,
+                **gated,
             )
             chunks = min(segments.stop * each, p.chunks) - first * each
             yield _Piece(first * each, chunks, len(segments) * each, first * each, first * each, inner, gradients)
@@ -269,11 +287,25 @@ class _Run:
             "HAS_Z": self.z is not None, "HAS_INITIAL": self.initial is not None, "HAS_FINAL": dfinal is not None,
             "HAS_OWN": self.own is not None,
         }  # fmt: skip
+        outer, gate = (dx, None) if self.gates else (dy, self.z)  # `gradient_x` overwrites dx, so it comes last
         for piece in pieces:
             *place, states, dstates = piece
             programs = slots if p.packed else p.batch * piece.num_chunks
             if not programs:
                 continue
+            launch(
+                self.memo, "gradient_BC", gradient_BC_of_one if p.one else gradient_BC,
+                (programs * p.groups * p.parts,),
+                (*(outer, *self._or_x(dfinal), self.x, self.B, self.C, *self._or_x(gate, self.initial)),
+                *self._or_x(self.own, self.cu),
+                *(states, dstates, chunk_steps, to_B, to_C, *bounds, *place, *self.sizes),
+                *(p.heads // p.groups // p.parts, dB.numel()),
+                *(*outer.stride(), *_strides(dfinal, 4), *of_x, *of_BC, *_strides(gate, 4)),
+                *(*_strides(self.initial, 4), *_strides(self.own, 3)),),
+                lambda: self._tuned("gradient_BC") | flags | {
+                    "HAS_Z": gate is not None, "STAGES": tuning("gradient_BC", p)[2]
+                },
+            )  # fmt: skip
             launch(
                 self.memo, "gradient_x", gradient_x, (programs * p.heads,),
                 (*(dy, *self._or_x(dfinal), self.x, self.dt, self.A, self.B, self.C),
@@ -283,18 +315,8 @@ class _Run:
                 *(*self.dt.stride(), *self.A.stride(), *of_BC, *self._strides_of_D(), *_strides(self.z, 4)),
                 *(*_strides(self.bias, 1), *_strides(self.initial, 4), *_strides(self.own, 3)),),
                 lambda: self._tuned("gradient_x") | flags | self.step_flags | {
-                    "D_WIDTH": width, "HAS_WEIGHT": self.weight is not None, "PRECISION": "tf32x3",
+                    "D_WIDTH": width, "HAS_WEIGHT": self.weight is not None, "PRECISION": "tf32x3", "GATED": self.gates,
                 },
-            )  # fmt: skip
-            launch(
-                self.memo, "gradient_BC", gradient_BC_of_one if p.one else gradient_BC,
-                (programs * p.groups * p.parts,),
-                (*(dy, *self._or_x(dfinal), self.x, self.B, self.C, *self._or_x(self.z, self.initial)),
-                *self._or_x(self.own, self.cu),
-                *(states, dstates, chunk_steps, to_B, to_C, *bounds, *place, *self.sizes),
-                *(p.heads // p.groups // p.parts, dB.numel()),
-                *(*of_y, *of_x, *of_BC, *_strides(self.z, 4), *_strides(self.initial, 4), *_strides(self.own, 3)),),
-                lambda: self._tuned("gradient_BC") | flags | {"STAGES": tuning("gradient_BC", p)[2]},
             )  # fmt: skip
         if not slots:
             return

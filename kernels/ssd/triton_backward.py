@@ -32,7 +32,9 @@ import triton.language as tl
 from mambaverse.kernels.ssd.triton_common import (
     LEAST,
     decay_between,
+    fence,
     first_row,
+    gate_gradient,
     load_rows,
     load_tile,
     pointers,
@@ -40,6 +42,7 @@ from mambaverse.kernels.ssd.triton_common import (
     sigmoid,
     split,
     step_sizes,
+    through_gate,
 )
 from mambaverse.kernels.triton_math import LOG2E
 
@@ -128,12 +131,15 @@ def _steps_of(chunk_steps, at, o_l, Q: tl.constexpr):
 
 
 @triton.jit
-def _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P: tl.constexpr, BP: tl.constexpr, HAS_Z: tl.constexpr):
+def _gated(
+    p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P: tl.constexpr, BP: tl.constexpr, HAS_Z: tl.constexpr,
+    FAST: tl.constexpr,
+):  # fmt: skip
     """Load dy in float32, through the gate."""
     b_dy = load_tile(pointers(p_y, rows, sy, o_p, sy_p), ok, o_p, P, BP, tl.float32)
     if HAS_Z:
         b_z = load_tile(pointers(p_z, rows, sz, o_p, sz_p), ok, o_p, P, BP, tl.float32)
-        b_dy *= b_z * sigmoid(b_z)
+        b_dy = through_gate(b_dy, b_z, FAST)
     return b_dy
 
 
@@ -178,9 +184,14 @@ def gradient_x(
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, Q: tl.constexpr,
     DT: tl.constexpr, PRECISION: tl.constexpr, D_WIDTH: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_OWN: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr, FAST: tl.constexpr,
+    HAS_OWN: tl.constexpr, GATED: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr, REVERSE: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
-    """Write dx, ddt, dz, dw, do of a chunk of a head; dA, d dt_bias and dD go to `dparams` (slots, H, 2 + D_WIDTH)."""
+    """Write dx, ddt, dz, dw, do of a chunk of a head; dA, d dt_bias and dD go to `dparams` (slots, H, 2 + D_WIDTH).
+
+    With GATED dy behind the gate lies in dx, and what rounding took from it in dz: see `advance`.
+    """
+    HALVES: tl.constexpr = HAS_Z and DT.primitive_bitwidth == 16
     PB: tl.constexpr = (P + BP - 1) // BP
     SIZE: tl.constexpr = PB * BP * BN
     pid = tl.program_id(0).to(tl.int64)
@@ -196,6 +207,9 @@ def gradient_x(
     p_x, sx = first_row(x + row * sx_b + i_h * sx_h, start, count, sx_l, REVERSE)
     p_y, sy = first_row(dy + row * sy_b + i_h * sy_h, start, count, sy_l, REVERSE)
     p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
+    at_out = (row * L * H + i_h) * P
+    p_dx, s_out = first_row(dx + at_out, start, count, H * P, REVERSE)
+    p_dz, _ = first_row(dz + at_out, start, count, H * P, REVERSE)
     b_B = load_tile(pointers(p_B, rows, sB, o_n, sB_n), ok, o_n, N, BN, DT)
     b_C = load_tile(pointers(p_C, rows, sC, o_n, sC_n), ok, o_n, N, BN, DT)
     b_w, whole, part, end, end_part = _steps_of(chunk_steps, slot * H + i_h, o_l, Q)
@@ -217,11 +231,16 @@ def gradient_x(
     for i_p in tl.static_range(PB):
         o_p = i_p * BP + tl.arange(0, BP)
         b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
-        b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z)
-        dy_high = b_dy.to(DT)
-        dM = tl.dot(b_x, tl.trans(dy_high), acc=dM, input_precision=PRECISION)
-        if HAS_Z and DT.primitive_bitwidth == 16:  # dA adds up many products with it, whose signs differ
+        if GATED:
+            dy_high = load_tile(pointers(p_dx, rows, s_out, o_p, 1), ok, o_p, P, BP, DT)
+            if HALVES:
+                dy_low = load_tile(pointers(p_dz, rows, s_out, o_p, 1), ok, o_p, P, BP, DT)
+        else:
+            b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
+            dy_high = b_dy.to(DT)
             dy_low = (b_dy - dy_high.to(tl.float32)).to(DT)
+        dM = tl.dot(b_x, tl.trans(dy_high), acc=dM, input_precision=PRECISION)
+        if HALVES:  # dA adds up many products with it, whose signs differ
             dM = tl.dot(b_x, tl.trans(dy_low), acc=dM, input_precision=PRECISION)
     if D_WIDTH == 1:
         tl.store(p_params + 2, tl.sum(tl.where(o_l[:, None] == o_l[None, :], dM, 0.0)))
@@ -229,6 +248,8 @@ def gradient_x(
         b_down = tl.sum(tl.where(o_l[:, None] == o_l[None, :], dM, 0.0), 1) * own_score
     dM *= decay * K
     direct = tl.sum(dM, 1)
+    if GATED:
+        fence(FAST)
     earlier = (o_l[:, None] > o_l[None, :]).to(tl.float32).to(DT)
     W = dM * b_w[:, None]
     W_high = W.to(DT)
@@ -246,7 +267,6 @@ def gradient_x(
     for i_p in tl.static_range(PB):
         o_p = i_p * BP + tl.arange(0, BP)
         ok_out = ok[:, None] & (o_p < P)[None, :]
-        at_out = (row * L * H + i_h) * P
         if D_WIDTH > 1:
             b_D = tl.load(D + i_h * sD_h + o_p.to(tl.int64) * sD_p, mask=o_p < P, other=0.0).to(tl.float32)[None, :]
         S = _kept_states(
@@ -258,11 +278,20 @@ def gradient_x(
             (left > 0) & (left <= Q), P, N, BN, SIZE, HAS_FINAL,
         )  # fmt: skip
         da += tl.sum(S * dS) * factor
+        if GATED:
+            fence(FAST)
         b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
-        b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z)
+        if GATED:
+            b_dy = load_tile(pointers(p_dx, rows, s_out, o_p, 1), ok, o_p, P, BP, tl.float32)
+            if HALVES:
+                b_dy += load_tile(pointers(p_dz, rows, s_out, o_p, 1), ok, o_p, P, BP, tl.float32)
+        else:
+            b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
         b_y = _times_state(b_C, S, DT, PRECISION, HAS_INITIAL) * from_start[:, None]
         through_start += tl.sum(b_y * b_dy, 1)
         if HAS_Z:
+            if GATED:
+                fence(FAST)
             stepped = (b_x.to(tl.float32) * b_w[:, None]).to(DT)
             b_y = tl.dot(tl.trans(M), stepped, acc=b_y, input_precision=PRECISION)
             if HAS_OWN:
@@ -270,11 +299,11 @@ def gradient_x(
             if D_WIDTH > 0:
                 b_y += b_D * b_x.to(tl.float32)
             b_z = load_tile(pointers(p_z, rows, sz, o_p, sz_p), ok, o_p, P, BP, tl.float32)
-            gate = sigmoid(b_z)
             b_dz = load_tile(pointers(p_y, rows, sy, o_p, sy_p), ok, o_p, P, BP, tl.float32)
-            b_dz *= b_y * gate * (1.0 + b_z * (1.0 - gate))
-            p_out, s_out = first_row(dz + at_out, start, count, H * P, REVERSE)
-            tl.store(pointers(p_out, rows, s_out, o_p, 1), b_dz.to(dz.dtype.element_ty), mask=ok_out)
+            b_dz = gate_gradient(b_dz, b_y, b_z, FAST)
+            if GATED:
+                tl.debug_barrier()  # what lies there has been read
+            tl.store(pointers(p_dz, rows, s_out, o_p, 1), b_dz.to(dz.dtype.element_ty), mask=ok_out)
         dX = _times_state(b_B, dS, DT, PRECISION, HAS_FINAL) * to_end[:, None]
         through_end += tl.sum(dX * b_x.to(tl.float32), 1)
         dX = tl.dot(M, b_dy.to(DT), acc=dX, input_precision=PRECISION)
@@ -285,8 +314,9 @@ def gradient_x(
             b_dx += b_D * b_dy
         if D_WIDTH > 1:
             tl.store(p_params + 2 + o_p, tl.sum(b_dy * b_x.to(tl.float32), 0), mask=o_p < P)
-        p_out, s_out = first_row(dx + at_out, start, count, H * P, REVERSE)
-        tl.store(pointers(p_out, rows, s_out, o_p, 1), b_dx.to(dx.dtype.element_ty), mask=ok_out)
+        if GATED:
+            tl.debug_barrier()
+        tl.store(pointers(p_dx, rows, s_out, o_p, 1), b_dx.to(dx.dtype.element_ty), mask=ok_out)
 
     direct += through_end
     through_end *= b_w  # row t has what goes from before t, or to t and later
@@ -359,7 +389,7 @@ def gradient_BC(  # noqa: N802
         for i_p in tl.static_range(PB):
             o_p = i_p * BP + tl.arange(0, BP)
             b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
-            b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z)
+            b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
             S = _kept_states(
                 states, initial, boundary - first_state, i_s, i_h, H, si_s, si_h, si_p, si_n, o_p, o_n,
                 (left > 0) & (t > 0), (left > 0) & (t == 0), P, N, BN, SIZE, HAS_INITIAL,
@@ -438,7 +468,7 @@ def gradient_BC_of_one(  # noqa: N802
     for i_p in tl.static_range(PB):
         o_p = i_p * BP + tl.arange(0, BP)
         b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
-        b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z)
+        b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
         dM = tl.dot(b_x, tl.trans(b_dy.to(DT)), acc=dM, input_precision=PRECISION)
     decay = decay_between(
         dM, whole[None, :], part[None, :], whole[:, None], part[:, None], o_l[None, :] >= o_l[:, None], FAST
@@ -455,7 +485,7 @@ def gradient_BC_of_one(  # noqa: N802
     from_start = tl.exp2(whole + part)
     for i_p in tl.static_range(PB):
         o_p = i_p * BP + tl.arange(0, BP)
-        b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z)
+        b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
         S = _kept_states(
             states, initial, boundary - first_state, i_s, i_h, H, si_s, si_h, si_p, si_n, o_p, o_n,
             (left > 0) & (t > 0), (left > 0) & (t == 0), P, N, BN, SIZE, HAS_INITIAL,

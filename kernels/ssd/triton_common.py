@@ -87,6 +87,62 @@ def decay_between(like, late, late_part, early, early_part, mask, FAST: tl.const
 
 
 @triton.jit
+def through_gate(b_y, b_z, FAST: tl.constexpr):
+    """Return y silu(z), worked out once: Triton takes it to have effects, and does not repeat it in another layout."""
+    if FAST:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .f32 g;
+            mul.f32 g, $2, 0fBFB8AA3B;  // -log2 e
+            ex2.approx.ftz.f32 g, g;
+            add.f32 g, g, 0f3F800000;
+            rcp.approx.ftz.f32 g, g;  // the sigmoid
+            mul.f32 g, g, $2;
+            mul.f32 $0, g, $1;
+            }""",
+            "=f,f,f", [b_y, b_z], dtype=tl.float32, is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        return b_y * b_z * sigmoid(b_z)
+
+
+@triton.jit
+def fence(FAST: tl.constexpr):
+    """Keep loads and stores on their side of here: moved together, they take more registers than there are."""
+    if FAST:
+        tl.inline_asm_elementwise(
+            "fence.acq_rel.cta; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+        )  # fmt: skip
+
+
+@triton.jit
+def gate_gradient(b_dy, b_y, b_z, FAST: tl.constexpr):
+    """Return the gradient of the gate z of y silu(z), that of the product being dy.
+
+    One operation on GPUs, as in `decay_between`: of the factors alone Triton would work sigmoids out in two layouts.
+    """
+    if FAST:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .f32 g, t;
+            mul.f32 g, $3, 0fBFB8AA3B;  // -log2 e
+            ex2.approx.ftz.f32 g, g;
+            add.f32 g, g, 0f3F800000;
+            rcp.approx.ftz.f32 g, g;  // the sigmoid
+            sub.f32 t, 0f3F800000, g;
+            fma.rn.f32 t, $3, t, 0f3F800000;
+            mul.f32 t, t, g;
+            mul.f32 t, t, $2;
+            mul.f32 $0, t, $1;
+            }""",
+            "=f,f,f,f", [b_dy, b_y, b_z], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        gate = sigmoid(b_z)
+        return b_dy * b_y * (gate * (1.0 + b_z * (1.0 - gate)))
+
+
+@triton.jit
 def sequence_of(cu, i_s, L, PACKED: tl.constexpr):
     """First position (int64) and length of sequence i_s, inside [0, L] whatever the offsets are."""
     if PACKED:
@@ -132,13 +188,15 @@ def load_state(p, o_p, o_n, P: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def advance(
-    S, p_x, p_z, p_B, b_dt, b_w, ok, o_p, o_n, b_A, b_bias, low, high,
+    S, p_x, p_z, p_B, p_gated, p_rest, b_dt, b_w, ok, o_p, o_n, b_A, b_bias, low, high,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, DT: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_Z: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFTPLUS: tl.constexpr, GRADIENT: tl.constexpr, FAST: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_WEIGHT: tl.constexpr, SOFTPLUS: tl.constexpr, GRADIENT: tl.constexpr, GATES: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """Take a state over the chunk that the pointers are at; with GRADIENT its gradient, the other way: x is dy, B is C.
 
-    Returns the state and log2 of the chunk's decay.
+    With GATES what dy is behind the gate is left at `p_gated` in DT, and at `p_rest` what 16 bits round away. Returns
+    the state and log2 of the chunk's decay.
     """
     b_x = load_tile(p_x, ok, o_p, P, BP, tl.float32)
     b_B = load_tile(p_B, ok, o_n, N, BN, DT)
@@ -149,7 +207,13 @@ def advance(
         weight = tl.exp2(whole + part)
         if HAS_Z:
             b_z = load_tile(p_z, ok, o_p, P, BP, tl.float32)
-            b_x *= b_z * sigmoid(b_z)
+            b_x = through_gate(b_x, b_z, FAST)
+            if GATES:
+                gated = b_x.to(DT)
+                mask = ok[:, None] & (o_p < P)[None, :]
+                tl.store(p_gated, gated, mask=mask)
+                if DT.primitive_bitwidth == 16:
+                    tl.store(p_rest, (b_x - gated.to(tl.float32)).to(DT), mask=mask)
     else:
         weight = tl.exp2((end - whole) + (end_part - part)) * b_w
     weighted = (b_x * weight[:, None]).to(DT)

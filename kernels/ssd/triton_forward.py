@@ -33,9 +33,9 @@ from mambaverse.kernels.ssd.triton_common import (
     log_decays,
     pointers,
     sequence_of,
-    sigmoid,
     split,
     step_sizes,
+    through_gate,
 )
 
 # Triton compiles anew where a number is 1 or a multiple of 16 and was not before, which is of no use in these.
@@ -132,7 +132,7 @@ def scan(
             out += b_D[None, :] * b_x.to(tl.float32)
         if HAS_Z:
             b_z = load_tile(pointers(p_z, rows, sz, o_p, sz_p), ok, o_p, P, BP, tl.float32)
-            out *= b_z * sigmoid(b_z)
+            out = through_gate(out, b_z, FAST)
         tl.store(pointers(p_y, rows, sy, o_p, 1), out.to(y.dtype.element_ty), mask=ok[:, None] & (o_p < P)[None, :])
 
     if first + segment >= count:
@@ -141,7 +141,7 @@ def scan(
 
 @triton.jit(do_not_specialize=[*LENGTHS, "first_segment", "first_chunk"])
 def carry(
-    x, dt, A, B, z, bias, incoming, entry, cu, starts, ends, sums, outgoing, states,
+    x, dt, A, B, z, bias, incoming, entry, cu, starts, ends, sums, outgoing, states, gated, rest,
     L, segment, num_segments, first_segment, H, per_group, kept, first_chunk, low, high,
     sx_b, sx_l, sx_h, sx_p, sdt_b, sdt_l, sdt_h, sA, sB_b, sB_l, sB_g, sB_n, sz_b, sz_l, sz_h, sz_p, sbias,
     si_s, si_h, si_p, si_n, sw_b, sw_l, sw_h,
@@ -149,13 +149,14 @@ def carry(
     DT: tl.constexpr, PRECISION: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_INCOMING: tl.constexpr, HAS_OUTGOING: tl.constexpr, SOFTPLUS: tl.constexpr, PACKED: tl.constexpr,
     REVERSE: tl.constexpr, SPLIT: tl.constexpr, GRADIENT: tl.constexpr, SUMMARY: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr, STAGES: tl.constexpr, FAST: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, GATES: tl.constexpr, STAGES: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Carry a state through a segment, or with GRADIENT (x is dy then, and B is C) its gradient the other way.
 
     SUMMARY: from zero; write what comes out to `ends` and the factor 2^ΣE to `sums`. Else: from `starts` or `incoming`;
     write to `states` what enters every KEEP positions, `kept` of a sequence from its `first_chunk` on, and of gradients
-    to `outgoing` what leaves the sequence. States, not gradients, start from those that `scan` left every segment.
+    to `outgoing` what leaves the sequence. States, not gradients, start from those that `scan` left every segment. With
+    GATES dy behind the gate goes to `gated` and `rest` (batch, L, H, P): see `advance`.
     """
     RESTORE: tl.constexpr = not (GRADIENT or SUMMARY)
     PB: tl.constexpr = (P + BP - 1) // BP
@@ -176,6 +177,9 @@ def carry(
     p_B, sB = first_row(B + row * sB_b + i_g * sB_g, start, count, sB_l, REVERSE)
     p_dt, sdt = first_row(dt + row * sdt_b + i_h * sdt_h, start, count, sdt_l, REVERSE)
     p_w, sw = first_row(entry + row * sw_b + i_h * sw_h, start, count, sw_l, REVERSE)
+    at_gated = (row * L * H + i_h) * P
+    p_gated, s_gated = first_row(gated + at_gated, start, count, H * P, REVERSE)
+    p_rest, _ = first_row(rest + at_gated, start, count, H * P, REVERSE)
     b_A = tl.load(A + i_h * sA).to(tl.float32)
     b_bias = tl.load(bias + i_h * sbias).to(tl.float32) if HAS_BIAS else 0.0
     ok_state = (o_p < P)[:, None] & (o_n < N)[None, :]
@@ -217,8 +221,9 @@ def carry(
             b_w, next_w = next_w, load_rows(p_w, first + next_t + o_l, sw, next_ok)
         S, total = advance(
             S, pointers(p_x, rows, sx, o_p, sx_p), pointers(p_z, rows, sz, o_p, sz_p),
-            pointers(p_B, rows, sB, o_n, sB_n), b_dt, b_w, ok, o_p, o_n, b_A, b_bias, low, high,
-            P, N, BP, BN, DT, PRECISION, HAS_Z, HAS_WEIGHT, SOFTPLUS, GRADIENT, FAST,
+            pointers(p_B, rows, sB, o_n, sB_n), pointers(p_gated, rows, s_gated, o_p, 1),
+            pointers(p_rest, rows, s_gated, o_p, 1), b_dt, b_w, ok, o_p, o_n, b_A, b_bias, low, high,
+            P, N, BP, BN, DT, PRECISION, HAS_Z, HAS_WEIGHT, SOFTPLUS, GRADIENT, GATES, FAST,
         )  # fmt: skip
         summed += total
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from mambaverse.kernels.launch import Spec, launch, memo_of, on_device, power_of_2
 from mambaverse.kernels.summed_angles import triton_kernels as kernels
 
-_CHUNK, _HEADS = (16, 3) if os.environ.get("TRITON_INTERPRET") == "1" else (64, 8)  # tokens; heads of a program
-_BLOCK, _COLUMNS = 256, 128
+_CHUNK, _AT_ONCE = (16, 4) if os.environ.get("TRITON_INTERPRET") == "1" else (64, 8)  # tokens; those loaded together
+_BLOCK, _COLUMNS = 256, 128  # columns of a program that walks chunks, and of one that walks or sums tokens
 
 
 def forward(dt: Tensor, rate: Tensor, initial: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
@@ -27,8 +27,8 @@ def forward(dt: Tensor, rate: Tensor, initial: Tensor | None, cu_seqlens: Tensor
         with on_device(dt):
             before = run.boundaries(None, None)
             launch(
-                run.memo, "angles", kernels.angles, (run.places, dt.shape[2]),
-                (dt, rate, run.cu, before, out, *run.sizes, *dt.stride(), *rate.stride()), lambda: run.tile | run.flags,
+                run.memo, "angles", kernels.angles, (run.places, run.blocks),
+                (dt, rate, run.cu, before, out, *run.sizes, *dt.stride(), *rate.stride()), lambda: run.walk | run.flags,
             )  # fmt: skip
     return out
 
@@ -47,7 +47,7 @@ def backward(
         launch(
             run.memo, "gradients", kernels.gradients, (run.places,),
             (dangles, dt, rate, run.cu, after, ddt, drate, *run.sizes, *dangles.stride(), *dt.stride(), *rate.stride()),
-            lambda: run.tile | run.flags,
+            lambda: run.flags | {"BS": max(16, power_of_2(rate.shape[2]))},
         )  # fmt: skip
     return ddt, drate, dinitial
 
@@ -69,7 +69,7 @@ class _Run:
             self.places = (length - 1) // _CHUNK + self.sequences if length and self.sequences else 0
         self.sizes = length, self.sequences, self.sequences.bit_length(), heads
         self.flags: dict[str, Any] = {"S": pairs, "T": _CHUNK, "PACKED": self.packed, "num_warps": 4}
-        self.tile = {"BS": max(16, power_of_2(pairs))}
+        self.blocks, self.walk = -(-heads * pairs // _COLUMNS), {"COLUMNS": _COLUMNS, "AT_ONCE": _AT_ONCE}
         specs = (Spec.of(t) for t in (dt, rate, initial, cu_seqlens, *others))
         self.memo = memo_of("summed_angles", dt.device, *specs)
 
@@ -84,13 +84,13 @@ class _Run:
         sums = torch.empty((self.places, heads, pairs), dtype=torch.float64, device=self.dt.device)
         if dangles is None:
             launch(
-                self.memo, "turn_sums", kernels.turn_sums, (self.places, -(-heads // _HEADS)),
+                self.memo, "turn_sums", kernels.turn_sums, (self.places, self.blocks),
                 (self.dt, self.rate, self.cu, sums, *self.sizes, *self.dt.stride(), *self.rate.stride()),
-                lambda: self.tile | self.flags | {"HEADS": _HEADS},
+                lambda: self.walk | self.flags,
             )  # fmt: skip
         else:
             launch(
-                self.memo, "gradient_sums", kernels.gradient_sums, (self.places, -(-heads * pairs // _COLUMNS)),
+                self.memo, "gradient_sums", kernels.gradient_sums, (self.places, self.blocks),
                 (dangles, self.cu, sums, *self.sizes, *dangles.stride()), lambda: self.flags | {"COLUMNS": _COLUMNS},
             )  # fmt: skip
         start = self.dt if self.initial is None else self.initial

@@ -49,27 +49,32 @@ def _place_of(cu, place, L, num_sequences, search, T: tl.constexpr, PACKED: tl.c
 
 
 @triton.jit
-def _half_rates(rate, row, tokens, ok, o_s, sr_b, sr_l, sr_s, S: tl.constexpr):
-    """Return rate / 2, float64 [T, BS]; 0 where not `ok`."""
-    p_rate = rate + row * sr_b + (tokens * sr_l)[:, None] + (o_s.to(tl.int64) * sr_s)[None, :]
-    return tl.load(p_rate, mask=ok[:, None] & (o_s < S)[None, :], other=0.0).to(tl.float64) * 0.5
+def _columns(dt, rate, row, first, o, H, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, S: tl.constexpr):
+    """Return pointers to dt and rate of a chunk's first token for the columns o, a head's pairs after another's."""
+    heads, pairs = (o // S).to(tl.int64), (o % S).to(tl.int64)
+    return dt + row * sd_b + first * sd_l + heads * sd_h, rate + row * sr_b + first * sr_l + pairs * sr_s
 
 
 @triton.jit(do_not_specialize=["L", "num_sequences", "search"])
 def turn_sums(
     dt, rate, cu, sums, L, num_sequences, search, H, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s,
-    S: tl.constexpr, BS: tl.constexpr, T: tl.constexpr, HEADS: tl.constexpr, PACKED: tl.constexpr,
+    S: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr, AT_ONCE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Write the sums of turns of each chunk: (places, H, S) float64. Grid: (places, blocks of HEADS heads)."""
-    place, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64) * HEADS
+    """Write the sums of turns of each chunk: (places, H, S) float64. Grid: (places, blocks of columns)."""
+    place = tl.program_id(0).to(tl.int64)
     row, first, left = _place_of(cu, place, L, num_sequences, search, T, PACKED)
-    o_t, o_s = tl.arange(0, T), tl.arange(0, BS)
-    tokens, ok = first + o_t, o_t < left
-    halves = _half_rates(rate, row, tokens, ok, o_s, sr_b, sr_l, sr_s, S)
-    for _head in range(tl.minimum(HEADS, H - i_h)):
-        b_dt = tl.load(dt + row * sd_b + tokens * sd_l + i_h * sd_h, mask=ok, other=0.0).to(tl.float64)
-        tl.store(sums + (place * H + i_h) * S + o_s, tl.sum(b_dt[:, None] * halves, 0), mask=o_s < S)
-        i_h += 1
+    o = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    ok = o < H * S
+    p_dt, p_rate = _columns(dt, rate, row, first, o, H, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, S)
+    total = tl.zeros([COLUMNS], tl.float64)
+    for t in range(0, tl.minimum(left, T), AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
+            there = ok & (t + i < left)
+            b_dt = tl.load(p_dt + i * sd_l, mask=there, other=0.0).to(tl.float64)
+            total += b_dt * tl.load(p_rate + i * sr_l, mask=there, other=0.0).to(tl.float64)
+        p_dt += AT_ONCE * sd_l
+        p_rate += AT_ONCE * sr_l
+    tl.store(sums + place * (H * S) + o, total * 0.5, mask=ok)
 
 
 @triton.jit(do_not_specialize=["L", "num_sequences", "search"])
@@ -124,20 +129,29 @@ def boundaries(
 @triton.jit(do_not_specialize=["L", "num_sequences", "search"])
 def angles(
     dt, rate, cu, before, out, L, num_sequences, search, H, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s,
-    S: tl.constexpr, BS: tl.constexpr, T: tl.constexpr, PACKED: tl.constexpr,
+    S: tl.constexpr, T: tl.constexpr, COLUMNS: tl.constexpr, AT_ONCE: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Write the angles (B, L, H, S) of a chunk of a head. Grid: (places, H)."""
-    place, i_h = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    """Write the angles (B, L, H, S) of a chunk, token after token. Grid: (places, blocks of columns)."""
+    place = tl.program_id(0).to(tl.int64)
     row, first, left = _place_of(cu, place, L, num_sequences, search, T, PACKED)
-    o_t, o_s = tl.arange(0, T), tl.arange(0, BS)
-    tokens, ok = first + o_t, o_t < left
-    b_dt = tl.load(dt + row * sd_b + tokens * sd_l + i_h * sd_h, mask=ok, other=0.0).to(tl.float64)
-    turns = b_dt[:, None] * _half_rates(rate, row, tokens, ok, o_s, sr_b, sr_l, sr_s, S)
-    ok_s = (o_s < S) & (left > 0)  # the sums of a place without a chunk are not there
-    turns = tl.cumsum(turns, 0) + tl.load(before + (place * H + i_h) * S + o_s, mask=ok_s, other=0.0)[None, :]
-    value = ((turns - tl.floor(turns)) * (2.0 * PI)).to(tl.float32)
-    at = out + (((row * L + tokens) * H + i_h) * S)[:, None] + o_s[None, :]
-    tl.store(at, value, mask=ok[:, None] & ok_s[None, :])
+    o = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    ok = o < H * S
+    p_dt, p_rate = _columns(dt, rate, row, first, o, H, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, S)
+    p_out = out + (row * L + first) * H * S + o
+    turns = tl.load(before + place * (H * S) + o, mask=ok & (left > 0), other=0.0)  # where no chunk is, no sum is
+    for t in range(0, tl.minimum(left, T), AT_ONCE):
+        steps = ()
+        for i in tl.static_range(AT_ONCE):  # loads first: behind a store they would wait for it
+            there = ok & (t + i < left)
+            b_dt = tl.load(p_dt + i * sd_l, mask=there, other=0.0).to(tl.float64)
+            steps = steps + (b_dt * tl.load(p_rate + i * sr_l, mask=there, other=0.0).to(tl.float64),)  # noqa: RUF005
+        for i in tl.static_range(AT_ONCE):
+            turns += steps[i] * 0.5
+            value = ((turns - tl.floor(turns)) * (2.0 * PI)).to(tl.float32)
+            tl.store(p_out + i * H * S, value, mask=ok & (t + i < left))
+        p_dt += AT_ONCE * sd_l
+        p_rate += AT_ONCE * sr_l
+        p_out += AT_ONCE * H * S
 
 
 @triton.jit(do_not_specialize=["L", "num_sequences", "search"])
@@ -148,7 +162,7 @@ def gradients(
 ):  # fmt: skip
     """Write ddt (B, L, H) and drate (B, L, S) of a chunk, head after head. Grid: (places,).
 
-    The sums inside a chunk are a product with a triangle of ones.
+    The sums inside a chunk are a product with a triangle of ones, in two halves: tf32 has 11 digits.
     """
     place = tl.program_id(0).to(tl.int64)
     row, first, left = _place_of(cu, place, L, num_sequences, search, T, PACKED)
@@ -164,7 +178,10 @@ def gradients(
     p_after, p_dt = after + place * H * S + o_s, dt + row * sd_b + tokens * sd_l
     p_ddt = ddt + (row * L + tokens) * H
     for _head in range(H):
-        later = tl.dot(after_or_at, tl.load(p_angles, mask=mask, other=0.0).to(tl.float32), input_precision="tf32x3")
+        b_angles = tl.load(p_angles, mask=mask, other=0.0).to(tl.float32)
+        high = (b_angles.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)  # all that tf32 keeps
+        later = tl.dot(after_or_at, high, input_precision="tf32")
+        later = tl.dot(after_or_at, b_angles - high, acc=later, input_precision="tf32")
         later += tl.load(p_after, mask=(o_s < S) & (left > 0), other=0.0).to(tl.float32)[None, :]
         acc += tl.load(p_dt, mask=ok, other=0.0).to(tl.float32)[:, None] * later
         b_ddt = tl.sum(b_rate * later, 1) * PI

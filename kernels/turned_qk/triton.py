@@ -7,6 +7,7 @@ are partial, a row for each block of tokens, and added in a fixed order. Strides
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -20,6 +21,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_CHANNELS = 1024
 _TILE = 256 if INTERPRETED else 4096  # elements of a tile of B: 32 a thread of four warps
 _HEADS = 8  # that a program of forward has
+_RUNS = 16  # in which backward's rows of parts are added up first
 
 
 def forward(
@@ -80,6 +82,8 @@ def backward(
                     "FAST": not INTERPRETED, "num_warps": 4,
                 },
             )  # fmt: skip
+    runs = math.gcd(blocks, _RUNS)
+    parts = parts.unflatten(0, (runs, blocks // runs)).sum(1)  # all rows at once, few multiprocessors would have work
     dB_bias, dC_bias, dB_weight, dC_weight = parts.sum(0).split(sizes)  # views, which no operator may return
     return (
         dB, dC, *(d.view(-1, size).sum(0).to(w.dtype) for d, w in ((dB_weight, B_weight), (dC_weight, C_weight))),
