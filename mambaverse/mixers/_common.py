@@ -86,8 +86,11 @@ def check_range(
     return float(bounds[0]), float(bounds[1])
 
 
-def check_state(mixer: str, state: Any, *parts: str) -> Any:
-    """Return `state`, or raise ValueError unless it is a tuple of tensors, one a part; of one part, a tensor alone."""
+def check_state(mixer: str, state: Any, *parts: str, rows: int | None = None) -> Any:
+    """Return `state`, or raise ValueError unless it is a tuple of tensors, one a part; of one part, a tensor alone.
+
+    Where `rows` is given, each part of several has as many: one a sequence.
+    """
     if len(parts) == 1:
         sound = isinstance(state, Tensor)
     else:
@@ -96,6 +99,10 @@ def check_state(mixer: str, state: Any, *parts: str) -> Any:
     if not sound:
         expected = f"a state ({', '.join(parts)}) of tensors" if len(parts) > 1 else f"the tensor {parts[0]} as a state"
         raise ValueError(f"{mixer}: expected {expected}, got {_kinds(state)}; init_state makes the first")
+    if rows is not None and any(part.ndim == 0 or part.shape[0] != rows for part in state):
+        raise ValueError(
+            f"{mixer}: expected a state ({', '.join(parts)}) of {rows} rows, one a sequence, got {_kinds(state)}"
+        )
     return state
 
 

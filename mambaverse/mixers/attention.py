@@ -89,7 +89,7 @@ class Attention(Mixer):
     ) -> tuple[Tensor, Any]:
         """See `Mixer.mix_sequence`."""
         state = self.init_state(x.shape[0], device=x.device) if state is None else state
-        k_cache, v_cache, length = check_state("attention", state, "k", "v", "length")
+        k_cache, v_cache, length = check_state("attention", state, "k", "v", "length", rows=x.shape[0])
         at = length[:, None] + torch.arange(x.shape[1], device=x.device)  # (B, L) places of the new tokens
         q, k, v = self._project(x, at)
         k, v = _append(k_cache, k, at), _append(v_cache, v, at)  # (B, T + L, H, P)

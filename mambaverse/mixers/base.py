@@ -232,6 +232,12 @@ class Mixer(nn.Module):
         if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != x.shape[1] or bounds != sorted(bounds):
             name = type(self).__name__
             raise ValueError(f"{name}: expected cu_seqlens that rise from 0 to L = {x.shape[1]}, got {bounds}")
+        if state is not None and any(leaf.ndim and len(leaf) != len(bounds) - 1 for leaf in _leaves(state)):
+            rows_given = sorted({len(leaf) for leaf in _leaves(state) if leaf.ndim})
+            raise ValueError(
+                f"{type(self).__name__}: expected a state of {len(bounds) - 1} rows, one a sequence of cu_seqlens, "
+                f"got {' and '.join(map(str, rows_given))}"
+            )
         groups: dict[int, list[int]] = {}
         lengths = [stop - start for start, stop in pairwise(bounds)]
         padded = self.causal and not return_state

@@ -23,6 +23,8 @@ from mambaverse.mixers._ops import gated_rms_norm, linear_recurrence, linear_rec
 from mambaverse.mixers._projection import joins, project_each
 from mambaverse.mixers.base import Mixer
 
+STATE = ("h", "tokens so far")
+
 
 @register_mixer("retnet")
 class RetNet(Mixer):
@@ -101,7 +103,8 @@ class RetNet(Mixer):
     ) -> tuple[Tensor, Any]:
         """See `Mixer.mix_sequence`."""
         at = torch.arange(x.shape[1], device=x.device)
-        h, before = (None, None) if state is None else check_state("retnet", state, "h", "tokens so far")
+        rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        h, before = (None, None) if state is None else check_state("retnet", state, *STATE, rows=rows)
         if cu_seqlens is None:
             lengths = torch.full((x.shape[0],), x.shape[1], device=x.device)
             at = at[None] if before is None else at + before[:, None]
@@ -126,7 +129,7 @@ class RetNet(Mixer):
     @torch.jit.ignore
     def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """See `Mixer._step`; h is updated in place."""
-        h, before = check_state("retnet", state, "h", "tokens so far")
+        h, before = check_state("retnet", state, *STATE, rows=x_t.shape[0])
         q, k, v, g = (part[:, 0] for part in self._project(x_t[:, None], before[:, None]))
         y = linear_recurrence_step(h, v, self._rates(x_t), k, q)
         return self._output(y, g), (h, before + 1)

@@ -174,6 +174,21 @@ def test_a_state_that_is_none_of_the_mixers_is_named(name: str) -> None:
             mixer.step(x[:, 0], None)
 
 
+@pytest.mark.parametrize("name", PARTS)
+def test_a_state_of_other_sequences_is_refused_and_both_numbers_named(name: str) -> None:
+    mixer = create_mixer(name, 16, **({"causal": True} if name == "attention" else {}))
+    x, bounds = torch.zeros(3, 4, 16), torch.tensor([0, 5, 5, 12])
+    packed = x.reshape(1, 12, 16)
+    for rows in (1, 2, 4):
+        state = mixer.init_state(rows)
+        with pytest.raises(ValueError, match=rf"\b3\b.*\b{rows}\b|\b{rows}\b.*\b3\b"):
+            mixer(x, state=state)
+        with pytest.raises(ValueError, match=rf"\b3\b.*\b{rows}\b|\b{rows}\b.*\b3\b"):
+            mixer(packed, state=state, cu_seqlens=bounds)
+        with torch.no_grad(), pytest.raises(ValueError, match=rf"\b3\b.*\b{rows}\b|\b{rows}\b.*\b3\b"):
+            mixer.step(x[:, 0], state)
+
+
 def test_what_is_no_mixer_is_named() -> None:
     with pytest.raises(UserError, match=r"mixer 'm': expected a subclass of .*\.Mixer, got 3"):
         mambaverse.register_mixer("m")(3)  # type: ignore[arg-type]
