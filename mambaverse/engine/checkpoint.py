@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mambaverse.errors import UserError
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")  # where a checkpoint keeps its weights
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and of torch.compile
 MAX_NAMES = 3  # of missing, unexpected and mismatched keys that an error names
 FOREIGN = (  # what the pickle reader raises where other bytes are read as its instructions; it says nothing of use
     KeyError, IndexError, TypeError, AttributeError, AssertionError, OverflowError, struct.error,
@@ -92,11 +93,11 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
 
 
 def without_prefix(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `weights` without the "module." that DistributedDataParallel puts before every name."""
-    prefix = "module."
-    if not all(name.startswith(prefix) for name in weights):
-        return dict(weights)
-    return {name.removeprefix(prefix): value for name, value in weights.items()}
+    """Return `weights` without what wrappers put before every name, in any order (see `PREFIXES`)."""
+    weights = dict(weights)
+    while weights and (shared := [prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in weights)]):
+        weights = {name.removeprefix(shared[0]): value for name, value in weights.items()}
+    return weights
 
 
 def _find(content: Any, path: Path) -> dict[str, Tensor]:
@@ -116,4 +117,4 @@ def _first(names: list[str]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or "it ends too early"

@@ -36,10 +36,13 @@ def adapted(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> dic
 def fitted(weights: Mapping[str, Tensor], model: nn.Module, source: str, first: str, head: str) -> dict[str, Tensor]:
     """`adapted`, given the names of the first convolution and of the head.
 
-    Filters of colours are added up or repeated, as timm does. A head for other classes is left as it is initialised.
+    Filters of colours are added up or repeated, as timm does. A head for other classes is left as it is initialised,
+    and one is left out where the model has none.
     """
     weights, own = dict(weights), model.state_dict()
-    stem, matrix = f"{first}.weight", f"{head}.weight"
+    stem, matrix, bias = f"{first}.weight", f"{head}.weight", f"{head}.bias"
+    if head and getattr(model, "num_classes", None) == 0:
+        weights = {name: value for name, value in weights.items() if name not in (matrix, bias)}
     if stem in weights and stem in own and weights[stem].ndim == own[stem].ndim == 4:
         channels, given = own[stem].shape[1], weights[stem].shape[1]
         if given not in (0, channels):
@@ -49,7 +52,7 @@ def fitted(weights: Mapping[str, Tensor], model: nn.Module, source: str, first: 
             f"{source}: its head knows {len(weights[matrix])} classes and is left out; "
             f"that for {len(own[matrix])} classes starts anew"
         )
-        weights |= {key: own[key] for key in (matrix, f"{head}.bias") if key in own}
+        weights |= {key: own[key] for key in (matrix, bias) if key in own}
     return weights
 
 

@@ -23,7 +23,7 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
-from mambaverse.engine.checkpoint import CheckpointError, load_state, read_torch, read_weights
+from mambaverse.engine.checkpoint import CheckpointError, load_state, read_torch, read_weights, without_prefix
 from mambaverse.errors import suggest
 from mambaverse.tasks.vision.fine_tune import fitted
 
@@ -34,7 +34,7 @@ ORIGINAL_KEYS = ("model", "model_ema")  # the published accuracies are those of 
 OWN_KEYS = ("state_dict_ema", "state_dict")
 
 
-def load_vim(model: Vim, path: Path | str, key: str | None = None) -> None:
+def load_vim(model: Vim, path: Path | str, key: str | None = None, partial: bool = False) -> None:
     """Load a weights file into `model`.
 
     Args:
@@ -42,6 +42,7 @@ def load_vim(model: Vim, path: Path | str, key: str | None = None) -> None:
         path: A safetensors file, or one of torch.save that holds tensors and plain values.
         key: Which weights of a file that has several: "model" or "model_ema", "state_dict" or "state_dict_ema"; None:
             "model" of an original file, "state_dict_ema" of another if there is one.
+        partial: Leave out what `model` has not, as one of `features_only` ends early.
 
     Raises:
         CheckpointError: no such file, damaged, or the weights of another model.
@@ -54,9 +55,9 @@ def load_vim(model: Vim, path: Path | str, key: str | None = None) -> None:
         if not isinstance(content, Mapping):
             raise CheckpointError(f"{path}: expected a dictionary of weights, got {type(content).__name__}")
     weights = convert(content, model, str(path), key)
-    if model.num_classes == 0:
-        weights = {name: value for name, value in weights.items() if name not in ("head.weight", "head.bias")}
-    load_state(model, fitted(weights, model, str(path), "patch_embed.proj", "head"), str(path))
+    weights = fitted(weights, model, str(path), "patch_embed.proj", "head")
+    own = model.state_dict() if partial else weights
+    load_state(model, {name: value for name, value in weights.items() if name in own}, str(path))
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: Vim) -> dict[str, Tensor]:
@@ -75,7 +76,7 @@ def convert(content: Mapping[str, Any], model: Vim, source: str, key: str | None
         raise CheckpointError(f"{source}: no weights under {key!r}{suggest(key, held)}")
     key = held[0] if key is None and held else key
     inner = content if key is None else content[key]
-    weights = {str(name).removeprefix("module."): value for name, value in inner.items()}
+    weights = without_prefix({str(name): value for name, value in inner.items()})
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         expected = ", ".join((*ORIGINAL_KEYS, *OWN_KEYS))
         raise CheckpointError(f"{source}: holds no weights; expected a state dict, or one under {expected}")

@@ -67,11 +67,33 @@ def test_weights_for_grey_images_see_colours_as_one(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_prefix_of_a_distributed_run_is_taken_off(
-    name: str, make_task: Callable[..., VisionTask], tmp_path: Path
+@pytest.mark.parametrize(
+    "headless", [{"num_classes": 0}, {"features_only": True}, {"features_only": True, "out_indices": (0,)}]
+)
+def test_a_backbone_takes_the_weights_of_a_classifier(
+    name: str, headless: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"depth": 2} if "depth" in SIZES[name] else SIZES[name]
+    old: Any = mambaverse.create_model(name, num_classes=3, **sizes).eval()
+    save_file(old.state_dict(), path := tmp_path / "old.safetensors")
+    new = mambaverse.create_model(name, **sizes, **headless, checkpoint_path=path).eval()
+    x = torch.randn(1, *old.pretrained_cfg["input_size"])
+    if "features_only" in headless:
+        given, expected = new(x)[0], old.forward_intermediates(x, indices=[0], intermediates_only=True)[0]
+    else:
+        given, expected = new(x), old.forward_head(old.forward_features(x), pre_logits=True)
+    assert given.equal(expected)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_prefix_of_a_distributed_or_compiled_model_is_taken_off(
+    name: str, prefix: str, make_task: Callable[..., VisionTask], tmp_path: Path
 ) -> None:
     old, new = build(name, 3), build(name, 3)
-    save_file({f"module.{key}": value for key, value in old.state_dict().items()}, path := tmp_path / "old.safetensors")
+    save_file({prefix + key: value for key, value in old.state_dict().items()}, path := tmp_path / "old.safetensors")
     make_task("vision/digits", setup=False).load_checkpoint(new, path)
     third = mambaverse.create_model(name, **SIZES[name], num_classes=3, checkpoint_path=path)
     for model in (new, third):
