@@ -42,3 +42,19 @@ def with_own_cfg(variant: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def record_arguments(model: nn.Module, overrides: Mapping[str, Any], transient: tuple[str, ...]) -> None:
     """Note what rebuilds `model`, for an export (save_for_hf), as timm.create_model does; not what is `transient`."""
     update_model_args(model, **{k: v for k, v in overrides.items() if k not in (*transient, "device", "dtype")})
+
+
+def check_indices(indices: Any, count: int, name: str = "indices") -> None:
+    """Raise UserError unless `indices` takes some of `count` features as timm has it: the last n, or a list of places.
+
+    None, and what is neither a number nor a list, such as a range, timm takes as it is.
+    """
+    if isinstance(indices, int):
+        sound = 1 <= indices <= count
+    elif isinstance(indices, list | tuple):
+        sound = len(indices) > 0 and all(isinstance(i, int) and -count <= i < count for i in indices)
+    else:
+        sound = not isinstance(indices, str | float)
+    if not sound:
+        places = f"a list of places from {-count} to {count - 1}"
+        raise UserError(f"{name}: expected the last 1 to {count}, or {places}, got {indices!r}")

@@ -18,7 +18,13 @@ from mambaverse.backbones.hierarchical import Hierarchical, StageMixers, init_li
 from mambaverse.blocks import Block, check_counts, check_rates
 from mambaverse.engine.checkpoint import load_state, read_weights
 from mambaverse.errors import UserError, suggest
-from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS, check_published, record_arguments, with_own_cfg
+from mambaverse.tasks.vision.factory import (
+    BUILDER_ARGUMENTS,
+    check_indices,
+    check_published,
+    record_arguments,
+    with_own_cfg,
+)
 from mambaverse.tasks.vision.fine_tune import adapted
 from mambaverse.tasks.vision.stems import STEMS, ResidualStem
 
@@ -160,6 +166,7 @@ class Pyramid(Hierarchical):
             raise UserError(f"output_fmt: expected 'NCHW' or 'NHWC', got {output_fmt!r}")
         check_images(x, self.in_chans)
         stages, scales = self.stages(), self.num_scales
+        check_indices(indices, scales + len(stages))
         take, last = feature_take_indices(scales + len(stages), indices)
         maps: list[Tensor] = []
         if isinstance(self.patch_embed, ResidualStem):
@@ -187,6 +194,7 @@ class Pyramid(Hierarchical):
         Where stages are dropped, the norm and the head go with them: they have the width of the last stage.
         """
         scales = self.num_scales
+        check_indices(indices, scales + len(self.layers))
         take, last = feature_take_indices(scales + len(self.layers), indices)
         shorter = last < scales + len(self.layers) - 1
         self.layers = self.layers[: max(last + 1 - scales, 0)]
@@ -276,7 +284,10 @@ def build_pyramid(
     scales = getattr(STEMS.get(arguments.get("stem", "conv")), "SCALES", 0)
     check_depths(arguments["depths"])
     every = tuple(range(scales + len(arguments["depths"])))
-    feature_cfg = {"out_indices": arguments.pop("out_indices", every), "feature_cls": "getter"}
+    out_indices = arguments.pop("out_indices", every)
+    if arguments.get("features_only"):
+        check_indices(out_indices, len(every), "out_indices")
+    feature_cfg = {"out_indices": out_indices, "feature_cls": "getter"}
     model = build_model_with_cfg(
         cls, variant, pretrained, pretrained_filter_fn=filter_weights, feature_cfg=feature_cfg, **arguments
     )

@@ -21,6 +21,7 @@ from mambaverse.backbones.isotropic import Isotropic
 from mambaverse.blocks import Block, Norm, Sum, check_counts, check_rates
 from mambaverse.errors import UserError
 from mambaverse.kernels.backend import recomputed
+from mambaverse.tasks.vision.factory import check_indices
 from mambaverse.tasks.vision.patches import PatchEmbed, check_images
 from mambaverse.tasks.vision.vim_checkpoints import load_vim
 
@@ -164,10 +165,11 @@ class Vim(Isotropic):
             intermediates_only: Leave out the final tokens.
 
         Raises:
-            UserError: another `output_fmt`.
+            UserError: another `output_fmt`; indices of no blocks.
         """
         if not torch.jit.is_scripting():
             self._check_format(output_fmt)
+            check_indices(indices, len(self.layers))
         take, last = feature_take_indices(len(self.layers), indices)
         hidden, height, width = self._embed(x)
         grid: tuple[int, int] | None = None
@@ -204,6 +206,7 @@ class Vim(Isotropic):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the blocks behind the last of `indices` (and the last norm, and the head); return the indices kept."""
+        check_indices(indices, len(self.layers))
         take, last = feature_take_indices(len(self.layers), indices)
         self.layers = self.layers[: last + 1]
         if prune_norm:

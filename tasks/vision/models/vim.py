@@ -13,7 +13,13 @@ from torch import nn
 
 from mambaverse.errors import UserError
 from mambaverse.models import register_model
-from mambaverse.tasks.vision.factory import BUILDER_ARGUMENTS, check_published, record_arguments, with_own_cfg
+from mambaverse.tasks.vision.factory import (
+    BUILDER_ARGUMENTS,
+    check_indices,
+    check_published,
+    record_arguments,
+    with_own_cfg,
+)
 from mambaverse.tasks.vision.vim import Vim
 from mambaverse.tasks.vision.vim_checkpoints import checkpoint_filter_fn, load_vim
 
@@ -59,13 +65,18 @@ def _vim(variant: str, pretrained: bool, **overrides: Any) -> nn.Module:
     if overlay and {"file", "url"} & set(overlay):  # what timm unwraps no longer tells whose layout it is in
         overrides["pretrained_cfg_overlay"] = {"custom_load": True, **overlay}
     arguments = {**_arguments(variant), **overrides}
-    feature_cfg = {"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"}
+    depth = arguments["depth"]
+    out_indices = arguments.pop("out_indices", min(depth, 3))
+    if arguments.get("features_only"):
+        check_indices(out_indices, depth, "out_indices")
+    feature_cfg = {"out_indices": out_indices, "feature_cls": "getter"}
     model = build_model_with_cfg(
         Vim, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, feature_cfg=feature_cfg, **arguments
     )
     record_arguments(model, overrides, (*ALSO, "pretrained_model_args"))
     if path is not None:
-        load_vim(getattr(model, "model", model), path, key)
+        inner = getattr(model, "model", model)  # of features_only, which has no head and may end early
+        load_vim(inner, path, key, partial=inner is not model)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -153,3 +154,23 @@ def test_onnx_runtime_gives_our_numbers(name: str, scans: int) -> None:
     done = subprocess.run([sys.executable, "-c", ONNX, name], capture_output=True, text=True, check=True)
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT"))
     assert line == f"RESULT {{''}} {scans} 0 True"
+
+
+@pytest.mark.parametrize("indices", [0, -1, 9, [], [9], [-9], [0, 0.5], "0", 1.5])
+@pytest.mark.parametrize("name", ["test_vim", "test_vmamba", "strata_nano_patch4_32"])
+def test_features_that_a_model_has_not_are_refused(name: str, indices: Any) -> None:
+    model: Any = mambaverse.create_model(name)
+    count, x = len(model.feature_info), torch.zeros(1, *model.pretrained_cfg["input_size"])
+    rule = f"expected the last 1 to {count}, or a list of places from -{count} to {count - 1}, got {indices!r}"
+    with pytest.raises(UserError, match=re.escape(f"indices: {rule}")):
+        model.forward_intermediates(x, indices=indices)
+    with pytest.raises(UserError, match=re.escape(f"indices: {rule}")):
+        model.prune_intermediate_layers(indices)
+    with pytest.raises(UserError, match=re.escape(f"out_indices: {rule}")):
+        mambaverse.create_model(name, features_only=True, out_indices=indices)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_model_of_few_blocks_gives_the_features_of_all(depth: int) -> None:
+    features = mambaverse.create_model("test_vim", depth=depth, features_only=True)
+    assert len(features(torch.zeros(1, 3, 64, 64))) == depth
