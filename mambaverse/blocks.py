@@ -18,7 +18,7 @@ import torch
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
-from mambaverse.errors import UserError
+from mambaverse.errors import DirectionError, UserError
 from mambaverse.kernels.norm import layer_norm, rms_norm
 from mambaverse.mixers import MIXERS, Mixer, create_mixer, mixer_class
 from mambaverse.mixers._portable import exporting
@@ -275,11 +275,14 @@ def build_mixer(
     cls = mixer_class(name)
     own = arguments.get(name, {})
     dd: dict[str, Any] = {"device": device, "dtype": dtype}
-    if "causal" in inspect.signature(cls).parameters:
-        return create_mixer(name, dim, **{"causal": causal, **own}, **dd)
-    if causal and not cls.causal:
-        raise UserError(f"mixer {name!r} looks ahead (causal is False) and cannot be used in a causal backbone")
-    if causal or not cls.causal or directions == 1:
-        return create_mixer(name, dim, **own, **dd)
+    told = "causal" in inspect.signature(cls).parameters
+    if causal or told or not cls.causal or directions == 1:
+        mixer = create_mixer(name, dim, **{"causal": causal, **own} if told else own, **dd)
+        if causal and not mixer.causal:  # of its class, or as its arguments have it
+            raise UserError(f"mixer {name!r} looks ahead (causal is False) and cannot be used in a causal backbone")
+        return mixer
     wrapper = {"merge": "mean", **arguments.get("bidirectional", {})}
-    return create_mixer("bidirectional", dim, mixer=name, mixer_args=own, **wrapper, **dd)
+    try:
+        return create_mixer("bidirectional", dim, mixer=name, mixer_args=own, **wrapper, **dd)
+    except DirectionError:  # which only a mixer that was built tells, where __init__ sets it
+        return create_mixer(name, dim, **own, **dd)

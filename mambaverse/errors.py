@@ -14,6 +14,10 @@ class UserError(ValueError):
     """Something the user gave cannot be used; the message says what was given, what was expected and where from."""
 
 
+class DirectionError(UserError):
+    """A mixer that is not causal where a causal one is needed."""
+
+
 def as_text(name: str) -> str:
     """Return a file's name with the bytes that are no UTF-8 written as backslashes."""
     return name.encode(errors=NO_TEXT).decode()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mambaverse.errors import UserError, suggest
+from mambaverse.errors import DirectionError, UserError, suggest
 from mambaverse.mixers import create_mixer, register_mixer
 from mambaverse.mixers.base import Mixer
 
@@ -54,7 +54,9 @@ class Bidirectional(Mixer):
         arguments = {**(mixer_args or {}), "device": device, "dtype": dtype}
         self.fwd, self.bwd = create_mixer(mixer, dim, **arguments), create_mixer(mixer, dim, **arguments)
         if not self.fwd.causal:
-            raise UserError(f"bidirectional: expected a causal mixer, got {mixer!r}, which sees both ends by itself")
+            raise DirectionError(
+                f"bidirectional: expected a causal mixer, got {mixer!r}, which sees both ends by itself"
+            )
         self.needs_spatial_shape = self.fwd.needs_spatial_shape
         self.supports_cu_seqlens = self.fwd.supports_cu_seqlens
         self.merge = merge

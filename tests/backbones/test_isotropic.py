@@ -7,7 +7,7 @@ from torch import nn
 from mambaverse.backbones.isotropic import Isotropic
 from mambaverse.blocks import Norm, build_mixer, layer_pattern
 from mambaverse.errors import UserError
-from mambaverse.mixers import list_mixers
+from mambaverse.mixers import Mixer, list_mixers
 
 DIM = 16
 SMALL = {
@@ -18,6 +18,17 @@ SMALL = {
     "attention": {"num_heads": 2},
 }
 CAUSAL = ["s6", "ssd", "mamba3", "s4d", "attention"]
+
+
+class Reversed(Mixer):
+    """Looks ahead as its arguments have it, which only an instance tells."""
+
+    def __init__(self, dim: int, ahead: bool = True, device: object = None, dtype: object = None) -> None:
+        super().__init__()
+        self.causal = not ahead
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        return x.cumsum(1) if self.causal else x.flip(1)
 
 
 def stack(mixer: str | list[str], *, causal: bool = True, depth: int = 2, **arguments: object) -> Isotropic:
@@ -118,6 +129,14 @@ def test_weight_decay_spares_what_the_mixers_name() -> None:
     assert names <= {name for name, _ in model.named_parameters()}
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_mixer_that_tells_its_direction_when_built_is_wrapped_where_it_must_be(ahead: bool) -> None:
+    name = f"{__name__}:Reversed"
+    mixer = build_mixer(name, DIM, {name: {"ahead": ahead}}, causal=False)
+    assert isinstance(mixer, Reversed) == ahead
+    assert ahead or isinstance(build_mixer(name, DIM, {name: {"ahead": ahead}}, causal=True), Reversed)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # timm's contract asks for it all the same
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_scripted_norm_equals_the_kernel(kind: str) -> None:
@@ -134,6 +153,8 @@ def test_scripted_norm_equals_the_kernel(kind: str) -> None:
     ("arguments", "message"),
     [
         ({"mixer": "vim", "causal": True}, "looks ahead"),
+        ({"mixer": "attention", "mixer_args": {"attention": {"causal": False}}, "causal": True}, "looks ahead"),
+        ({"mixer": f"{__name__}:Reversed", "causal": True}, "looks ahead"),
         ({"mixer": "s7", "causal": True}, "unknown mixer 's7', did you mean 's6'"),
         ({"mixer": [], "causal": True}, "got an empty list"),
         ({"mixer": "s6", "mixer_args": {"s6": {"dstate": 4}}, "causal": True}, "did you mean 'd_state'"),
