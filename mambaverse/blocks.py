@@ -270,6 +270,9 @@ def build_mixer(
             raise UserError(f"mixer_args: expected the names of mixers as keys, got {key!r}")
         if key != name and ":" not in key and key not in MIXERS:
             raise UserError(f"mixer_args: no mixer is called {key!r}{MIXERS.suggest(key)}")
+        for argument in ("dim", "device", "dtype"):
+            if argument in arguments[key]:
+                raise UserError(f"mixer_args: {argument!r} of {key!r} is the model's, and cannot be set for one mixer")
     if directions not in (None, 1, 2):
         raise UserError(f"directions: expected 1, 2, or None for as many as the mixer needs, got {directions!r}")
     cls = mixer_class(name)
@@ -282,6 +285,11 @@ def build_mixer(
             raise UserError(f"mixer {name!r} looks ahead (causal is False) and cannot be used in a causal backbone")
         return mixer
     wrapper = {"merge": "mean", **arguments.get("bidirectional", {})}
+    if taken := {"mixer", "mixer_args"} & wrapper.keys():
+        raise UserError(
+            f"mixer_args: {min(taken)!r} of 'bidirectional' is {name!r} here, which it wraps; mixer='bidirectional' "
+            "takes another"
+        )
     try:
         return create_mixer("bidirectional", dim, mixer=name, mixer_args=own, **wrapper, **dd)
     except DirectionError:  # which only a mixer that was built tells, where __init__ sets it

@@ -160,6 +160,12 @@ def test_scripted_norm_equals_the_kernel(kind: str) -> None:
         ({"mixer": "s6", "mixer_args": {"s6": {"dstate": 4}}, "causal": True}, "did you mean 'd_state'"),
         ({"mixer": "s6", "mixer_args": {"sdd": {"d_state": 4}}, "causal": True}, "no mixer is called 'sdd'"),
         ({"mixer": "s6", "mixer_args": {"d_state": 4}, "causal": True}, "such as {'s6': {...}}, got {'d_state': 4}"),
+        ({"mixer": "s6", "mixer_args": {"s6": {"dim": 4}}, "causal": True}, "'dim' of 's6' is the model's"),
+        ({"mixer": "vim", "mixer_args": {"vim": {"dtype": None}}, "causal": False}, "'dtype' of 'vim' is the model's"),
+        (
+            {"mixer": "s6", "mixer_args": {"bidirectional": {"mixer": "ssd"}}, "causal": False},
+            "'mixer' of 'bidirectional' is 's6' here, which it wraps; mixer='bidirectional' takes another",
+        ),
         ({"mixer": "s6", "mixer_args": 4, "causal": True}, "mixer_args: expected arguments by mixer.*got 4"),
         ({"mixer": "s6", "norm": "batch", "causal": True}, "expected 'rms' or 'layer', got 'batch'"),
         ({"mixer": "s6", "mlp_ratio": "a", "causal": True}, "mlp_ratio: expected 0 for no MLP, or more, got 'a'"),
