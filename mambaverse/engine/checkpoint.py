@@ -60,7 +60,8 @@ def read_torch(path: Path) -> Any:
             raise CheckpointError(f"{path}: damaged, or not written by torch.save") from None  # torch's is an essay
         raise CheckpointError(
             f"{path}: refused, since reading it would run code from the file. Where you trust its source, keep only "
-            "its weights: torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path)"
+            "its weights: torch.save({'model': torch.load(path, weights_only=False)['model']}, new_path), or of a "
+            "whole model torch.save(torch.load(path, weights_only=False).state_dict(), new_path)"
         ) from None
     except FOREIGN:
         raise CheckpointError(f"{path}: damaged, or not written by torch.save: not a pickle") from None
