@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -143,9 +144,18 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files below `folder` that are not hidden, sorted by path."""
-    below = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    """Return the image files below `folder` that are not hidden, sorted by path.
+
+    Links to folders are followed; a folder that is reached twice is read once.
+    """
+    found: list[Path] = []
+    seen = {folder.resolve()}
+    for here, inner, files in os.walk(folder, followlinks=True):
+        places = {Path(here, name).resolve(): name for name in sorted(inner, reverse=True) if name[0] != "."}
+        inner[:] = sorted(name for place, name in places.items() if place not in seen)  # of two links the first
+        seen |= places.keys()
+        found += [Path(here, name) for name in files if name[0] != "." and Path(name).suffix.lower() in EXTENSIONS]
+    return sorted(path for path in found if path.is_file())
 
 
 def with_channels(images: Images, in_chans: int) -> Images:
