@@ -12,15 +12,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from mambaverse.errors import UserError, suggest
+from mambaverse.overrides import explain, written
 
 MAX_THREADS = 8192  # as many processors as a Linux kernel is built for
 CONFIGS = Path(__file__).parent / "configs"  # the shipped ones
@@ -225,16 +225,17 @@ def compose(
         from mambaverse.engine.task import run_schema
 
         schema = run_schema
-    layers = [*_yaml_layers(name, list(roots)), *argument_layers(overrides)]
+    files = list(_yaml_layers(name, list(roots)))
+    layers = [*files, *argument_layers(overrides)]
     plain: list[tuple[str, Any]] = [(source, OmegaConf.to_container(layer)) for source, layer in layers]
     for source, keys in plain:  # not resolved: plugins and the task are looked up before
         import_plugins(keys.get("plugins"), source)
     config: Any = OmegaConf.structured(schema(_task_name(name, plain)))
-    for source, layer in layers:
+    for source, layer in [*files, *argument_layers(overrides, config)]:
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{source}: {_explain(error)}") from None
+            raise ConfigError(f"{source}: {explain(error)}") from None
         except TypeError:  # OmegaConf's, which names no key
             raise ConfigError(f"{source}: a list where keys and values are expected, or the other way round") from None
     try:
@@ -246,7 +247,7 @@ def compose(
                 raise ConfigError(f"{name}: {key}: expected a finite number, got {value}")
         run = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{name}: {_explain(error)}") from None
+        raise ConfigError(f"{name}: {explain(error)}") from None
     assert isinstance(run, RunConfig)
     return run
 
@@ -291,11 +292,16 @@ def _task_name(name: str, layers: Sequence[tuple[str, Any]]) -> str:
     raise ConfigError(f"{name}: task.name is not set; it names the task, such as 'vision'")
 
 
-def _yaml_layers(name: str, roots: list[Path], parents: tuple[str, ...] = ()) -> Iterator[tuple[str, DictConfig]]:
-    """Yield (source, layer) for `name` and everything its `defaults:` name, depth first, base before derived."""
+def _yaml_layers(
+    name: str, roots: list[Path], parents: tuple[str, ...] = (), by: Path | None = None
+) -> Iterator[tuple[str, DictConfig]]:
+    """Yield (source, layer) for `name` and everything its `defaults:` name, depth first, base before derived.
+
+    A file that the defaults of another, `by`, name is looked for beside that one too.
+    """
     if name in parents:
         raise ConfigError(f"defaults form a loop: {' -> '.join((*parents, name))}")
-    path = _find(name, roots)
+    path = _find(name, roots, by)
     try:
         body = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
@@ -306,7 +312,7 @@ def _yaml_layers(name: str, roots: list[Path], parents: tuple[str, ...] = ()) ->
     if bases is not None and not OmegaConf.is_list(bases):
         raise ConfigError(f"{path}: defaults: expected a list of configs, such as [vision/_base], got {bases!r}")
     for base in bases or []:
-        yield from _yaml_layers(str(base), roots, (*parents, name))
+        yield from _yaml_layers(str(base), roots, (*parents, name), path)
     yield str(path), body
 
 
@@ -342,49 +348,32 @@ def _not_finite(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
         yield from _not_finite(part, f"{key}.{name}" if key else str(name))
 
 
-def _find(name: str, roots: list[Path]) -> Path:
-    candidates = [Path(name)] if name.endswith((".yaml", ".yml")) else [root / f"{name}.yaml" for root in roots]
+def _find(name: str, roots: list[Path], by: Path | None = None) -> Path:
+    candidates = [root / f"{name}.yaml" for root in roots]
+    if name.endswith((".yaml", ".yml")):
+        candidates = [Path(name)] if by is None else [by.parent / name, Path(name)]
     for path in candidates:
         if path.is_file():
             return path
-    raise ConfigError(f"no config {name!r}{suggest(name, list_configs(roots), limit=30)}")
+    source = "" if by is None else f"{by}: defaults: "
+    raise ConfigError(f"{source}no config {name!r}{suggest(name, list_configs(roots), limit=30)}")
 
 
-def argument_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
-    """Yield (source, layer) for each `key=value`."""
+def argument_layers(overrides: Sequence[str], schema: Any = None) -> Iterator[tuple[str, DictConfig]]:
+    """Yield (source, layer) for each `key=value`; with the `schema` of a config a text is what was written."""
     for item in overrides:
-        key, equals, _ = item.partition("=")
+        key, equals, value = item.partition("=")
         if not equals or not key:
             raise ConfigError(f"argument {item!r}: expected key=value, such as trainer.epochs=5")
         if re.search(r"^\.|\.\.|\.\[|\.$|\[\]", re.sub(r"\[[^]]+\]", "[name]", key)):
             raise ConfigError(f"argument {item!r}: the key has an empty part, expected names such as trainer.epochs")
         try:
-            yield f"argument {item!r}", OmegaConf.from_dotlist([item])
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            yield f"argument {item!r}", written(OmegaConf.from_dotlist([item]), key, value, schema)
+        except yaml.YAMLError as error:
+            remedy = f"; a text with such characters takes quotes of its own: {key}='\"...\"'"
+            raise ConfigError(f"argument {item!r}: {' '.join(str(error).split())}{remedy}") from None
+        except OmegaConfBaseException as error:
             raise ConfigError(f"argument {item!r}: {' '.join(str(error).split())}") from None
-
-
-def _explain(error: OmegaConfBaseException) -> str:
-    """Say what OmegaConf found wrong; for an unknown key, also what would have been right."""
-    if isinstance(error, ConfigKeyError) and error.parent_node is not None:
-        return f"unknown key {error.full_key!r}{_nearest_key(str(error.key), error.parent_node)}"
-    text = str(error).splitlines()[0].partition(". Did you mean")[0]
-    text = re.sub(r"Invalid value assigned: \w+ is not a ListConfig.*", "expected a list, such as [1, 2]", text)
-    keyed = r"expected a mixer's name and its arguments, such as model.mixer_args.ssd.d_state=64, got \1"
-    text = re.sub(r"Value (.*) \(\w+\) is incompatible with type hint 'typing\.Dict\[str, typing\.Any\]'", keyed, text)
-    return f"{error.full_key}: {text}" if error.full_key else text
-
-
-def _nearest_key(key: str, parent: Any) -> str:
-    """Say which key of `parent` was meant; of the whole config also one of a section: lr is optim.lr."""
-    inside: dict[str, list[str]] = {}
-    if parent._get_parent() is None:
-        for section in (name for name in parent if OmegaConf.is_dict(parent[name])):
-            for name in parent[section]:
-                inside.setdefault(str(name), []).append(f"{section}.{name}")
-    if close := get_close_matches(key, inside, n=1, cutoff=0.8):
-        return f", did you mean {' or '.join(map(repr, inside[close[0]]))}?"
-    return suggest(key, map(str, parent))
 
 
 def _at_least(section: str, config: Any, **bounds: float) -> None:

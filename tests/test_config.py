@@ -52,6 +52,41 @@ def test_resolved_yaml_feeds_back_in(root: Path, tmp_path: Path) -> None:
     assert run(root, name=str(path)) == config
 
 
+@pytest.mark.parametrize("text", ["007", "1.10", "1_000", "12:30", "1e5", "0x10", "on", "true", "a #b", "&x", ".5"])
+def test_a_text_is_what_was_written(root: Path, text: str) -> None:
+    config = run(root, f"trainer.run_name={text}", f"data.root={text}")
+    assert (config.trainer.run_name, config.data.root) == (text, text)
+    (root / "again.yaml").write_text(to_yaml(config))
+    assert run(root, name=str(root / "again.yaml")) == config
+
+
+def test_a_text_may_be_quoted_none_or_taken_from_elsewhere(root: Path) -> None:
+    for given, expected in (("'a b'", "a b"), ('"007"', "007"), ("", None), ("~", None), ("null", None)):
+        assert run(root, f"trainer.run_name={given}").trainer.run_name == expected
+    assert run(root, "trainer.run_name=m-${model.name}").trainer.run_name == "m-m"
+
+
+def test_a_number_is_decimal(root: Path) -> None:
+    config = run(root, "trainer.epochs=010", "trainer.seed=1_000", "optim.lr=1e-3", "optim.min_lr=00.5")
+    assert (config.trainer.epochs, config.trainer.seed, config.optim.lr, config.optim.min_lr) == (10, 1000, 1e-3, 0.5)
+    assert "'1:30' of type 'str' could not be converted to Integer" in fails(root, "trainer.epochs=1:30")
+
+
+def test_defaults_are_found_beside_their_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "own").mkdir()
+    (root / "own/base.yaml").write_text("defaults: [toy/run]\ntrainer: {epochs: 9}\n")
+    (root / "own/mine.yaml").write_text("defaults: [base.yaml]\n")
+    assert run(root, name=str(root / "own/mine.yaml")).trainer.epochs == 9
+    (root / "own/mine.yaml").write_text("defaults: [own/base.yaml]\n")
+    monkeypatch.chdir(root)
+    assert run(root, name="own/mine.yaml").trainer.epochs == 9  # or where the command runs
+
+
+def test_an_unknown_default_names_its_file(root: Path) -> None:
+    (root / "toy/run.yaml").write_text("defaults: [toy/_bse]\n")
+    assert fails(root).startswith(f"{root}/toy/run.yaml: defaults: no config 'toy/_bse'")
+
+
 def test_a_key_that_demands_a_value_is_refused_unless_a_later_layer_gives_one(root: Path) -> None:
     demanded = "trainer.epochs is ???, which demands a value, and none is set after it"
     assert fails(root, "trainer.epochs=???") == f"argument 'trainer.epochs=???': {demanded}"
@@ -136,6 +171,8 @@ def test_unknown_key_in_a_file(root: Path) -> None:
         ("model.mixer_args.[ssd].d_state=1", "the key has an empty part"),
         ("data.batch_size=-1", "data.batch_size: expected at least 1, got -1"),
         ("data={a: [1", "argument 'data={a: [1'"),
+        ("optim=3", "argument 'optim=3': expected keys and values where there is a section, got 3"),
+        ("data.root=[^/]+", "a text with such characters takes quotes of its own: data.root='\"...\"'"),
     ],
 )
 def test_wrong_values(root: Path, argument: str, message: str) -> None:
