@@ -129,7 +129,9 @@ def read_records(
             bytes in its name, its sequence or in one of `needs` that are not UTF-8.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file" if not path.is_dir() else f"{path}: a folder; expected a file")
+        if path.exists():
+            raise UserError(f"{path}: {'a folder' if path.is_dir() else 'a pipe or a device'}; expected a file")
+        raise UserError(f"{path}: no such file")
     if (kind := kind_of(path)) is None:
         known = ", ".join((*FASTA[:3], *TABLES))
         raise UserError(f"{path}: not known as a sequence file; expected one of {known}, also compressed (.gz, .xz)")

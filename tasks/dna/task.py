@@ -234,8 +234,8 @@ class DnaTask(Classifier):
     def _load(self, record: Record) -> Sample:
         ids = record.ids(strict=self.data.strict, rna=self.data.rna, max_unknown=self.data.max_unknown)
         label = record.cells.get(self.data.label or "label")
-        if label is not None and label not in self.classes:
-            known = suggest(label, self.classes)
+        if label is not None and label.strip() not in self.classes:
+            known = suggest(label.strip(), self.classes)
             raise UserError(f"{record.where}: label {label!r} is none of the run's{known}; take the column out")
         if self._places_count() and not self.shortest <= len(ids) <= self.longest:
             expected = f"{self.shortest}" + (f" to {self.longest}" if self.shortest < self.longest else "")

@@ -88,6 +88,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, name: str, text: str, message: s
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     assert f"{tmp_path / 'no.fa'}: no such file" in fails(lambda: records(tmp_path / "no.fa"))
     assert "a folder; expected a file" in fails(lambda: records(tmp_path))
+    assert "/dev/null: a pipe or a device; expected a file" in fails(lambda: records(Path("/dev/null")))
 
 
 @pytest.mark.parametrize(

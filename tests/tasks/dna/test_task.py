@@ -295,6 +295,14 @@ def test_predict_reads_tables_and_folders(run: Path, tmp_path: Path, capsys: pyt
     assert [line.split(",")[0] for line in out.splitlines()[1:]] == ["1", "2", "3", "z"]
 
 
+def test_predict_takes_a_table_that_training_took(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "x.csv", f"sequence, label\n{letters(40)}, alpha\n")
+    status, out, err = predict(capsys, run, str(path), "--format", "csv")
+    assert (status, err) == (0, "") and out.splitlines()[1].startswith("1,")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
