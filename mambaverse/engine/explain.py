@@ -17,6 +17,8 @@ from mambaverse.engine.progress import Screen
 from mambaverse.engine.task import Task
 from mambaverse.errors import UserError
 
+LONGEST = 200  # bytes of a picture's name: a disk has 255, and a number and endings follow
+
 
 def explain_run(
     path: Path,
@@ -70,8 +72,12 @@ def explain_run(
 
 
 def picture_name(name: str, written: Sequence[Path]) -> str:
-    """Return the file name of an input's picture: "photos/a b.jpg" is a_b.png, or a_b-2.png if that is taken."""
+    """Return the file name of an input's picture, of a length that any disk has.
+
+    "photos/a b.jpg" is a_b.png, or a_b-2.png if that is taken.
+    """
     stem = re.sub(r"[^\w.-]+", "_", Path(name).stem).strip(".") or "input"
+    stem = stem.encode()[:LONGEST].decode(errors="ignore")
     taken = {path.name for path in written}
     numbered = (f"{stem}{suffix}.png" for suffix in ("", *(f"-{n}" for n in range(2, len(taken) + 3))))
     return next(candidate for candidate in numbered if candidate not in taken)

@@ -68,3 +68,11 @@ def test_names_of_pictures_are_safe_and_never_the_same() -> None:
     for name in ("photos/a b.jpg", "other/a b.png", "chr1:10-20", "..", "übung.jpg"):
         written.append(Path(picture_name(name, written)))
     assert [path.name for path in written] == ["a_b.png", "a_b-2.png", "chr1_10-20.png", "input.png", "übung.png"]
+
+
+def test_a_long_name_is_cut_to_what_a_disk_has(tmp_path: Path) -> None:
+    first = picture_name("x" * 300, [])
+    second = picture_name("é" * 300, [Path(first)])
+    for name in (first, second, picture_name("x" * 301, [Path(first)])):
+        (tmp_path / f"{name}.part").touch()
+    assert len(list(tmp_path.iterdir())) == 3
