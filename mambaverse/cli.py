@@ -378,6 +378,8 @@ def _data(arguments: argparse.Namespace) -> None:
         with open_genome(arguments.name) as genome:
             print(f"{genome.path}: {len(genome):,} records, {sum(genome.lengths.values()):,} bases")
         return
+    if Path(arguments.name).suffix and ":" not in arguments.name:
+        raise UserError(f"data {arguments.name}: no such file; expected a genome's, or a data set's name")
     if arguments.root is not None:
         check_root(arguments.name, arguments.root)
     get_dataset(arguments.name).prepare(arguments.root)

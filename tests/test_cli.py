@@ -152,6 +152,7 @@ def test_explain_draws_what_a_run_looks_at(
         (["data", "vision/cifar10", "--root", "no.deb"], "--root no.deb: no such file or folder"),
         (["data", "dna/ecoli536", "--root", "no.deb"], "--root no.deb: no such file or folder"),
         (["data", "vision/digits", "--root", "."], "--root .: vision/digits reads nothing from there, it needs scikit"),
+        (["data", "no.fa"], "data no.fa: no such file; expected a genome's, or a data set's name"),
         (["data", "vision/digitz"], "did you mean 'vision/digits'"),
         (["bench", "selective_scam"], "did you mean 'selective_scan'"),
         (["bench", "norm", "--case", "zzz"], "no case 'zzz'"),

@@ -81,6 +81,8 @@ class RunFolder:
                 f"trainer.run_name={config.trainer.run_name}: leads out of trainer.output_dir={parent}; expected a "
                 "name in it"
             )
+        if not Path(config.trainer.run_name).parts:
+            raise UserError(f"trainer.run_name={config.trainer.run_name!r}: expected a name, or null for one by time")
         run = cls(parent / config.trainer.run_name)
         if not run.path.exists() or (run.path.is_dir() and run._is_empty()):
             return run

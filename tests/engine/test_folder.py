@@ -112,6 +112,10 @@ def test_a_name_that_is_taken_is_refused_or_replaced_and_only_what_is_ours_is_re
         config.trainer.run_name = outside
         with pytest.raises(UserError, match=r"leads out of trainer\.output_dir"):
             train(config, console=quiet)
+    for nothing in ("", "."):  # else trainer.output_dir itself would become the run
+        config.trainer.run_name = nothing
+        with pytest.raises(UserError, match=f"trainer.run_name='{nothing}': expected a name, or null"):
+            train(config, console=quiet)
 
 
 def test_a_run_that_was_killed_as_it_wrote_its_config_begins_again(tmp_path: Path, quiet: Console) -> None:
