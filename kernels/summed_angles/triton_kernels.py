@@ -50,9 +50,13 @@ def _place_of(cu, place, L, num_sequences, search, T: tl.constexpr, PACKED: tl.c
 
 @triton.jit
 def _columns(dt, rate, row, first, o, H, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, S: tl.constexpr):
-    """Return pointers to dt and rate of a chunk's first token for the columns o, a head's pairs after another's."""
+    """Return pointers to dt and rate of a chunk's first token for the columns o, a head's pairs after another's.
+
+    And the steps to the next token, int64: several of them may be 2^31.
+    """
     heads, pairs = (o // S).to(tl.int64), (o % S).to(tl.int64)
-    return dt + row * sd_b + first * sd_l + heads * sd_h, rate + row * sr_b + first * sr_l + pairs * sr_s
+    p_dt, p_rate = dt + row * sd_b + first * sd_l + heads * sd_h, rate + row * sr_b + first * sr_l + pairs * sr_s
+    return p_dt, p_rate, tl.full([], sd_l, tl.int64), tl.full([], sr_l, tl.int64)
 
 
 @triton.jit(do_not_specialize=["L", "num_sequences", "search"])
@@ -65,15 +69,15 @@ def turn_sums(
     row, first, left = _place_of(cu, place, L, num_sequences, search, T, PACKED)
     o = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     ok = o < H * S
-    p_dt, p_rate = _columns(dt, rate, row, first, o, H, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, S)
+    p_dt, p_rate, sd, sr = _columns(dt, rate, row, first, o, H, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, S)
     total = tl.zeros([COLUMNS], tl.float64)
     for t in range(0, tl.minimum(left, T), AT_ONCE):
         for i in tl.static_range(AT_ONCE):
             there = ok & (t + i < left)
-            b_dt = tl.load(p_dt + i * sd_l, mask=there, other=0.0).to(tl.float64)
-            total += b_dt * tl.load(p_rate + i * sr_l, mask=there, other=0.0).to(tl.float64)
-        p_dt += AT_ONCE * sd_l
-        p_rate += AT_ONCE * sr_l
+            b_dt = tl.load(p_dt + i * sd, mask=there, other=0.0).to(tl.float64)
+            total += b_dt * tl.load(p_rate + i * sr, mask=there, other=0.0).to(tl.float64)
+        p_dt += AT_ONCE * sd
+        p_rate += AT_ONCE * sr
     tl.store(sums + place * (H * S) + o, total * 0.5, mask=ok)
 
 
@@ -136,21 +140,21 @@ def angles(
     row, first, left = _place_of(cu, place, L, num_sequences, search, T, PACKED)
     o = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     ok = o < H * S
-    p_dt, p_rate = _columns(dt, rate, row, first, o, H, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, S)
+    p_dt, p_rate, sd, sr = _columns(dt, rate, row, first, o, H, sd_b, sd_l, sd_h, sr_b, sr_l, sr_s, S)
     p_out = out + (row * L + first) * H * S + o
     turns = tl.load(before + place * (H * S) + o, mask=ok & (left > 0), other=0.0)  # where no chunk is, no sum is
     for t in range(0, tl.minimum(left, T), AT_ONCE):
         steps = ()
         for i in tl.static_range(AT_ONCE):  # loads first: behind a store they would wait for it
             there = ok & (t + i < left)
-            b_dt = tl.load(p_dt + i * sd_l, mask=there, other=0.0).to(tl.float64)
-            steps = steps + (b_dt * tl.load(p_rate + i * sr_l, mask=there, other=0.0).to(tl.float64),)  # noqa: RUF005
+            b_dt = tl.load(p_dt + i * sd, mask=there, other=0.0).to(tl.float64)
+            steps = steps + (b_dt * tl.load(p_rate + i * sr, mask=there, other=0.0).to(tl.float64),)  # noqa: RUF005
         for i in tl.static_range(AT_ONCE):
             turns += steps[i] * 0.5
             value = ((turns - tl.floor(turns)) * (2.0 * PI)).to(tl.float32)
             tl.store(p_out + i * H * S, value, mask=ok & (t + i < left))
-        p_dt += AT_ONCE * sd_l
-        p_rate += AT_ONCE * sr_l
+        p_dt += AT_ONCE * sd
+        p_rate += AT_ONCE * sr
         p_out += AT_ONCE * H * S
 
 

@@ -83,6 +83,17 @@ def check_long(backend: str, device: str = "cpu", length: int = 20_000) -> None:
     assert ((angles.double() - truth + math.pi) % (2 * math.pi) - math.pi).abs().max() < 1e-6
 
 
+def check_far(backend: str, device: str = "cpu") -> None:
+    """Tokens so far apart that a few of them are more than 2^31 elements; memory between them is never touched."""
+    length, step = 5, 2**29 + 8
+    memory = torch.empty((length - 1) * step + 1, dtype=torch.float16, device=device)
+    dt = memory.as_strided((1, length, 1), (1, step, 1))
+    near = torch.rand(1, length, 1).to(dt)
+    rate = torch.rand(1, length, 2, device=device)
+    with use_backend(backend):
+        assert torch.equal(summed_angles(dt.copy_(near), rate), summed_angles(near, rate))
+
+
 @compiled
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_every_output_and_gradient_is_within_tolerance(backend: str) -> None:
@@ -94,6 +105,7 @@ def test_every_output_and_gradient_is_within_tolerance(backend: str) -> None:
 def test_triton_is_within_tolerance() -> None:
     check_all("triton")
     check_long("triton", length=2000)
+    check_far("triton")
 
 
 @pytest.mark.gpu
@@ -101,6 +113,7 @@ def test_triton_is_within_tolerance() -> None:
 def test_a_gpu_is_within_tolerance() -> None:
     check_all("auto", "cuda")
     check_long("auto", "cuda", length=200_000)
+    check_far("auto", "cuda")
     inputs = make_inputs(Case(3, 197, 6, 32, ""), dtype=torch.bfloat16, device="cuda")
     check(inputs, torch.bfloat16)
 
