@@ -27,6 +27,7 @@ TESTED = (
     Case(1, 64, 3, 5, "full chunks; pairs that are no power of two"),
     Case(3, 1, 2, 1, "one token, one pair"),
     Case(2, 7, 1, 33, "less than a chunk; one head"),
+    Case(1, 18, 5, 33, "more columns than a GPU program has"),
 )
 
 TIMED = (
