@@ -67,6 +67,7 @@ def test_half_precision_and_mixed_dtypes():
     """fp16, whose products are float32 here. Not bf16: the interpreter cuts a float off where a GPU rounds it."""
     half, single = make_inputs(CASES["split"], dtype=torch.float16), make_inputs(CASES["split"])
     check(half, torch.float16)
+    check(single | {k: half[k] for k in ("dt", "B", "C")}, torch.float16)  # x and z alike: dy is gated once
     mixed = single | {k: half[k] for k in ("x", "B")} | {"D": half["D"].half()}
     check(mixed, torch.float16)
     with use_backend("triton"):
