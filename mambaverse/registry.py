@@ -16,6 +16,7 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ class Registry(Generic[T]):
         self._entries: dict[str, Entry[T]] = {}
         self._modules: dict[str, str] | None = None  # built-in modules: name -> module path
         self._discovered = False
+        self._lock = threading.RLock()
 
     def register(
         self, name: str, target: T | str | None = None, *, overwrite: bool = False, **tags: Any
@@ -226,9 +228,12 @@ class Registry(Generic[T]):
 
     def _discover(self) -> None:
         """Read the entry points of the group, once; importing none of them."""
-        if self._discovered or not self._group:
-            return
-        self._discovered = True
+        with self._lock:  # who comes while a thread reads them waits for the names
+            if not self._discovered and self._group:
+                self._discovered = True
+                self._read_entry_points()
+
+    def _read_entry_points(self) -> None:
         allowed = os.environ.get(PLUGINS_VARIABLE)
         if allowed == "off":
             return
@@ -241,7 +246,7 @@ class Registry(Generic[T]):
                 self._load_builtins(None)  # for their names
             if point.name in self._entries or (self._module_is_name and point.name in self._builtin_modules()):
                 warnings.warn(
-                    f"{self.kind} {point.name!r} of package {owner} is ignored: the name is taken", stacklevel=2
+                    f"{self.kind} {point.name!r} of package {owner} is ignored: the name is taken", stacklevel=3
                 )
                 continue
             self._entries[point.name] = Entry(point.name, point.value, f"entry point of package {owner}")

@@ -3,6 +3,8 @@
 import importlib.metadata
 import re
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,6 +228,22 @@ def test_what_is_no_class_of_the_kind_is_refused(things: Registry[type], given: 
     with pytest.raises(RegistryError, match=r"thing 'a': expected a subclass of .*\.Thing, got"):
         things.register_class("a", Thing)(given)
     assert things.register_class("a", Thing)(Thing) is Thing
+
+
+def test_a_thread_that_comes_while_another_reads_entry_points_sees_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, registry = threading.Event(), Registry[type]("thing", group="lab.things")
+
+    def slow(group: str) -> list[SimpleNamespace]:
+        reading.set()
+        time.sleep(0.2)
+        return [entry_point("far", "collections:OrderedDict", "lab")]
+
+    monkeypatch.setattr(registry_module, "entry_points", slow)
+    first = threading.Thread(target=registry.list)
+    first.start()
+    reading.wait()
+    assert registry.list() == ["far"]
+    first.join()
 
 
 def test_installed_metadata_is_what_is_read() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.files import open_binary
+from mambaverse.tasks.dna.files import check_file, open_binary
 from mambaverse.tasks.dna.genome.regions import Region
 from mambaverse.tasks.dna.genome.skipped import RecordError, Skipped, check_on_error, report
 from mambaverse.tasks.dna.tokens import reverse_complement
@@ -135,8 +135,7 @@ def read_genbank(
         RecordError: with "raise", a feature whose place cannot be read, or lies in another record.
     """
     skip = check_on_error(on_error)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a GenBank file")
+    check_file(path, "a GenBank file")
     with report(skipped) as account:
         for record in _records(path):
             where = f"{path}, record {record.id!r}"

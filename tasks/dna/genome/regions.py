@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mambaverse.errors import UserError, suggest
-from mambaverse.tasks.dna.files import read_lines
+from mambaverse.tasks.dna.files import check_file, read_lines
 
 STRANDS = ("+", "-")
 MITOCHONDRIA = ("chrM", "MT", "M", "chrMT")
@@ -125,8 +125,7 @@ class Aliases:
         Raises:
             UserError: no such file, damaged, or a row of one name only.
         """
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; expected a table of chromosome names such as chromAlias.txt")
+        check_file(path, "a table of chromosome names such as chromAlias.txt")
         rows = []
         for number, raw in enumerate(read_lines(path), 1):
             line = raw.decode("utf-8", "replace").rstrip("\r\n")
