@@ -131,8 +131,9 @@ class _Run:
         self.D_width = 0 if D is None else 1 if D.ndim == 1 else p.head_dim  # gradients of D a head
         self.sizes = (p.heads, p.heads // p.groups)
         self.limits = (low, high)
-        # Whether backward gates dy once, in `carry`, and leaves it where dx and dz will be. float16 has not the range.
-        self.gates = z is not None and x.dtype == z.dtype != torch.float16
+        # Whether backward gates dy once, in `carry`, and leaves it where dx will be, and in bfloat16 what rounding took
+        # from it where dz will be. float16 has not the range.
+        self.gates = z is not None and (x.dtype == torch.float32 or x.dtype == z.dtype == torch.bfloat16)
         self.flags: dict[str, Any] = {
             "P": p.head_dim, "N": p.state_dim, "BP": p.tile[0], "BN": p.tile[1],
             "DT": tl.bfloat16 if p.dtype == torch.bfloat16 else tl.float32,
@@ -221,17 +222,9 @@ class _Run:
             at: dict[str, Any] = {"segments": segments, "first_chunk": first * each}
             self.carry(self.x, self.B, None, self.initial, starts=states, states=inner, gradient=False, **at)
             self.carry(
-                dy,
-                self.C,
-                self.z,
-                dfinal,
-                starts=starts,
-                outgoing=dinitial,
-                states=gradients,
-                gradient=True,
-                **at,
-                **gated,
-            )
+                dy, self.C, self.z, dfinal, starts=starts, outgoing=dinitial, states=gradients, gradient=True,
+                **at, **gated,
+            )  # fmt: skip
             chunks = min(segments.stop * each, p.chunks) - first * each
             yield _Piece(first * each, chunks, len(segments) * each, first * each, first * each, inner, gradients)
 
@@ -284,10 +277,9 @@ class _Run:
         of_y, of_x = (*dy.stride(), *_strides(dfinal, 4)), self.x.stride()
         of_BC = *self.B.stride(), *self.C.stride()
         flags = {
-            "HAS_Z": self.z is not None, "HAS_INITIAL": self.initial is not None, "HAS_FINAL": dfinal is not None,
-            "HAS_OWN": self.own is not None,
+            "HAS_INITIAL": self.initial is not None, "HAS_FINAL": dfinal is not None, "HAS_OWN": self.own is not None,
         }  # fmt: skip
-        outer, gate = (dx, None) if self.gates else (dy, self.z)  # `gradient_x` overwrites dx, so it comes last
+        gated, gate = (dx, None) if self.gates else (dy, self.z)  # `gradient_x` overwrites dx, so it comes last
         for piece in pieces:
             *place, states, dstates = piece
             programs = slots if p.packed else p.batch * piece.num_chunks
@@ -296,11 +288,11 @@ class _Run:
             launch(
                 self.memo, "gradient_BC", gradient_BC_of_one if p.one else gradient_BC,
                 (programs * p.groups * p.parts,),
-                (*(outer, *self._or_x(dfinal), self.x, self.B, self.C, *self._or_x(gate, self.initial)),
+                (*(gated, *self._or_x(dfinal), self.x, self.B, self.C, *self._or_x(gate, self.initial)),
                 *self._or_x(self.own, self.cu),
                 *(states, dstates, chunk_steps, to_B, to_C, *bounds, *place, *self.sizes),
                 *(p.heads // p.groups // p.parts, dB.numel()),
-                *(*outer.stride(), *_strides(dfinal, 4), *of_x, *of_BC, *_strides(gate, 4)),
+                *(*gated.stride(), *_strides(dfinal, 4), *of_x, *of_BC, *_strides(gate, 4)),
                 *(*_strides(self.initial, 4), *_strides(self.own, 3)),),
                 lambda: self._tuned("gradient_BC") | flags | {
                     "HAS_Z": gate is not None, "STAGES": tuning("gradient_BC", p)[2]
@@ -315,7 +307,8 @@ class _Run:
                 *(*self.dt.stride(), *self.A.stride(), *of_BC, *self._strides_of_D(), *_strides(self.z, 4)),
                 *(*_strides(self.bias, 1), *_strides(self.initial, 4), *_strides(self.own, 3)),),
                 lambda: self._tuned("gradient_x") | flags | self.step_flags | {
-                    "D_WIDTH": width, "HAS_WEIGHT": self.weight is not None, "PRECISION": "tf32x3", "GATED": self.gates,
+                    "D_WIDTH": width, "HAS_Z": self.z is not None, "HAS_WEIGHT": self.weight is not None,
+                    "GATED": self.gates, "PRECISION": "tf32x3",
                 },
             )  # fmt: skip
         if not slots:

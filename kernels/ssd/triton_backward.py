@@ -21,6 +21,9 @@ finds the step sizes and decays of a chunk once, for the two kernels that follow
 whose few tiles leave room for several on a multiprocessor; `gradient_BC` has one for the heads of a group, or a part of
 them, one after the other, and keeps dB, dC and dK of its chunk in registers all the while. `gradient_BC_of_one` is for
 programs of one head: dC is written before dB is begun, so that only one of them takes registers.
+
+Beside a gate z, dy above is dy silu(z). `carry` may have left it in dx (and its rest in dz), where dB's and dC's kernel
+reads it as if it were dy; `gradient_x` overwrites it, and is launched last.
 """
 
 # What Triton compiles has its own types.
@@ -238,7 +241,8 @@ def gradient_x(
         else:
             b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
             dy_high = b_dy.to(DT)
-            dy_low = (b_dy - dy_high.to(tl.float32)).to(DT)
+            if HALVES:
+                dy_low = (b_dy - dy_high.to(tl.float32)).to(DT)
         dM = tl.dot(b_x, tl.trans(dy_high), acc=dM, input_precision=PRECISION)
         if HALVES:  # dA adds up many products with it, whose signs differ
             dM = tl.dot(b_x, tl.trans(dy_low), acc=dM, input_precision=PRECISION)

@@ -15,7 +15,9 @@ from torch import Tensor
 from mambaverse.kernels.launch import Spec, launch, memo_of, on_device, power_of_2
 from mambaverse.kernels.summed_angles import triton_kernels as kernels
 
-_CHUNK, _AT_ONCE = (16, 4) if os.environ.get("TRITON_INTERPRET") == "1" else (64, 8)  # tokens; those loaded together
+_CHUNK, _AT_ONCE = (
+    (16, 4) if os.environ.get("TRITON_INTERPRET") == "1" else (64, 8)
+)  # tokens, a multiple of those loaded at once
 _BLOCK, _COLUMNS = 256, 128  # columns of a program that walks chunks, and of one that walks or sums tokens
 
 

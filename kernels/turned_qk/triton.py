@@ -7,7 +7,6 @@ are partial, a row for each block of tokens, and added in a fixed order. Strides
 
 from __future__ import annotations
 
-import math
 import os
 
 import torch
@@ -19,9 +18,9 @@ from mambaverse.kernels.turned_qk import triton_kernels as kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_CHANNELS = 1024
-_TILE = 256 if INTERPRETED else 4096  # elements of a tile of B: 32 a thread of four warps
+# Elements of a tile of B, 32 a thread of four warps; runs of rows in which backward's parts are added up first.
+_TILE, _RUNS = (256, 2) if INTERPRETED else (4096, 16)
 _HEADS = 8  # that a program of forward has
-_RUNS = 16  # in which backward's rows of parts are added up first
 
 
 def forward(
@@ -68,7 +67,9 @@ def backward(
         (rank, *angles.shape), dtype=angles.dtype if rank == 1 else torch.float32, device=angles.device
     )
     sizes = [t.numel() for t in (B_bias, C_bias)] + [rank * groups * size] * 2
-    parts = torch.empty((blocks, sum(sizes)), dtype=torch.float32, device=B.device)  # of both biases, both weights
+    runs = _RUNS if blocks >= 2 * _RUNS else 1
+    parts = torch.empty((-(-blocks // runs) * runs, sum(sizes)), dtype=torch.float32, device=B.device)
+    parts[blocks:].zero_()  # of both biases and both weights, a row a block; whole runs
     if tokens:
         tensors = dk, dq, *inputs
         with on_device(B):
@@ -82,8 +83,8 @@ def backward(
                     "FAST": not INTERPRETED, "num_warps": 4,
                 },
             )  # fmt: skip
-    runs = math.gcd(blocks, _RUNS)
-    parts = parts.unflatten(0, (runs, blocks // runs)).sum(1)  # all rows at once, few multiprocessors would have work
+    if runs > 1:  # all rows at once, few multiprocessors would have work
+        parts = parts.unflatten(0, (runs, -1)).sum(1)
     dB_bias, dC_bias, dB_weight, dC_weight = parts.sum(0).split(sizes)  # views, which no operator may return
     return (
         dB, dC, *(d.view(-1, size).sum(0).to(w.dtype) for d, w in ((dB_weight, B_weight), (dC_weight, C_weight))),

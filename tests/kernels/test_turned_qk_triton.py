@@ -92,7 +92,7 @@ class TestOnAGpu:
         Case(2, 130, 4, 2, 8, 64, 16, "several vectors a token"),
         Case(1, 40, 1, 1, 20, 256, 128, "more heads than a program has"),
         Case(1, 5, 1, 1, 2, 1024, 100, "the most channels"),
-        Case(2, 96, 1, 1, 2, 256, 32, "twelve tiles: backward's parts are added up in runs of three"),
+        Case(2, 264, 1, 1, 2, 256, 32, "33 tiles: backward's parts are added up in runs of three"),
     )
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
