@@ -232,10 +232,10 @@ def load_run(path: Path, overrides: Sequence[str] = (), *, data: bool = True) ->
     run = open_run(path)
     config = read_config(path, overrides)
     if not (weights := run.weights(config)).is_file():
-        raise UserError(
-            f"{path} has no {weights.name}: it was stopped before its first evaluation; go on with it: "
-            f"{resume_command(path)}"
-        )
+        why = "it was stopped before its first evaluation; go on with it"
+        if run.last.is_file():
+            why = "put it back, or take the last weights, trainer.select=last; a run that was stopped goes on with"
+        raise UserError(f"{path} has no {weights.name}: {why}: {resume_command(path)}")
     task = make_task(config)
     facts = read_facts(run)
     if data:

@@ -10,7 +10,7 @@ import math
 import platform
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,11 +138,10 @@ def _run(trainer: Trainer, console: Console) -> Result:
         if trainer.is_main:
             board = folder.tensorboard if trainer.config.trainer.tensorboard else None
             log = MetricsLog(folder.metrics, keep=position.log_bytes, step=position.updates, tensorboard=board)
-        signal = trainer.fit(log, console)
-    except SaveError as error:
-        raise SaveError(
-            f"{error}; make room, then go on from the last saved state: {resume_command(folder.path)}"
-        ) from error
+        with _told_to_make_room(folder):
+            signal = trainer.fit(log, console)
+    except SaveError:
+        raise
     except NotFiniteError:
         _draw_curves(trainer)
         raise
@@ -152,15 +151,27 @@ def _run(trainer: Trainer, console: Console) -> Result:
     finally:
         if log is not None:
             log.close()
-    _draw_curves(trainer)
     metrics: dict[str, float] = {}
-    if signal is None:
-        metrics = _conclude(trainer, console)
-    elif trainer.is_main:
+    with _told_to_make_room(folder):
+        _draw_curves(trainer)
+        if signal is None:
+            metrics = _conclude(trainer, console)
+    if signal is not None and trainer.is_main:
         at = f"epoch {position.epoch + 1}, step {position.updates}"
         console.print(f"Stopped at {at}. To go on: {resume_command(folder.path)}", highlight=False, soft_wrap=True)
     history = read_metrics(folder.metrics)
     return Result(folder.path, position.best, metrics, history, signal)
+
+
+@contextmanager
+def _told_to_make_room(folder: RunFolder) -> Iterator[None]:
+    """Let a SaveError of the body say how to go on."""
+    try:
+        yield
+    except SaveError as error:
+        raise SaveError(
+            f"{error}; make room, then go on from the last saved state: {resume_command(folder.path)}"
+        ) from error
 
 
 def _conclude(trainer: Trainer, console: Console) -> dict[str, float]:

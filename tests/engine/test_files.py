@@ -132,6 +132,25 @@ def test_a_run_whose_disk_fills_up_ends_with_one_line_and_goes_on_when_there_is_
     assert numbers(again.history) == numbers(whole.history)
 
 
+def test_a_disk_that_is_full_at_the_end_of_a_run_loses_nothing_either(
+    tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr("mambaverse.engine.run.write_atomic", lambda path, _: write_atomic(path.parent / "no" / "x", ""))
+        with pytest.raises(SaveError, match=f"; make room, then go on .*: mambaverse train --resume {folder}$"):
+            train(toy_config(tmp_path, name="cut"), console=quiet)
+    assert resume(folder, quiet).metrics and (folder / "results.json").is_file()
+
+
+def test_a_finished_run_that_lost_its_best_weights_is_told_of_the_last_ones(tmp_path: Path, quiet: Console) -> None:
+    path = train(toy_config(tmp_path), console=quiet).folder
+    (path / "best.safetensors").unlink()
+    with pytest.raises(UserError, match=r"put it back, or take the last weights, trainer\.select=last; "):
+        evaluate(path)
+    assert evaluate(path, ["trainer.select=last"])
+
+
 @pytest.mark.skipif(os.getuid() != 0 or sys.platform != "linux", reason="mounts a disk of its own")
 def test_a_disk_that_is_really_full(tmp_path: Path, quiet: Console) -> None:
     disk = tmp_path / "disk"
