@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mambaverse.engine.files import files_below
 from mambaverse.errors import UserError, warn
 from mambaverse.tasks.audio.wav import CompressedWavError, WavError, decode_wav, is_wav
 
@@ -125,9 +126,8 @@ def has_soundfile() -> bool:
 
 
 def list_audio(folder: Path) -> list[Path]:
-    """Return the audio files below `folder` that are not hidden, sorted by path."""
-    below = (path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    return sorted(path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    """Return the audio files that `files_below` finds."""
+    return [path for path in files_below(folder) if path.suffix.lower() in EXTENSIONS]
 
 
 def _decode(data: bytes, name: str) -> tuple[int, Iterator[np.ndarray]]:

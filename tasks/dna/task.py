@@ -15,6 +15,7 @@ from mambaverse.config import ConfigError, RunConfig
 from mambaverse.datasets import get_dataset
 from mambaverse.engine.audit import Audit
 from mambaverse.engine.classifier import Classifier
+from mambaverse.engine.files import files_below
 from mambaverse.engine.task import Batch, Sample, SampleSet, fact, register_task
 from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError, suggest, warn
@@ -221,7 +222,7 @@ class DnaTask(Classifier):
     def load_inputs(self, paths: Sequence[str]) -> Iterator[tuple[str, Callable[[], Sample]]]:
         """Yield a loader for each record of FASTA files and tables, and of those in folders."""
         for path in map(Path, paths):
-            files = sorted(p for p in path.rglob("*") if is_sequence_file(p)) if path.is_dir() else [path]
+            files = [p for p in files_below(path) if is_sequence_file(p)] if path.is_dir() else [path]
             if not files:
                 raise UserError(f"{path}: a folder without sequence files (.fa, .fasta, .fna, .csv)")
             for file in files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mambaverse.engine.files import files_below
 from mambaverse.errors import UserError
 
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -144,18 +144,8 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the image files below `folder` that are not hidden, sorted by path.
-
-    Links to folders are followed; a folder that is reached twice is read once.
-    """
-    found: list[Path] = []
-    seen = {folder.resolve()}
-    for here, inner, files in os.walk(folder, followlinks=True):
-        places = {Path(here, name).resolve(): name for name in sorted(inner, reverse=True) if name[0] != "."}
-        inner[:] = sorted(name for place, name in places.items() if place not in seen)  # of two links the first
-        seen |= places.keys()
-        found += [Path(here, name) for name in files if name[0] != "." and Path(name).suffix.lower() in EXTENSIONS]
-    return sorted(path for path in found if path.is_file())
+    """Return the image files that `files_below` finds."""
+    return [path for path in files_below(folder) if path.suffix.lower() in EXTENSIONS]
 
 
 def with_channels(images: Images, in_chans: int) -> Images:

@@ -27,7 +27,7 @@ from torch import nn
 
 from mambaverse.blocks import Sum
 from mambaverse.config import RunConfig
-from mambaverse.engine.files import output_path
+from mambaverse.engine.files import files_below, output_path
 from mambaverse.engine.inputs import REMEDY, BadInputError, Skips, check_inputs
 from mambaverse.engine.progress import Counter, Screen
 from mambaverse.errors import UserError, suggest
@@ -216,7 +216,7 @@ def _records(inputs: Sequence[str], config: RunConfig, on_bad: Callable[[UserErr
     letters = {key: getattr(data, key) for key in ("strict", "rna", "max_unknown") if hasattr(data, key)}
     column = getattr(data, "sequence", "sequence")
     for given in map(Path, inputs):
-        files = sorted(p for p in given.rglob("*") if is_sequence_file(p)) if given.is_dir() else [given]
+        files = [p for p in files_below(given) if is_sequence_file(p)] if given.is_dir() else [given]
         if not files:
             bad(UserError(f"{given}: a folder without sequence files (.fa, .fasta, .fna, .csv)"))
         for file in files:

@@ -12,7 +12,6 @@ from mambaverse.errors import UserError
 from mambaverse.tasks.vision.images import (
     ArrayImages,
     FileImages,
-    list_images,
     read_image,
     statistics,
     to_pil,
@@ -138,17 +137,3 @@ def test_statistics_of_files_of_several_sizes(save_image: Save, tmp_path: Path) 
     mean, _ = statistics(FileImages(paths, torch.zeros(2)))
     pixels = torch.cat([read_image(path, 3).flatten(1) for path in paths], 1).double() / 255
     assert mean == pytest.approx(pixels.mean(1).tolist(), abs=1e-4)
-
-
-def test_folders_behind_links_are_listed_and_circles_end(tmp_path: Path) -> None:
-    for name in ("real/a.png", "elsewhere/deep/b.png", "real/.hidden/c.png", "real/.d.png", "real/e.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "real/link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "real/link2").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "real/self").symlink_to(tmp_path / "real")
-    (tmp_path / "elsewhere/deep/up").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "real")
-    (tmp_path / "real/gone.png").symlink_to(tmp_path / "nothing.png")
-    names = [path.relative_to(tmp_path / "real").as_posix() for path in list_images(tmp_path / "real")]
-    assert names == ["a.png", "link/deep/b.png"]
