@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import reprlib
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -60,6 +62,12 @@ def check_activation(op: str, activation: str | None) -> None:
     """Raise ValueError unless `activation` is None, or "silu" (alias "swish")."""
     if activation not in (None, "silu", "swish"):
         raise ValueError(f'{op}: unknown activation {activation!r}; expected None, "silu" or "swish"')
+
+
+def check_eps(op: str, eps: float) -> None:
+    """Raise ValueError unless `eps` is a finite number of at least 0; a compiler's symbol has no value yet."""
+    if not isinstance(eps, torch.SymFloat | torch.SymInt) and not (isinstance(eps, Real) and 0 <= eps < math.inf):
+        raise ValueError(f"{op}: eps is {eps!r}; expected a finite number of at least 0")
 
 
 def num_sequences(op: str, cu_seqlens: Tensor | None, batch: int) -> int:

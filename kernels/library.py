@@ -106,7 +106,7 @@ def define_gradient(
                 setup_context(context, given, output)
                 backward(context, output[0], *[None] * (len(output) - 1))
 
-            output = compiled_together(below, keyset, given, ahead=look_ahead if compile_ahead else None)
+            output = _no_views(compiled_together(below, keyset, given, ahead=look_ahead if compile_ahead else None))
             setup_context(ctx, given, output)
             return output
 
@@ -131,6 +131,13 @@ def define_gradient(
         return below(keyset, inputs)
 
     LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
+
+
+def _no_views(output: Any) -> Any:
+    """Return an operator's output, the same memory, without views, which torch would refuse to change in place."""
+    if isinstance(output, Tensor):
+        return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
+    return tuple(_no_views(tensor) for tensor in output)
 
 
 def _has_tangent(value: Any) -> bool:

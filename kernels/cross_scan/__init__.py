@@ -58,9 +58,10 @@ def cross_merge(y: Tensor, spatial_shape: Sequence[int]) -> Tensor:
     check_dims("cross_merge", "y", y, "(B, 4, L, D)")
     if y.shape[1] != 4:
         raise ValueError(f"cross_merge: y has shape {tuple(y.shape)}; expected (B, 4, L, D), one sequence an order")
-    whole = len(spatial_shape) == 2 and all(isinstance(n, int | torch.SymInt) and n >= 0 for n in spatial_shape)
+    two = isinstance(spatial_shape, Sequence) and len(spatial_shape) == 2
+    whole = two and all(isinstance(n, int | torch.SymInt) and n >= 0 for n in spatial_shape)
     if not whole or spatial_shape[0] * spatial_shape[1] != y.shape[2]:
         raise ValueError(
-            f"cross_merge: spatial_shape is {tuple(spatial_shape)}; expected (H, W) with H · W = L = {y.shape[2]}"
+            f"cross_merge: spatial_shape is {spatial_shape!r}; expected (H, W) with H · W = L = {y.shape[2]}"
         )
     return cross_merge_forward(y, spatial_shape[0], spatial_shape[1], current_backend())

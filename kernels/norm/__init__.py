@@ -9,12 +9,13 @@ Dao and Gu, "Transformers are SSMs" (2024), section 7.2.
 
 from __future__ import annotations
 
-import math
+from numbers import Integral
 
+import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_real_tensor, check_tensors
+from mambaverse.kernels.checks import check_eps, check_real_tensor, check_tensors
 from mambaverse.kernels.norm.op import gated_rms_norm_forward, norm_forward
 
 
@@ -92,8 +93,8 @@ def gated_rms_norm(
     op = "gated_rms_norm"
     _check(op, x, weight, eps, {"z": z})
     group_size = x.shape[-1] if group_size is None else group_size
-    if group_size < 1 or x.shape[-1] % group_size:
-        raise ValueError(f"{op}: group_size is {group_size}; expected a divisor of D = {x.shape[-1]}")
+    if not isinstance(group_size, Integral | torch.SymInt) or group_size < 1 or x.shape[-1] % group_size:
+        raise ValueError(f"{op}: group_size is {group_size!r}; expected a divisor of D = {x.shape[-1]}")
     return gated_rms_norm_forward(x, weight, z, group_size, norm_before_gate, eps, current_backend())
 
 
@@ -111,8 +112,7 @@ def _check(op: str, x: Tensor, weight: Tensor, eps: float, others: dict[str, Ten
     check_tensors(op, x=x)
     if x.ndim < 1 or x.shape[-1] < 1 or not x.is_floating_point():
         raise ValueError(f"{op}: x is {x.dtype} of shape {tuple(x.shape)}; expected a floating dtype, (..., D)")
-    if isinstance(eps, (int, float)) and not 0 <= eps < math.inf:
-        raise ValueError(f"{op}: eps is {eps}; expected a finite number of at least 0")
+    check_eps(op, eps)
     check_real_tensor(op, "weight", weight, (x.shape[-1],), "(D,)", x)
     for name, tensor in others.items():
         check_real_tensor(op, name, tensor, x.shape, "(..., D)", x)

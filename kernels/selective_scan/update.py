@@ -69,7 +69,8 @@ def _step(
 ) -> Tensor:  # fmt: skip
     """Return y and advance `state`: one step in plain PyTorch, on any device."""
     dtype, dim = state.dtype, u.shape[1]
-    x, dt = u.to(dtype.to_real()), delta.to(dtype.to_real())
+    real = torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32  # to_real() does not compile
+    x, dt = u.to(real), delta.to(real)
     dt = dt if delta_bias is None else dt + delta_bias
     dt = softplus(dt) if delta_softplus else dt
     state.mul_(torch.exp(dt.unsqueeze(-1) * A)).add_((dt * x).unsqueeze(-1) * _per_channel(B, dim))

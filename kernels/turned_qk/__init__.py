@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_dims, check_real_tensor, check_tensors
+from mambaverse.kernels.checks import check_dims, check_eps, check_real_tensor, check_tensors
 from mambaverse.kernels.turned_qk.op import turned_qk_forward
 
 PAIRINGS = ("interleaved", "half_split")
@@ -51,12 +51,13 @@ def turned_qk(
         k (B, L, R, H, N) in the dtype of B, and q in that of C.
 
     Raises:
-        ValueError: for a wrong shape, dtype, device or pairing.
+        ValueError: for a wrong shape, dtype, device, pairing or eps.
         BackendError: where no backend runs on the device of B.
     """
     op = "turned_qk"
     if pairing not in PAIRINGS:
         raise ValueError(f"{op}: pairing is {pairing!r}; expected one of {', '.join(PAIRINGS)}")
+    check_eps(op, eps)
     check_tensors(op, B=B, B_bias=B_bias)
     if B.ndim != 5 or 0 in B.shape[2:] or not B.is_floating_point():
         raise ValueError(f"{op}: B is {B.dtype} of shape {tuple(B.shape)}; expected a floating dtype, (B, L, R, G, N)")

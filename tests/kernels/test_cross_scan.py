@@ -95,6 +95,7 @@ def test_compiles_whole() -> None:
         (lambda: cross_scan(torch.ones(2, 3, 2, 4, dtype=torch.int64)), "expected a real floating dtype"),
         (lambda: cross_merge(torch.ones(2, 6, 4), (2, 3)), r"expected \(B, 4, L, D\)"),
         (lambda: cross_merge(torch.ones(2, 2, 6, 4), (2, 3)), "one sequence an order"),
+        (lambda: cross_merge(torch.ones(2, 4, 6, 4), 6), r"spatial_shape is 6; expected \(H, W\)"),  # type: ignore[arg-type]
         (lambda: cross_merge(torch.ones(2, 4, 6, 4), (2, 4)), r"spatial_shape is \(2, 4\); .* L = 6"),
     ],
 )

@@ -53,3 +53,12 @@ def test_what_torch_func_cannot_differentiate_is_named(op: str) -> None:
     name = next(n for n, v in inputs.items() if torch.is_tensor(v) and v.is_floating_point())
     with pytest.raises(NotImplementedError, match=r"has no torch\.func\.grad"):
         torch.func.grad(lambda x: first(run({**inputs, name: x})).sum())(inputs[name].detach())
+
+
+@pytest.mark.parametrize("op", [*OPERATORS, "cross_scan", "trapezoid_weights"])
+def test_outputs_may_be_changed_in_place(op: str) -> None:
+    leaves, run, inputs = leaves_and_outputs(op)
+    plain = torch.autograd.grad((first(run(inputs)) * 2).square().sum(), leaves, allow_unused=True)
+    y = first(run(inputs)).mul_(2)  # of a view that came out of an autograd.Function, torch refuses it
+    changed = torch.autograd.grad(y.square().sum(), leaves, allow_unused=True)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(plain, changed, strict=True))

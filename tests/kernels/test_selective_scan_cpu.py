@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mambaverse.kernels.backend import use_backend
-from mambaverse.kernels.selective_scan import selective_scan
+from mambaverse.kernels.selective_scan import selective_scan, selective_scan_update
 from mambaverse.kernels.selective_scan.cases import TESTED, Case, make_inputs
 from mambaverse.kernels.testing import assert_close, nan_filled_empty, outputs_and_gradients
 
@@ -244,3 +244,13 @@ def test_long_sequence_keeps_precision():
     for name, leaf in leaves.items():
         shape = leaf.grad.shape
         assert_close(f"d{name}", leaf.grad, exact[name].grad.reshape(shape))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_step_compiles_in_one_graph():
+    state, u, A, B = torch.randn(2, 4, 3), torch.randn(2, 4), -torch.rand(4, 3), torch.randn(2, 3)
+    expected_state = state.clone()
+    expected = selective_scan_update(expected_state, u, u.abs(), A, B, B)
+    step = torch.compile(selective_scan_update, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(step(state, u, u.abs(), A, B, B), expected)
+    torch.testing.assert_close(state, expected_state)

@@ -159,6 +159,8 @@ def test_gradients_are_tensors_of_their_own_with_the_strides_of_the_fake() -> No
         ({"angles": torch.randn(1, 3, 2, 4)}, "4 pairs of 6 channels cannot turn"),
         ({"angles": torch.randn(1, 3, 2)}, r"angles has shape \(1, 3, 2\); expected \(B, L, H, S\)"),
         ({"angles": torch.ones(1, 3, 2, 2, dtype=torch.int64)}, "angles has dtype torch.int64"),
+        ({"eps": -1.0}, "eps is -1.0; expected a finite number of at least 0"),
+        ({"eps": float("nan")}, "eps is nan"),
         ({"pairing": "halves"}, "pairing is 'halves'; expected one of interleaved, half_split"),
     ],
 )
