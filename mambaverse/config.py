@@ -265,7 +265,7 @@ def import_plugins(names: Any, source: str = "plugins") -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever a module may do when it is imported
+        except (Exception, SystemExit) as error:  # whatever a module may do when it is imported
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise ConfigError(f"{source}: plugin {name!r} cannot be imported: {reason}") from error
 

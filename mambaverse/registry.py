@@ -16,6 +16,7 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -76,6 +77,7 @@ class Registry(Generic[T]):
         self._meant = dict(meant or {})
         self._entries: dict[str, Entry[T]] = {}
         self._modules: dict[str, str] | None = None  # built-in modules: name -> module path
+        self._refused: dict[str, str] = {}  # names of entry points that are not allowed -> their package
         self._discovered = False
         self._lock = threading.RLock()
 
@@ -149,6 +151,9 @@ class Registry(Generic[T]):
         if name not in self._entries:
             self._load_builtins(name)
         if name not in self._entries:
+            if name in self._refused:
+                told = f"{PLUGINS_VARIABLE}={os.environ.get(PLUGINS_VARIABLE)} leaves out package {self._refused[name]}"
+                raise RegistryError(f"unknown {self.kind} {name!r}: {told}, which has it")
             raise RegistryError(f"unknown {self.kind} {name!r}{self.suggest(name)}")
         return self._entries[name]
 
@@ -235,21 +240,23 @@ class Registry(Generic[T]):
 
     def _read_entry_points(self) -> None:
         allowed = os.environ.get(PLUGINS_VARIABLE)
-        if allowed == "off":
-            return
-        names = None if allowed is None else {n.strip().lower().replace("_", "-") for n in allowed.split(",")}
+        names = None if allowed is None else {_normal(n) for n in allowed.split(",")}
         for point in entry_points(group=self._group):
             owner = point.dist.name if point.dist else "?"
-            if names is not None and owner.lower().replace("_", "-") not in names:
+            if names is not None and (allowed == "off" or _normal(owner) not in names):
+                self._refused.setdefault(point.name, owner)
                 continue
             if not self._module_is_name:
                 self._load_builtins(None)  # for their names
             if point.name in self._entries or (self._module_is_name and point.name in self._builtin_modules()):
+                taken = self._entries.get(point.name)
+                by = taken.source if taken else f"built-in {self._builtin_modules()[point.name]}"
                 warnings.warn(
-                    f"{self.kind} {point.name!r} of package {owner} is ignored: the name is taken", stacklevel=3
+                    f"{self.kind} {point.name!r} of package {owner} is ignored: the name is taken by {by}", stacklevel=3
                 )
                 continue
-            self._entries[point.name] = Entry(point.name, point.value, f"entry point of package {owner}")
+            target = point.value.partition("[")[0].strip()  # "a.b:C [extra]" is a.b:C
+            self._entries[point.name] = Entry(point.name, target, f"entry point of package {owner}")
 
     def _import(self, path: str, what: str) -> T:
         module, _, attribute = path.partition(":")
@@ -259,7 +266,7 @@ class Registry(Generic[T]):
             obj: Any = importlib.import_module(module)
             for part in attribute.split("."):
                 obj = getattr(obj, part)
-        except Exception as error:  # whatever a plug-in's import raises is reported as that plug-in's failure
+        except (Exception, SystemExit) as error:  # whatever a plug-in's import raises is reported as its failure
             raise RegistryError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
         return obj
 
@@ -325,6 +332,11 @@ def is_a(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(is_a(v, get_args(hint)[1]) for v in value.values())
     return isinstance(value, hint) if hint in (bool, str, type(None)) else True
+
+
+def _normal(distribution: str) -> str:
+    """Return the one spelling of a distribution's name (PEP 503): "My_lab.mixers" is "my-lab-mixers"."""
+    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
 
 
 def _same(old: Any, new: Any) -> bool:

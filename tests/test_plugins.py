@@ -74,6 +74,45 @@ def test_broken_plugin_is_one_line_and_status_2(site: Path, tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
+def second(folder: Path, name: str, points: str) -> Path:
+    """Lay out another package called `name` with entry points for mixers."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[mambaverse.mixers]\n{points}\n")
+    return folder
+
+
+def test_plugin_that_exits_when_imported_is_reported_as_broken(tmp_path: Path) -> None:
+    (tmp_path / "leaver.py").write_text("raise SystemExit(0)\n")
+    second(tmp_path, "leavers", "leaves = leaver:X")
+    listed = run(tmp_path, "-m", "mambaverse.cli", "list", "mixers", "[ls]*", "-v", COLUMNS="200")
+    assert listed.returncode == 0 and "broken" in listed.stdout and "SystemExit" in listed.stdout
+    done = run(tmp_path, "-m", "mambaverse.cli", "train", "vision/digits", "plugins=[leaver]")
+    assert done.returncode == 2
+    assert "plugin 'leaver' cannot be imported: SystemExit: 0" in done.stderr
+
+
+def test_packages_allowed_go_by_any_spelling_and_one_left_out_is_named(site: Path) -> None:
+    code = "from mambaverse.mixers import MIXERS; MIXERS.entry('mine')"
+    folder = second(site.parent / f"{site.name}_dots", "Lab.of_mine", "mine = labmixers:RunningMean [gpu]")
+    for allowed in ("lab-of-mine", "lab.of.mine, other", "Lab_Of_Mine"):
+        done = run(folder, "-c", code, MAMBAVERSE_PLUGINS=allowed)
+        assert done.returncode == 0, done.stderr
+    for refused in ("off", "labofmine"):
+        done = run(folder, "-c", code, MAMBAVERSE_PLUGINS=refused)
+        assert f"MAMBAVERSE_PLUGINS={refused} leaves out package Lab.of_mine, which has it" in done.stderr
+
+
+def test_entry_point_may_name_extras_and_a_taken_name_says_by_whom(site: Path, tmp_path: Path) -> None:
+    second(tmp_path, "others", "mean_too = labmixers:RunningMean [gpu]\nrunning_mean = others:X\ns6 = others:X")
+    both = os.pathsep.join(map(str, (site, tmp_path)))
+    done = run(tmp_path, "-c", "import mambaverse; mambaverse.create_mixer('mean_too', dim=8)", PYTHONPATH=both)
+    assert done.returncode == 0, done.stderr
+    assert "is ignored: the name is taken by entry point of package labmixers" in done.stderr
+    assert "is ignored: the name is taken by built-in mambaverse.mixers.s6" in done.stderr
+
+
 TRAIN = "import json, sys; from mambaverse.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
 
 
