@@ -215,8 +215,9 @@ class Mixer(nn.Module):
         if self.needs_spatial_shape:
             if spatial_shape is None:
                 raise ValueError(f"{name} needs spatial_shape=(H, W), the grid of its tokens")
-            if min(spatial_shape) < 1 or spatial_shape[0] * spatial_shape[1] != x.shape[1]:
-                raise ValueError(f"{name}: spatial_shape {tuple(spatial_shape)} does not hold L = {x.shape[1]} tokens")
+            if len(spatial_shape) != 2 or min(spatial_shape) < 1 or spatial_shape[0] * spatial_shape[1] != x.shape[1]:
+                grid = f"spatial_shape {tuple(spatial_shape)}"
+                raise ValueError(f"{name}: {grid} does not hold L = {x.shape[1]} tokens; expected (H, W), H · W = L")
         elif state is None and cu_seqlens is None and not return_state:
             return self.mix(x)
         y, final = self.mix_sequence(x, state, cu_seqlens, spatial_shape)

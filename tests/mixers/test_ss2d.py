@@ -75,3 +75,9 @@ def test_a_grid_and_its_transpose_differ() -> None:
     mixer = Subject("ss2d", DIM).build()
     x = torch.randn(1, 12, DIM)
     assert not torch.allclose(mixer(x=x, spatial_shape=(3, 4)), mixer(x=x, spatial_shape=(4, 3)))
+
+
+@pytest.mark.parametrize("shape", [(12,), (2, 6, 1), (3, 5), (-3, -4)])
+def test_a_shape_that_is_no_grid_of_the_tokens_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"SS2D: spatial_shape .* does not hold L = 12 tokens; expected \(H, W\)"):
+        create_mixer("ss2d", 8)(torch.randn(1, 12, 8), spatial_shape=shape)
