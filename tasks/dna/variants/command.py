@@ -8,6 +8,7 @@ counted and written to the table beside it, scores.skipped.tsv.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -86,39 +87,44 @@ def score_run(
             "rules": RULES, "window": window, "strands": reader.strands, "precision": config.trainer.precision,
         }  # fmt: skip
         beside = out.with_name(out.name.removesuffix(".tsv") + ".skipped.tsv")
-        counter, rich = Counter(Screen(stderr=True), "scored"), 0
+        counter, flags = Counter(Screen(stderr=True), "scored"), collections.Counter[str]()
         columns = (*FIRST, *scorer.columns, *LAST)
         skip = Skips(on_error, config).policy == "skip"
         table = ResumableTable(out, columns, about, overwrite=overwrite)
         with Skipped(beside) as skipped, table:
             if table.rows:
                 console.print(f"{out}: goes on behind {table.rows:,} rows", highlight=False, soft_wrap=True)
-            pairs = counter.watch(islice(_pairs(vcf, genome, window, skip, skipped), table.rows, None))
+            every = _pairs(vcf, genome, window, skip, skipped, flags)
+            pairs = counter.watch(islice(every, table.rows, None))
             while some := list(islice(pairs, reader.rows(window))):
                 numbers = scorer(some)
                 table.write([_row(pair, row) for pair, row in zip(some, numbers.tolist(), strict=True)])
-                rich += sum("n_rich" in pair.flags for pair in some)
     if not skipped:  # what an earlier job skipped stays until this one is done
         with saving(beside):
             beside.unlink(missing_ok=True)
     said = f"{out}: {table.rows:,} variants, {', '.join(scorer.columns)}, windows of {window:,} bases"
     console.print(f"{said}, strands={reader.strands}", highlight=False, soft_wrap=True)
-    if rich:
+    if rich := flags["n_rich"]:
         console.print(f"{rich:,} of them in windows with many N (flag n_rich)", highlight=False)
     if skipped:
         console.print(skipped.summary(), highlight=False, soft_wrap=True)
     return table.rows
 
 
-def _pairs(vcf: Path, genome: Genome, window: int, skip: bool, skipped: Skipped) -> Iterator[Pair]:
-    """Yield what can be scored; the rest is counted, or raised where `skip` is not set."""
+def _pairs(
+    vcf: Path, genome: Genome, window: int, skip: bool, skipped: Skipped, flags: collections.Counter[str]
+) -> Iterator[Pair]:
+    """Yield what can be scored, and count its flags; the rest is counted, or raised where `skip` is not set."""
     for variant in read_vcf(vcf, genome=genome, on_error="skip" if skip else "raise", skipped=skipped):
         try:
-            yield place(variant, genome, window)
+            pair = place(variant, genome, window)
         except RecordError as error:
             if not skip:
                 raise RecordError(error.kind, error.where, f"{error.reason}; --on-error skip goes on") from None
             skipped.add(error.kind, error.where, error.reason)
+            continue
+        flags.update(pair.flags)
+        yield pair
 
 
 def _row(pair: Pair, numbers: Sequence[float]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mambaverse.cli import main
 from mambaverse.errors import UserError
 from mambaverse.tasks.dna.genome import Genome
 from mambaverse.tasks.dna.genome.skipped import RecordError
+from mambaverse.tasks.dna.variants import command
 from mambaverse.tasks.dna.variants.command import score_run
 from mambaverse.tasks.dna.variants.scores import VariantScorer
 from mambaverse.tasks.dna.variants.table import ResumableTable
@@ -67,9 +69,12 @@ def test_the_command_writes_a_row_for_each_allele(
 
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
-    run: Path, vcf: Path, genome: Genome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
+    run: Path, vcf: Path, genome: Genome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     how = {"window": 64, "batch_size": 7}
+    real = command.place
+    monkeypatch.setattr(command, "place", lambda *given: replace(real(*given), flags=("n_rich",)))
     score_run(run, vcf, genome.path, out=tmp_path / "whole.tsv", **how)  # type: ignore[arg-type]
     scored, calls = VariantScorer.__call__, []
 
@@ -97,6 +102,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
     monkeypatch.setattr(VariantScorer, "__call__", counts)
     score_run(run, vcf, genome.path, out=tmp_path / "cut.tsv", **how)  # type: ignore[arg-type]
     assert sum(done) == 60  # what was scored is not scored again
+    assert "60 of them in windows with many N" in capsys.readouterr().out.rpartition("goes on behind")[2]
     assert (tmp_path / "cut.tsv").read_bytes() == (tmp_path / "whole.tsv").read_bytes()
     assert (tmp_path / "cut.skipped.tsv").read_text().replace("cut", "whole") == (
         tmp_path / "whole.skipped.tsv"
