@@ -64,10 +64,12 @@ def check_activation(op: str, activation: str | None) -> None:
         raise ValueError(f'{op}: unknown activation {activation!r}; expected None, "silu" or "swish"')
 
 
-def check_eps(op: str, eps: float) -> None:
-    """Raise ValueError unless `eps` is a finite number of at least 0; a compiler's symbol has no value yet."""
-    if not isinstance(eps, torch.SymFloat | torch.SymInt) and not (isinstance(eps, Real) and 0 <= eps < math.inf):
-        raise ValueError(f"{op}: eps is {eps!r}; expected a finite number of at least 0")
+def check_not_negative(op: str, **numbers: float) -> None:
+    """Raise ValueError unless all are finite numbers of at least 0; a compiler's symbol has no value yet."""
+    for name, value in numbers.items():
+        symbol = isinstance(value, torch.SymFloat | torch.SymInt)
+        if not symbol and not (isinstance(value, Real) and 0 <= value < math.inf):
+            raise ValueError(f"{op}: {name} is {value!r}; expected a finite number of at least 0")
 
 
 def num_sequences(op: str, cu_seqlens: Tensor | None, batch: int) -> int:

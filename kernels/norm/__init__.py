@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_eps, check_real_tensor, check_tensors
+from mambaverse.kernels.checks import check_not_negative, check_real_tensor, check_tensors
 from mambaverse.kernels.norm.op import gated_rms_norm_forward, norm_forward
 
 
@@ -112,7 +112,7 @@ def _check(op: str, x: Tensor, weight: Tensor, eps: float, others: dict[str, Ten
     check_tensors(op, x=x)
     if x.ndim < 1 or x.shape[-1] < 1 or not x.is_floating_point():
         raise ValueError(f"{op}: x is {x.dtype} of shape {tuple(x.shape)}; expected a floating dtype, (..., D)")
-    check_eps(op, eps)
+    check_not_negative(op, eps=eps)
     check_real_tensor(op, "weight", weight, (x.shape[-1],), "(D,)", x)
     for name, tensor in others.items():
         check_real_tensor(op, name, tensor, x.shape, "(..., D)", x)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_dims, check_offsets, check_real_tensor, num_sequences
+from mambaverse.kernels.checks import check_dims, check_not_negative, check_offsets, check_real_tensor, num_sequences
 from mambaverse.kernels.trapezoid_weights.op import trapezoid_weights_forward
 
 FORMS = ("heavy_tail", "softplus")
@@ -50,12 +50,13 @@ def trapezoid_weights(
         Δ, rate, weight and γ, each (B, L, H) float32 (float64 where dt is).
 
     Raises:
-        ValueError: for a wrong shape, dtype, device or `cu_seqlens`, or an unknown `A_form`.
+        ValueError: for a wrong shape, dtype, device or `cu_seqlens`, or an unknown `A_form`; an `A_floor` that is no number of 0 or more.
         BackendError: where no backend runs on the device of dt.
     """
     op = "trapezoid_weights"
     if A_form not in FORMS:
         raise ValueError(f"{op}: A_form is {A_form!r}; expected one of {', '.join(map(repr, FORMS))}")
+    check_not_negative(op, A_floor=A_floor)
     check_dims(op, "dt", dt, "(B, L, H)")
     num_sequences(op, cu_seqlens, dt.shape[0])
     check_offsets(op, cu_seqlens, "dt", dt)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend
-from mambaverse.kernels.checks import check_dims, check_eps, check_real_tensor, check_tensors
+from mambaverse.kernels.checks import check_dims, check_not_negative, check_real_tensor, check_tensors
 from mambaverse.kernels.turned_qk.op import turned_qk_forward
 
 PAIRINGS = ("interleaved", "half_split")
@@ -57,7 +57,7 @@ def turned_qk(
     op = "turned_qk"
     if pairing not in PAIRINGS:
         raise ValueError(f"{op}: pairing is {pairing!r}; expected one of {', '.join(PAIRINGS)}")
-    check_eps(op, eps)
+    check_not_negative(op, eps=eps)
     check_tensors(op, B=B, B_bias=B_bias)
     if B.ndim != 5 or 0 in B.shape[2:] or not B.is_floating_point():
         raise ValueError(f"{op}: B is {B.dtype} of shape {tuple(B.shape)}; expected a floating dtype, (B, L, R, G, N)")

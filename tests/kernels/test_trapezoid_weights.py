@@ -212,6 +212,8 @@ def test_gradients_have_the_strides_of_the_fake() -> None:
         ({"cu_seqlens": torch.tensor([0, 70])}, "the batch is 2; expected 1"),
         ({"a": torch.randn(2, 70, 4, device="meta")}, "a is on meta; expected cpu"),
         ({"A_form": "heavy"}, "A_form is 'heavy'; expected one of 'heavy_tail', 'softplus'"),
+        ({"A_floor": float("nan")}, "A_floor is nan; expected a finite number of at least 0"),
+        ({"A_floor": None}, "A_floor is None; expected a finite number"),
     ],
 )
 def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:
