@@ -50,7 +50,8 @@ def trapezoid_weights(
         Δ, rate, weight and γ, each (B, L, H) float32 (float64 where dt is).
 
     Raises:
-        ValueError: for a wrong shape, dtype, device or `cu_seqlens`, or an unknown `A_form`; an `A_floor` that is no number of 0 or more.
+        ValueError: for a wrong shape, dtype, device or `cu_seqlens`, an unknown `A_form`, or an `A_floor` that is no
+            number of at least 0.
         BackendError: where no backend runs on the device of dt.
     """
     op = "trapezoid_weights"
