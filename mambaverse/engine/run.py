@@ -135,10 +135,10 @@ def _run(trainer: Trainer, console: Console) -> Result:
     folder, position = trainer.folder, trainer.position
     log = None
     try:
-        if trainer.is_main:
-            board = folder.tensorboard if trainer.config.trainer.tensorboard else None
-            log = MetricsLog(folder.metrics, keep=position.log_bytes, step=position.updates, tensorboard=board)
         with _told_to_make_room(folder):
+            if trainer.is_main:
+                board = folder.tensorboard if trainer.config.trainer.tensorboard else None
+                log = MetricsLog(folder.metrics, keep=position.log_bytes, step=position.updates, tensorboard=board)
             signal = trainer.fit(log, console)
     except SaveError:
         raise
