@@ -368,7 +368,7 @@ def _config(arguments: argparse.Namespace) -> None:
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from mambaverse.datasets import check_root, describe_dataset, get_dataset
+    from mambaverse.datasets import DATASETS, check_root, describe_dataset, get_dataset
 
     if Path(arguments.name).is_file():
         if arguments.root is not None:
@@ -378,7 +378,7 @@ def _data(arguments: argparse.Namespace) -> None:
         with open_genome(arguments.name) as genome:
             print(f"{genome.path}: {len(genome):,} records, {sum(genome.lengths.values()):,} bases")
         return
-    if Path(arguments.name).suffix and ":" not in arguments.name:
+    if Path(arguments.name).suffix and ":" not in arguments.name and arguments.name not in DATASETS:
         raise UserError(f"data {arguments.name}: no such file; expected a genome's, or a data set's name")
     if arguments.root is not None:
         check_root(arguments.name, arguments.root)
