@@ -20,7 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mambaverse.errors import UserError, suggest
-from mambaverse.overrides import explain, written
+from mambaverse.overrides import explain, take_as_written
 
 MAX_THREADS = 8192  # as many processors as a Linux kernel is built for
 CONFIGS = Path(__file__).parent / "configs"  # the shipped ones
@@ -225,13 +225,15 @@ def compose(
         from mambaverse.engine.task import run_schema
 
         schema = run_schema
-    files = list(_yaml_layers(name, list(roots)))
-    layers = [*files, *argument_layers(overrides)]
+    arguments = list(argument_layers(overrides))
+    layers = [*_yaml_layers(name, list(roots)), *arguments]
     plain: list[tuple[str, Any]] = [(source, OmegaConf.to_container(layer)) for source, layer in layers]
     for source, keys in plain:  # not resolved: plugins and the task are looked up before
         import_plugins(keys.get("plugins"), source)
     config: Any = OmegaConf.structured(schema(_task_name(name, plain)))
-    for source, layer in [*files, *argument_layers(overrides, config)]:
+    for item, (_, layer) in zip(overrides, arguments, strict=True):
+        take_as_written(layer, item, config)
+    for source, layer in layers:
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
@@ -359,16 +361,16 @@ def _find(name: str, roots: list[Path], by: Path | None = None) -> Path:
     raise ConfigError(f"{source}no config {name!r}{suggest(name, list_configs(roots), limit=30)}")
 
 
-def argument_layers(overrides: Sequence[str], schema: Any = None) -> Iterator[tuple[str, DictConfig]]:
-    """Yield (source, layer) for each `key=value`; with the `schema` of a config a text is what was written."""
+def argument_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:
+    """Yield (source, layer) for each `key=value`."""
     for item in overrides:
-        key, equals, value = item.partition("=")
+        key, equals, _ = item.partition("=")
         if not equals or not key:
             raise ConfigError(f"argument {item!r}: expected key=value, such as trainer.epochs=5")
         if re.search(r"^\.|\.\.|\.\[|\.$|\[\]", re.sub(r"\[[^]]+\]", "[name]", key)):
             raise ConfigError(f"argument {item!r}: the key has an empty part, expected names such as trainer.epochs")
         try:
-            yield f"argument {item!r}", written(OmegaConf.from_dotlist([item]), key, value, schema)
+            yield f"argument {item!r}", OmegaConf.from_dotlist([item])
         except yaml.YAMLError as error:
             remedy = f"; a text with such characters takes quotes of its own: {key}='\"...\"'"
             raise ConfigError(f"argument {item!r}: {' '.join(str(error).split())}{remedy}") from None

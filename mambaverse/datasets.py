@@ -231,6 +231,21 @@ def describe_dataset(name: str, root: str | None = None) -> dict[str, str]:
     return {key: value for key, value in lines.items() if value}
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Return the files below `folder` that are not hidden, nor in hidden folders, sorted by path.
+
+    Links to folders are followed; a folder that is reached twice is read once.
+    """
+    found: list[Path] = []
+    seen = {folder.resolve()}
+    for here, inner, files in os.walk(folder, followlinks=True):
+        places = {Path(here, name).resolve(): name for name in sorted(inner, reverse=True) if name[0] != "."}
+        inner[:] = sorted(name for place, name in places.items() if place not in seen)  # of two links the first
+        seen |= places.keys()
+        found += [Path(here, name) for name in files if name[0] != "."]
+    return sorted(path for path in found if path.is_file())
+
+
 def data_home() -> Path:
     """Return the folder of downloaded data sets: $MAMBAVERSE_DATA, else mambaverse/ in the user's cache folder."""
     if chosen := os.environ.get(DATA_VARIABLE):

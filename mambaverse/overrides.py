@@ -19,21 +19,21 @@ NOTHING = ("", "~", "null", "Null", "NULL")  # YAML's words for None
 NOT_DECIMAL = re.compile(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-9.]+)+)")  # YAML 1.1's octal and sexagesimal numbers
 
 
-def written(layer: DictConfig, key: str, value: str, schema: Any) -> DictConfig:
-    """Return `layer`, in which YAML has read `value` at `key`, with the value as it was written where that is meant.
+def take_as_written(layer: DictConfig, item: str, schema: Any) -> None:
+    """Put what was written in place of what YAML read, in the layer of one argument, where that is meant.
 
     That is where `schema` expects a text, but for quoted ones, null, lists and interpolations, or a number, and YAML
     would take one like 010 for 8.
 
     Args:
-        layer: One `key=value`.
-        key: Dotted.
-        value: Its text.
-        schema: The config that it will be merged into.
+        layer: What YAML made of `item`.
+        item: key=value.
+        schema: The config that `layer` will be merged into.
     """
+    key, _, value = item.partition("=")
     text, node = value.strip(), _node(schema, key)
     if "${" in text:
-        return layer
+        return
     if isinstance(node, StringNode):
         plain = not OmegaConf.is_config(OmegaConf.select(layer, key)) and not text.startswith(("'", '"', "!!"))
         as_is = plain and text not in NOTHING
@@ -41,7 +41,6 @@ def written(layer: DictConfig, key: str, value: str, schema: Any) -> DictConfig:
         as_is = isinstance(node, IntegerNode | FloatNode) and NOT_DECIMAL.fullmatch(text) is not None
     if as_is:
         OmegaConf.update(layer, key, text)
-    return layer
 
 
 def _node(schema: Any, key: str) -> Any:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from mambaverse.cli import main
 from mambaverse.config import DataConfig
 from mambaverse.datasets import (
     DATASETS,
     Dataset,
     data_home,
     describe_dataset,
+    files_below,
     get_dataset,
     list_datasets,
     register_dataset,
@@ -100,3 +102,27 @@ def test_what_cannot_be_fetched_says_so(mine: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Mine, "fetches", "")
     with pytest.raises(UserError, match=r"data\.download=true has nothing to fetch it from"):
         get_dataset(mine).open(DataConfig(name="mine", root=str(tmp_path), download=True))
+
+
+def test_folders_behind_links_are_listed_and_circles_end(tmp_path: Path) -> None:
+    for name in ("real/a.png", "elsewhere/deep/b.png", "real/.hidden/c.png", "real/.d.png", "real/.e.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "real/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "real/link2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "real/self").symlink_to(tmp_path / "real")
+    (tmp_path / "elsewhere/deep/up").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "real")
+    (tmp_path / "real/gone.png").symlink_to(tmp_path / "nothing.png")
+    names = [path.relative_to(tmp_path / "real").as_posix() for path in files_below(tmp_path / "real")]
+    assert names == ["a.png", "link/deep/b.png"]
+
+
+def test_a_data_set_whose_name_has_a_dot_is_no_missing_genome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    register_dataset("toy/mine.v2")(Mine)
+    (tmp_path / "mine.bin").write_bytes(b"abc")
+    assert main(["data", "toy/mine.v2", "--root", str(tmp_path)]) == 0
+    assert "name: toy/mine.v2" in capsys.readouterr().out

@@ -56,21 +56,6 @@ def output_path(
             raise UserError(f"{option} {path}: is there already, in the input {given}; name another file")
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Return the files below `folder` that are not hidden, nor in hidden folders, sorted by path.
-
-    Links to folders are followed; a folder that is reached twice is read once.
-    """
-    found: list[Path] = []
-    seen = {folder.resolve()}
-    for here, inner, files in os.walk(folder, followlinks=True):
-        places = {Path(here, name).resolve(): name for name in sorted(inner, reverse=True) if name[0] != "."}
-        inner[:] = sorted(name for place, name in places.items() if place not in seen)  # of two links the first
-        seen |= places.keys()
-        found += [Path(here, name) for name in files if name[0] != "."]
-    return sorted(path for path in found if path.is_file())
-
-
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Make `data` the content of `path`, or leave `path` as it is.
 

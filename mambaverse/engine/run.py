@@ -122,7 +122,8 @@ def train(
         elif accelerator.is_main_process:
             folder.begin(config, task)
         accelerator.wait_for_everyone()
-        return _run(trainer, console)
+        with _told_to_make_room(folder):
+            return _run(trainer, console)
 
 
 def resume(folder: Path, console: Console | None = None) -> Result:
@@ -135,11 +136,10 @@ def _run(trainer: Trainer, console: Console) -> Result:
     folder, position = trainer.folder, trainer.position
     log = None
     try:
-        with _told_to_make_room(folder):
-            if trainer.is_main:
-                board = folder.tensorboard if trainer.config.trainer.tensorboard else None
-                log = MetricsLog(folder.metrics, keep=position.log_bytes, step=position.updates, tensorboard=board)
-            signal = trainer.fit(log, console)
+        if trainer.is_main:
+            board = folder.tensorboard if trainer.config.trainer.tensorboard else None
+            log = MetricsLog(folder.metrics, keep=position.log_bytes, step=position.updates, tensorboard=board)
+        signal = trainer.fit(log, console)
     except SaveError:
         raise
     except NotFiniteError:
@@ -151,12 +151,11 @@ def _run(trainer: Trainer, console: Console) -> Result:
     finally:
         if log is not None:
             log.close()
+    _draw_curves(trainer)
     metrics: dict[str, float] = {}
-    with _told_to_make_room(folder):
-        _draw_curves(trainer)
-        if signal is None:
-            metrics = _conclude(trainer, console)
-    if signal is not None and trainer.is_main:
+    if signal is None:
+        metrics = _conclude(trainer, console)
+    elif trainer.is_main:
         at = f"epoch {position.epoch + 1}, step {position.updates}"
         console.print(f"Stopped at {at}. To go on: {resume_command(folder.path)}", highlight=False, soft_wrap=True)
     history = read_metrics(folder.metrics)

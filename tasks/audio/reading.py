@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mambaverse.engine.files import files_below
+from mambaverse.datasets import files_below
 from mambaverse.errors import UserError, warn
 from mambaverse.tasks.audio.wav import CompressedWavError, WavError, decode_wav, is_wav
 

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from mambaverse.datasets import files_below
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.tokens import encode
 
@@ -95,15 +96,21 @@ def stem_of(path: AnyPath) -> str:
     return name
 
 
-def check_file(path: Path, expected: str) -> None:
+def check_file(path: AnyPath, expected: str) -> None:
     """Raise UserError unless `path` is a file, as one that was `expected`: "a VCF file"."""
     if not path.is_file():
-        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected {expected}")
+        found = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "no such file"
+        raise UserError(f"{path}: {found}; expected {expected}")
 
 
 def is_sequence_file(path: AnyPath) -> bool:
     """Whether `path` is a file that `read_records` reads, by its name."""
     return path.is_file() and not path.name.startswith(".") and kind_of(path) is not None
+
+
+def sequence_files(path: Path) -> list[Path]:
+    """Return the files below a folder that `read_records` reads, by their names; of a file itself."""
+    return [file for file in files_below(path) if kind_of(file) is not None] if path.is_dir() else [path]
 
 
 def read_records(
@@ -128,10 +135,7 @@ def read_records(
             record alone is its `problem`: no name, a name that another has, too few cells, a quote that is not closed,
             bytes in its name, its sequence or in one of `needs` that are not UTF-8.
     """
-    if not path.is_file():
-        if path.exists():
-            raise UserError(f"{path}: {'a folder' if path.is_dir() else 'a pipe or a device'}; expected a file")
-        raise UserError(f"{path}: no such file")
+    check_file(path, "a file")
     if (kind := kind_of(path)) is None:
         known = ", ".join((*FASTA[:3], *TABLES))
         raise UserError(f"{path}: not known as a sequence file; expected one of {known}, also compressed (.gz, .xz)")

@@ -15,7 +15,6 @@ from mambaverse.config import ConfigError, RunConfig
 from mambaverse.datasets import get_dataset
 from mambaverse.engine.audit import Audit
 from mambaverse.engine.classifier import Classifier
-from mambaverse.engine.files import files_below
 from mambaverse.engine.task import Batch, Sample, SampleSet, fact, register_task
 from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError, suggest, warn
@@ -24,7 +23,7 @@ from mambaverse.tasks.dna.backbone import reverse
 from mambaverse.tasks.dna.checkpoints import start_from
 from mambaverse.tasks.dna.config import DnaDataConfig, DnaTaskConfig
 from mambaverse.tasks.dna.figures import explained_record, read_sheet, saliency_sheet
-from mambaverse.tasks.dna.files import Record, is_sequence_file, read_records
+from mambaverse.tasks.dna.files import Record, read_records, sequence_files
 from mambaverse.tasks.dna.floors import floors
 from mambaverse.tasks.dna.pretraining.corpus import GenomeDataset
 from mambaverse.tasks.dna.sequences import Augment, DnaSamples, Sequences, mix, padded, tiles
@@ -222,7 +221,7 @@ class DnaTask(Classifier):
     def load_inputs(self, paths: Sequence[str]) -> Iterator[tuple[str, Callable[[], Sample]]]:
         """Yield a loader for each record of FASTA files and tables, and of those in folders."""
         for path in map(Path, paths):
-            files = [p for p in files_below(path) if is_sequence_file(p)] if path.is_dir() else [path]
+            files = sequence_files(path)
             if not files:
                 raise UserError(f"{path}: a folder without sequence files (.fa, .fasta, .fna, .csv)")
             for file in files:

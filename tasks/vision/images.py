@@ -17,7 +17,7 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mambaverse.engine.files import files_below
+from mambaverse.datasets import files_below
 from mambaverse.errors import UserError
 
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from mambaverse.engine import files
 from mambaverse.engine.evaluate import evaluate
-from mambaverse.engine.files import SaveError, files_below, new_folder, output_path, write_atomic, write_weights
+from mambaverse.engine.files import SaveError, new_folder, output_path, write_atomic, write_weights
 from mambaverse.engine.run import resume, train
 from mambaverse.engine.state import StateFolder
 from mambaverse.errors import UserError
@@ -149,20 +149,6 @@ def test_a_finished_run_that_lost_its_best_weights_is_told_of_the_last_ones(tmp_
     with pytest.raises(UserError, match=r"put it back, or take the last weights, trainer\.select=last; "):
         evaluate(path)
     assert evaluate(path, ["trainer.select=last"])
-
-
-def test_folders_behind_links_are_listed_and_circles_end(tmp_path: Path) -> None:
-    for name in ("real/a.png", "elsewhere/deep/b.png", "real/.hidden/c.png", "real/.d.png", "real/.e.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "real/link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "real/link2").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "real/self").symlink_to(tmp_path / "real")
-    (tmp_path / "elsewhere/deep/up").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "real")
-    (tmp_path / "real/gone.png").symlink_to(tmp_path / "nothing.png")
-    names = [path.relative_to(tmp_path / "real").as_posix() for path in files_below(tmp_path / "real")]
-    assert names == ["a.png", "link/deep/b.png"]
 
 
 @pytest.mark.skipif(os.getuid() != 0 or sys.platform != "linux", reason="mounts a disk of its own")

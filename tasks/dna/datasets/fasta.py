@@ -20,10 +20,9 @@ from pathlib import Path
 
 from mambaverse.config import DataConfig
 from mambaverse.datasets import Dataset, refuse_unread, register_dataset
-from mambaverse.engine.files import files_below
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.config import DnaDataConfig
-from mambaverse.tasks.dna.files import LOST, Record, is_sequence_file, kind_of, read_records, stem_of
+from mambaverse.tasks.dna.files import LOST, Record, is_sequence_file, kind_of, read_records, sequence_files, stem_of
 from mambaverse.tasks.dna.tables import SETS, DnaSplits, Table, collect, make_splits, set_of
 
 SPLIT = "split"
@@ -158,7 +157,7 @@ def _folder(root: Path, config: DnaDataConfig, part: str | None = None) -> Table
     keys = [] if config.group is None else [config.group]
     table = Table(groups={key: [] for key in keys})
     for path in folders or files:
-        inside = [p for p in files_below(path) if is_sequence_file(p)] if path.is_dir() else [path]
+        inside = sequence_files(path)
         if not inside:
             raise UserError(f"{path}: an empty class: no sequence files in it")
         name = path.name if path.is_dir() else _stem(path)

@@ -27,12 +27,12 @@ from torch import nn
 
 from mambaverse.blocks import Sum
 from mambaverse.config import RunConfig
-from mambaverse.engine.files import files_below, output_path
+from mambaverse.engine.files import output_path
 from mambaverse.engine.inputs import REMEDY, BadInputError, Skips, check_inputs
 from mambaverse.engine.progress import Counter, Screen
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.backbone import DnaModel
-from mambaverse.tasks.dna.files import is_sequence_file, read_records
+from mambaverse.tasks.dna.files import read_records, sequence_files
 from mambaverse.tasks.dna.interpret.store import FORMATS, open_store
 from mambaverse.tasks.dna.reader import Reader, check_range, open_reader
 from mambaverse.tasks.dna.strands import complement, reverse
@@ -216,7 +216,7 @@ def _records(inputs: Sequence[str], config: RunConfig, on_bad: Callable[[UserErr
     letters = {key: getattr(data, key) for key in ("strict", "rna", "max_unknown") if hasattr(data, key)}
     column = getattr(data, "sequence", "sequence")
     for given in map(Path, inputs):
-        files = [p for p in files_below(given) if is_sequence_file(p)] if given.is_dir() else [given]
+        files = sequence_files(given)
         if not files:
             bad(UserError(f"{given}: a folder without sequence files (.fa, .fasta, .fna, .csv)"))
         for file in files:
