@@ -63,7 +63,10 @@ class _Ahead:
 
 
 class _Once(torch.autograd.Function):
-    """Stands in the graph of gradients that were computed without one, so that nobody differentiates past them."""
+    """Stands in the graph of gradients that were computed without one, so that nobody differentiates past them.
+
+    torch's own `once_differentiable` is passed over where `torch.autograd.grad` knows another way to its inputs.
+    """
 
     @staticmethod
     def forward(ctx: Any, name: str, gradients: Sequence[Tensor | None], *sources: Tensor | None) -> Any:
@@ -72,7 +75,14 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        raise NotImplementedError(f"mambaverse::{ctx.name} has no second derivative: its gradient is a fused kernel")
+        raise NotImplementedError(f"{ctx.name} has no second derivative: its gradient is a fused kernel")
+
+
+def differentiable_once(
+    name: str, gradients: Sequence[Tensor | None], sources: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Return gradients, worked out of `sources` without a graph, whose own derivative raises NotImplementedError."""
+    return tuple(_Once.apply(name, gradients, *sources))
 
 
 def define_gradient(
@@ -115,7 +125,7 @@ def define_gradient(
             if once and torch.is_grad_enabled():  # create_graph=True
                 with torch.no_grad():
                     gradients = backward(ctx, *grads)
-                return *_Once.apply(name, gradients, *grads, *ctx.saved_tensors), None
+                return *differentiable_once(f"mambaverse::{name}", gradients, (*grads, *ctx.saved_tensors)), None
             return *backward(ctx, *grads), None
 
     Gradient.__name__ = f"GradientOf_{name}"

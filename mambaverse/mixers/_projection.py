@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from mambaverse.kernels.library import differentiable_once
 from mambaverse.mixers._common import is_plain
 from mambaverse.mixers.base import Mixer
 
@@ -112,8 +112,15 @@ class _SplitLinear(torch.autograd.Function):
         return _split_linear(x, weight, bias, sizes)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return _SplitLinear._gradients(ctx, gradients)
+        with torch.no_grad():  # create_graph=True
+            found = _SplitLinear._gradients(ctx, gradients)
+        return differentiable_once("a mixer's input projection", found, (*gradients, *ctx.saved_tensors))
+
+    @staticmethod
+    def _gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_weight, of_bias = ctx.dtypes
         wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad

@@ -130,3 +130,18 @@ def test_no_copy_is_made_of_wide_gradients(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(_projection.torch, "cat", spy)
     torch.autograd.backward(parts, [torch.ones_like(part) for part in parts])
     assert joined == [[3, 2]]
+
+
+def test_a_second_derivative_is_refused_beside_another_way_to_the_inputs() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(8, 24), torch.randn(2, 5, 8, requires_grad=True)
+
+    def gradient(graph: bool) -> Tensor:
+        y = x + sum(part.square() for part in project(layer, x, [8, 8, 8]))
+        return torch.autograd.grad(y.square().sum(), x, create_graph=graph)[0]
+
+    graph = gradient(True)
+    assert torch.equal(graph, gradient(False))
+    for wanted in (x, layer.weight):
+        with pytest.raises(NotImplementedError, match="input projection has no second derivative"):
+            torch.autograd.grad(graph.square().sum(), wanted, retain_graph=True)
