@@ -18,7 +18,7 @@ from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mambaverse.backbones.isotropic import Isotropic
+from mambaverse.backbones.isotropic import Isotropic, check_lengths
 from mambaverse.blocks import check_counts, check_rates, reset_parameters
 from mambaverse.ensemble import joined
 from mambaverse.errors import UserError, suggest
@@ -165,6 +165,9 @@ class AuM(Isotropic):
         Args:
             x: Normalised log-mel energies (B, T, F); 0 is their mean.
             lengths: Frames of each clip in a padded batch, (B,): what is behind them changes nothing. None: all T.
+
+        Raises:
+            ValueError: x of another shape, or lengths that are none of its clips.
         """
         tokens, counts = self.forward_features(x, lengths)
         if self.global_pool == "token":
@@ -185,8 +188,10 @@ class AuM(Isotropic):
         if x.ndim != 3 or x.shape[2] != self.bins or not x.shape[1]:
             raise UserError(f"expected spectrograms of shape (B, T, {self.bins}), got {tuple(x.shape)}; bins= sets it")
         width = self.patch_size[1]
-        if lengths is not None and bool((lengths == x.shape[1]).all()):
-            lengths = None
+        if lengths is not None:
+            check_lengths(lengths, x.shape[0], x.shape[1], least=1)
+            if bool((lengths == x.shape[1]).all()):
+                lengths = None
         if lengths is not None:
             inside = torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]
             x = x.masked_fill(~inside[..., None], 0)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mambaverse.backbones.isotropic import Isotropic
+from mambaverse.backbones.isotropic import Isotropic, check_lengths
 from mambaverse.blocks import check_counts, check_rates, reset_parameters
 from mambaverse.errors import UserError
 
@@ -129,11 +129,16 @@ class AudioRaw(Isotropic):
         Args:
             x: Normalised samples (B, L).
             lengths: Samples of each clip in a padded batch, (B,): what is behind them changes nothing. None: all L.
+
+        Raises:
+            ValueError: x of another shape, or lengths that are none of its clips.
         """
         if x.ndim != 2:
             raise UserError(f"expected waveforms of shape (B, L), got {tuple(x.shape)}")
-        if lengths is not None and bool((lengths == x.shape[1]).all()):
-            lengths = None
+        if lengths is not None:
+            check_lengths(lengths, x.shape[0], x.shape[1], least=1)
+            if bool((lengths == x.shape[1]).all()):
+                lengths = None
         if lengths is not None:  # a clip shorter than the stem's reach sees zeros behind it, whatever the batch holds
             x = x * (torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None])
         tokens = self.stem(x)

@@ -37,7 +37,7 @@ from mambaverse.ensemble import joined
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna import streaming
 from mambaverse.tasks.dna.heads import LANGUAGE, POOLED, AttentionPool, check_class_complement, check_head, token_mask
-from mambaverse.tasks.dna.stems import ConvStem, Embedding, KmerStem
+from mambaverse.tasks.dna.stems import ConvStem, Embedding, KmerStem, as_ids
 from mambaverse.tasks.dna.strands import SwappedBlock, complement, reverse
 from mambaverse.tasks.dna.tokens import COMPLEMENT, VOCAB_SIZE, A, is_base
 from mambaverse.tasks.dna.wide import PlaceScores
@@ -207,6 +207,9 @@ class DnaModel(Isotropic):
         Args:
             ids: Bases; `[PAD]` from `lengths[b]` on.
             lengths: Of the sequences (B,), at least 1 each; None: all are L long.
+
+        Raises:
+            ValueError: what are no ids, on a CPU also ids that the vocabulary has not; lengths that are none of theirs.
         """
         ids, lengths = self._strands(ids, lengths)
         seen = mutated(ids, self.mutate_rate) if self.training and self.mutate_rate else ids
@@ -224,9 +227,8 @@ class DnaModel(Isotropic):
         hidden, lengths = self._tokens(*self._strands(ids, lengths))
         if self.cls_token is not None:
             hidden = hidden[:, :-1]
-            lengths = None if lengths is None else lengths - 1
             if lengths is not None:  # the cls token stands behind each last one
-                hidden = hidden * token_mask(hidden.shape[1], lengths)
+                hidden = hidden * token_mask(hidden.shape[1], lengths := lengths - 1)
         if not self.both_strands:
             return hidden
         a, b = hidden.unflatten(0, (2, -1))
@@ -321,11 +323,11 @@ class DnaModel(Isotropic):
                     nn.init.zeros_(head.bias)
 
     def _strands(self, ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        ids = ids.long()
+        ids = as_ids(ids, lengths, least=int(self.pools))
         if not self.both_strands:
             return ids, lengths
-        other = reverse(complement(ids), lengths)
-        return torch.cat([ids, other]), None if lengths is None else torch.cat([lengths, lengths])
+        both = torch.cat([ids, reverse(complement(ids), lengths)])
+        return both, None if lengths is None else torch.cat([lengths, lengths])
 
     def _tokens(self, ids: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the tokens after the last norm, with the cls token, and how many there are in each row."""

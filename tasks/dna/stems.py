@@ -14,9 +14,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaverse.backbones.isotropic import INTEGERS, check_lengths
+from mambaverse.errors import UserError
 from mambaverse.tasks.dna.tokens import PAD, VOCAB_SIZE, A, T
 
 STD = 0.02  # of learnt vectors, as in Caduceus
+
+
+def as_ids(ids: Any, lengths: Any = None, least: int = 0) -> Tensor:
+    """Return ids (B, L), L at least `least`, as int64.
+
+    Raises:
+        ValueError: what are no ids (on a GPU their values are not read), or lengths that are none of such a batch.
+    """
+    if not isinstance(ids, Tensor):
+        raise UserError(f"ids: expected a tensor (B, L) of whole numbers, as tokens.encode makes them, got {ids!r:.40}")
+    if ids.ndim != 2 or ids.dtype not in INTEGERS:
+        given = f"{tuple(ids.shape)} {str(ids.dtype).removeprefix('torch.')}"
+        raise UserError(f"ids: expected (B, L) of whole numbers, as tokens.encode makes them, got {given}")
+    if ids.shape[1] < least:
+        raise UserError(f"ids: expected at least {least} base a sequence, got (B, L) = {tuple(ids.shape)}")
+    if lengths is not None:
+        check_lengths(lengths, ids.shape[0], ids.shape[1], least=1)
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    if not traced and ids.device.type == "cpu" and ids.numel():
+        low, high = (int(end) for end in ids.aminmax())
+        if low < 0 or high >= VOCAB_SIZE:
+            raise UserError(f"ids: expected values from 0 to {VOCAB_SIZE - 1}, got {low} to {high}")
+    return ids.long()
 
 
 class Embedding(nn.Module):

@@ -29,6 +29,7 @@ from torch import Tensor
 from mambaverse.errors import UserError
 from mambaverse.kernels.backend import recomputed
 from mambaverse.tasks.dna.heads import token_mask
+from mambaverse.tasks.dna.stems import as_ids
 
 if TYPE_CHECKING:
     from mambaverse.tasks.dna.backbone import DnaModel
@@ -68,7 +69,7 @@ def forward_chunk(model: DnaModel, ids: Tensor, state: Sequence[Any]) -> tuple[T
     check_streams(model)
     if len(state) != model.depth:
         raise UserError(f"state: expected that of {model.depth} layers, as init_state(batch_size) makes it")
-    hidden, after = model.forward_state(model.embed_drop(model.embeddings(ids.long())), state)
+    hidden, after = model.forward_state(model.embed_drop(model.embeddings(as_ids(ids))), state)
     return (hidden if model.pools else model.token_scores(hidden)), after
 
 

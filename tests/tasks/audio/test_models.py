@@ -302,3 +302,17 @@ def test_models_run_in_half_precision() -> None:
     model = small().to(torch.bfloat16)
     out = model(torch.randn(2, 20, 16, dtype=torch.bfloat16), lengths=torch.tensor([20, 9]))
     assert out.dtype == torch.bfloat16 and out.isfinite().all()
+
+
+@pytest.mark.parametrize("lengths", [[8, 4], torch.tensor([8.0, 4.0])], ids=["list", "floats"])
+def test_lengths_that_are_no_whole_numbers_are_named(lengths: Any) -> None:
+    for model, x in ((small(), torch.randn(2, 8, 16)), (small_raw(), torch.randn(2, 8))):
+        with pytest.raises(ValueError, match=r"lengths: expected a tensor \(2,\) of whole numbers"):
+            model(x, lengths)
+
+
+@pytest.mark.parametrize("lengths", [[8], [8, 9], [8, 0], [8, -1]], ids=str)
+def test_lengths_of_other_clips_are_named(lengths: list[int]) -> None:
+    for model, x in ((small(), torch.randn(2, 8, 16)), (small_raw(), torch.randn(2, 8))):
+        with pytest.raises(ValueError, match=r"lengths: expected (shape \(2,\)|values from 1 to L = 8)"):
+            model(x, torch.tensor(lengths))

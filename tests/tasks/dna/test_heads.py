@@ -195,3 +195,24 @@ def test_what_does_not_fit_is_said(overrides: dict[str, Any], message: str) -> N
 
 def test_heads_are_told_in_the_signature() -> None:
     assert "head" in mambaverse.models.describe_model("dna_mamba_d64_n2")["signature"] and len(HEADS) == 5
+
+
+@pytest.mark.parametrize("name", ["caduceus_ph_d32_n2", "caduceus_ps_d32_n2", "dna_mamba_d64_n2"])
+@pytest.mark.parametrize(
+    ("ids", "lengths", "message"),
+    [
+        (batch()[0], None, r"ids: expected \(B, L\) of whole numbers.*got \(13,\) int64"),
+        (batch() + 0.5, None, r"ids: expected \(B, L\) of whole numbers.*got \(4, 13\) float32"),
+        ("ACGT", None, "ids: expected a tensor .* got 'ACGT'"),
+        (batch() - 8, None, "ids: expected values from 0 to 15, got -1 to 3"),
+        (batch() + 8, None, "ids: expected values from 0 to 15, got 15 to 19"),
+        (batch()[:, :0], None, "ids: expected at least 1 base a sequence"),
+        (batch(), [13, 7, 1, 12], r"lengths: expected a tensor \(4,\) of whole numbers"),
+        (batch(), LENGTHS[:1], r"lengths: expected shape \(4,\)"),
+        (batch(), LENGTHS - 1, r"lengths: expected values from 1 to L = 13, got \[12, 6, 0, 11\]"),
+        (batch(), LENGTHS + 1, r"lengths: expected values from 1 to L = 13, got \[14, 8, 2, 13\]"),
+    ],
+)
+def test_what_are_no_ids_or_lengths_is_named(name: str, ids: Any, lengths: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(name, stem="kmer", stem_kernel=3, stem_stride=4)(ids, lengths)
