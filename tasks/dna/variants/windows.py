@@ -94,6 +94,8 @@ def place(variant: Variant, genome: Genome, size: int) -> Pair:
     grid = max(size // GRID, 1)
     wanted = (variant.start + len(variant.ref) // 2 - count // 2 + grid // 2) // grid * grid
     start = min(max(wanted, 0), length - count)
+    if variant.end > start + count:  # a deletion at the end of a chromosome that is much shorter than the grid's steps
+        start = length - count
     ref_ids = genome.ids(variant.name, start, start + count)
     offset = variant.start - start
     if not is_base(ref_ids[offset : offset + len(variant.ref)]).all():

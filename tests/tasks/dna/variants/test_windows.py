@@ -60,6 +60,19 @@ def test_indels_anywhere_on_a_short_chromosome_have_windows(tmp_path: Path, lett
             assert decode(pair.alt.ids[pair.alt.start : pair.alt.end]) == alt
 
 
+@pytest.mark.parametrize("size", [1024, 100_000])  # chromosomes shorter than a step of the grid
+def test_deletions_at_the_end_of_a_very_short_chromosome_lie_in_its_window(
+    tmp_path: Path, letters: str, size: int
+) -> None:
+    short = letters[:100]
+    (tmp_path / "short.fa").write_text(f">chr3\n{short}\n")
+    with Genome(tmp_path / "short.fa") as genome:
+        for start, ref in product(range(90), (2, 5, 10)):
+            pair = place(variant(short, start, ref, short[start], "chr3"), genome, size)
+            assert decode(pair.ref.ids[pair.ref.start : pair.ref.end]) == pair.variant.ref
+            assert decode(pair.alt.ids) == short[: start + 1] + short[start + ref :]
+
+
 def test_windows_away_from_the_ends_begin_together_and_hold_the_variant_in_the_middle(
     genome: Genome, letters: str
 ) -> None:
