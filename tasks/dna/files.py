@@ -30,6 +30,7 @@ from mambaverse.tasks.dna.tokens import encode
 
 FASTA = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas", ".fsa")
 TABLES = (".csv", ".tsv")
+SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}  # of columns; the first two are read
 OPENERS = {".gz": gzip.open, ".bgz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 GZIP = b"\x1f\x8b"
 COMPRESSED = {GZIP: ("gzip", ".gz"), b"\xfd7zXZ\x00": ("xz", ".xz"), b"BZh": ("bzip2", ".bz2")}
@@ -265,6 +266,8 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
             raise UserError(f"{path}, line 1: a column's name holds a line break; {UNCLOSED}")
         for column in (sequence, *needs):
             if column not in header:
+                if strange := _strange(header, column, delimiter):
+                    raise UserError(f"{path}: {strange}")
                 key = keys.get(column)
                 remedy = f"; {key} names another" if key else ""
                 raise UserError(f"{path}: no column {column!r}{suggest(column, header)}{remedy}")
@@ -286,7 +289,20 @@ def _table(path: AnyPath, sequence: str, needs: Sequence[str], keys: Mapping[str
         if not number:
             raise UserError(f"{path}: holds no usable sequences: no row below its header")
     except csv.Error as error:  # of the header
+        if "new-line character" in str(error):
+            raise UserError(f"{path}: its lines end in CR alone; expected LF or CR LF") from None
         raise UserError(f"{path}, line 1: not a table: {error}") from None
+
+
+def _strange(header: Sequence[str], column: str, delimiter: str) -> str:
+    """Return why a header that has no `column` may not be one: other separators, or UTF-16; "" if neither is."""
+    line = delimiter.join(header)
+    if "\0" in line:
+        return "not UTF-8 text, but UTF-16 as it seems; save the file as UTF-8"
+    for other, name in SEPARATORS.items():
+        if other != delimiter and column in (cell.strip().strip('"') for cell in line.split(other)):
+            return f"its columns are separated by {name}; expected commas in a .csv, tabs in a .tsv"
+    return ""
 
 
 def _rows(rows: Any) -> Iterator[tuple[int, int, list[str] | str]]:

@@ -77,6 +77,11 @@ def test_a_files_name_says_what_it_is(name: str, kind: str | None) -> None:
         ("x.csv", 'sequence,"label\nACGT,a\nGG,b\n', "x.csv, line 1: a column's name holds a line break; a quote"),
         ("x.csv", "sequnce,label\nACGT,a\n", "x.csv: no column 'sequence', did you mean 'sequnce'?"),
         ("x.csv", "label,sequence,label\na,ACGT,b\n", "x.csv: 2 columns 'label'; expected one: rename the others"),
+        ("x.csv", '"sequence";label\nACGT;a\n', "x.csv: its columns are separated by semicolons; expected commas"),
+        ("x.csv", "label\tsequence\nACGT\ta\n", "x.csv: its columns are separated by tabs; expected commas in a .csv"),
+        ("x.tsv", "label, sequence\nACGT,a\n", "x.tsv: its columns are separated by commas; expected commas in a .csv"),
+        ("x.csv", "\0s\0e\0q\0\n\0A\0", "x.csv: not UTF-8 text, but UTF-16 as it seems; save the file as UTF-8"),
+        ("x.csv", "sequence,label\rACGT,a\r", "x.csv: its lines end in CR alone; expected LF or CR LF"),
         ("x.txt.doc", "", "not known as a sequence file; expected one of .fa, .fasta, .fna, .csv, .tsv"),
     ],
 )
