@@ -139,6 +139,7 @@ def test_bad_records_stop_the_job_or_are_skipped_and_counted(
         ({"fasta": "no.fa"}, "no.fa: no such file"),
         ({"window": 4}, "--window: expected at least 16, got 4"),
         ({"out": "nowhere/s.tsv"}, "--out .*nowhere"),
+        ({"out": "s.tsv.gz"}, r"--out s.tsv.gz: unknown format '.gz'; expected .tsv, .txt"),
         ({"batch_size": 0}, "batch size: expected at least 1"),
         ({"scores": ["delta"]}, "--scores delta: this model has llr and embedding, by its head 'mlm'"),
     ],
