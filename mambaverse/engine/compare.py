@@ -80,8 +80,7 @@ def paired_bootstrap(
     Raises:
         UserError: an unknown score, too few or too many resamples, no samples, or not the same number everywhere.
     """
-    if score not in SCORES:
-        raise UserError(f"no score {score!r} to compare{suggest(score, SCORES)}")
+    _check_score(score)
     if not 2 <= resamples <= MOST_RESAMPLES:
         raise UserError(f"resamples: expected 2 to {MOST_RESAMPLES:,}, got {resamples:,}; {RESAMPLES:,} are usual")
     ours, theirs = np.atleast_2d(ours), np.atleast_2d(theirs)
@@ -108,6 +107,11 @@ def paired_bootstrap(
         done += size
     drawn = np.concatenate(differences)
     return Comparison(mine, other, float(drawn.std(ddof=1)), float((drawn < 0).mean()))
+
+
+def _check_score(name: str) -> None:
+    if name not in SCORES:
+        raise UserError(f"no score {name!r} to compare{suggest(name, SCORES)}")
 
 
 def _score(name: str, truth: np.ndarray, predicted: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
@@ -186,9 +190,13 @@ def compare_runs(
         console: Where to print; None: stdout.
 
     Raises:
-        UserError: runs that were not reported on the same samples; no baselines.
+        UserError: an unknown score, a run given twice, runs that were not reported on the same samples; no baselines.
     """
     console = console or Screen()
+    if score is not None:
+        _check_score(score)  # before baselines are fitted
+    _refuse_repeats(runs)
+    _refuse_repeats(others)
     classes, truth, first = read_predictions(runs[0])
     if score is None:
         score = _chosen_by(runs[0])
@@ -210,6 +218,14 @@ def compare_runs(
     console.print(f"{score} of {len(truth):,} samples{seeds}; {resamples:,} paired resamples", highlight=False)
     console.print(_table(found))
     return found
+
+
+def _refuse_repeats(runs: Sequence[Path]) -> None:
+    """Raise UserError if a run is given twice: a mean of seeds would count it as two."""
+    folders = [path.resolve() for path in runs]
+    for at, (path, folder) in enumerate(zip(runs, folders, strict=True)):
+        if folder in folders[:at]:
+            raise UserError(f"{path}: given twice; a mean over runs takes each once")
 
 
 def _chosen_by(run: Path) -> str:

@@ -157,6 +157,9 @@ def test_wrong_comparisons_are_one_line(
             (side / name).unlink()
     capsys.readouterr()
     assert "did you mean 'accuracy'" in error(one, "--score", "acuracy")
+    assert "given twice; a mean over runs takes each once" in error(one, str(two_runs[1]), one + "/.")
+    assert "given twice" in error(one, "--to", str(two_runs[1]), str(two_runs[1]))
+    assert main(["compare", one, "--to", one]) == 0
     assert "--resamples: expected 2 or more" in error(one, "--resamples", "1")
     assert "at most 1,000,000, got 1,000,000,000,000" in error(one, "--resamples", "1000000000000")
     (other / "predictions.csv").write_text("item,target,predicted,a,b,c\n0,a,b,1,0,0\n")
