@@ -79,6 +79,11 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
     own = model.state_dict()
     if without_prefix(own).keys() == own.keys():  # it is not the model's own
         weights = without_prefix(weights)
+    if (members := _members(weights)) and not _members(own):
+        raise CheckpointError(
+            f"{source}: weights of an ensemble of {members} (model.members); expected those of one model: "
+            "train it with model.members=1"
+        )
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
     mismatched = [
@@ -111,6 +116,11 @@ def _find(content: Any, path: Path) -> dict[str, Tensor]:
         if weights and len(weights) == len(content):
             return weights
     raise CheckpointError(f"{path}: holds no weights; expected a state dict, or one under {', '.join(WRAPPERS)}")
+
+
+def _members(weights: Mapping[str, Any]) -> int:
+    """Return how many models an ensemble's weights are of; 0 for those of one model."""
+    return len({name.split(".")[1] for name in weights if name.startswith("members.")})
 
 
 def _first(names: list[str]) -> str:

@@ -81,6 +81,12 @@ def test_weights_of_another_model_are_refused_by_the_first_names_and_change_noth
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_an_ensembles_weights_are_said_to_be_such() -> None:
+    several = {f"members.{i}.{name}": value for i in range(3) for name, value in Net(0.0).state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"here: weights of an ensemble of 3 .*; expected those of one model"):
+        load_state(Net(0.0), several, "here")
+
+
 def test_long_lists_of_names_are_cut() -> None:
     with pytest.raises(CheckpointError, match=r"6 missing \(stem\.weight, stem\.bias, norm\.weight, \.\.\.\)"):
         load_state(Net(0.0), {}, "here")
