@@ -15,7 +15,7 @@ import pytest
 
 from mambaverse import registry as registry_module
 from mambaverse.engine.task import TASKS
-from mambaverse.errors import UserError
+from mambaverse.errors import UserError, suggest
 from mambaverse.registry import Registry, RegistryError, check_arguments
 
 
@@ -47,6 +47,11 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Registry[type]:
     monkeypatch.setattr(registry_module, "entry_points", lambda group: points)
     monkeypatch.setitem(sys.modules, Thing.__module__, sys.modules[__name__])
     return Registry("thing", group="mambaverse.things")
+
+
+def test_the_one_name_that_goes_on_from_what_was_given_is_the_nearest() -> None:
+    assert suggest("acc", ["mcc", "accuracy", "loss"]) == ", did you mean 'accuracy'?"
+    assert suggest("", ["a"]) == "; known: a"
 
 
 def test_register_as_decorator_and_directly(things: Registry[type]) -> None:
