@@ -130,7 +130,7 @@ def collect(
         table.labels.append(label)
         table.names.append(record.name)
         for column, values in table.groups.items():
-            values.append(record.cells[column])
+            values.append(record.cells[column].strip())
         if name is not None:
             table.sets.append(name)
         if place_of is not None:

@@ -117,11 +117,10 @@ def _table(path: Path, config: DnaDataConfig, part: str | None) -> Table:
     keys = {sequence: "data.sequence", label: "data.label"}
     columns = next((list(r.cells) for r in read_records(path, sequence, [label], keys) if r.cells), [])
     records = read_records(path, sequence, [label], keys)
+    groups = _groups(config.group, columns, keys, path)
     if part is None and SPLIT in columns:
-        groups = _groups(config.group, columns, keys, path)
         return collect(records, config, lambda r: r.cells[label], groups, lambda r: set_of(r.cells, r.where))
     if part is not None:
-        groups = _groups(config.group, columns, keys, path)
         return collect(records, config, lambda r: r.cells[label], groups, part)
     others = [name for name in columns if name not in keys]
     table = collect(records, config, lambda r: r.cells[label], others, part)
@@ -130,7 +129,7 @@ def _table(path: Path, config: DnaDataConfig, part: str | None) -> Table:
 
 
 def _groups(group: str | None, columns: Sequence[str], keys: Mapping[str, str], path: Path) -> list[str]:
-    """Return the column that splits a table anew that comes split."""
+    """Return the column whose rows stay together, none if none is asked for."""
     if group is None:
         return []
     if group not in columns or group in keys or group == SPLIT:

@@ -59,6 +59,20 @@ def test_rows_of_a_group_stay_together(make_task: Make, tmp_path: Path) -> None:
     assert not groups[0] & groups[1] and len(groups[1]) == 1
 
 
+def test_a_group_that_a_table_has_not_is_named_and_blanks_around_one_do_not_tear_it(
+    make_task: Make, tmp_path: Path
+) -> None:
+    data = [(sequence, label, f"{i}") for i, (sequence, label) in enumerate(rows(20))]
+    path = write_csv(tmp_path / "x.csv", data, ("sequence", "label", "plate"))
+    message = fails(make_task, "dna/fasta", f"data.root={path}", "data.group=plat")
+    assert "x.csv: data.group=plat: no such column, did you mean 'plate'?" in message  # though each row is its own
+    torn = [(sequence, label, f"plate{i % 5}{' ' * (i % 2)}") for i, (sequence, label) in enumerate(rows(20))]
+    path = write_csv(tmp_path / "y.csv", torn, ("sequence", "label", "plate"))
+    task = make_task("dna/fasta", f"data.root={path}", "data.group=plate", "data.folds=5")
+    groups = [set(sequences_of(part).groups or ()) for part in (task.train_set, task.eval_set)]
+    assert groups[0] | groups[1] == {f"plate{i}" for i in range(5)} and not groups[0] & groups[1]
+
+
 def test_a_random_split_of_grouped_rows_warns(
     make_task: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
