@@ -192,6 +192,8 @@ class DnaLmTask(Task):
             described["length warm-up"] = (
                 f"windows of {data.length_warmup:,} bases, {data.pieces(0)} for one, twice as long every {every}"
             )
+            if (pieces := data.pieces(self.config.trainer.epochs - 1)) > 1:
+                described["length warm-up"] += f"; {data.length // pieces:,} in the last epoch, never {data.length:,}"
         if data.strands == "both":
             described["evaluation"] = "on both strands"
         if caveat := self.caveat():

@@ -81,6 +81,9 @@ def test_length_warm_up_keeps_the_tokens_of_a_batch(opened: Open) -> None:
         assert len(view) == len(samples)
         shapes.append(tuple(task.collate(rows, draw(0))["ids"].shape))
     assert shapes == [(32, 32)] * 2 + [(16, 64)] * 2 + [(8, 128)] * 2
+    options = ("data.length_warmup=32", "data.length_warmup_epochs=2")
+    heads = [opened(*options, f"trainer.epochs={epochs}").describe()["length warm-up"] for epochs in (4, 5)]
+    assert heads[0].endswith("every 2 epochs; 64 in the last epoch, never 128") and heads[1].endswith("every 2 epochs")
     # Without shifts, the pieces of an epoch are those of all tiles, each once.
     still = genome_samples(opened("data.length_warmup=32", "data.random_windows=false", "data.reverse_complement=0",
                                   "task.mask_rate=0.0001", "data.valid_chromosomes=[chr2]").train_set)  # fmt: skip
