@@ -31,12 +31,13 @@ from mambaverse.engine.inputs import REMEDY, BadInputError, Skips, load_each
 from mambaverse.engine.process import launch, shard_of
 from mambaverse.engine.progress import Counter, Screen
 from mambaverse.engine.task import Prediction, Sample, Task
-from mambaverse.errors import UserError
+from mambaverse.errors import UserError, warn
 
 TAKEN = {"trainer": {"device", "num_threads", "precision", "select"}, "optim": set[str]()}  # which an evaluation reads
 OTHER_DATA = {  # keys of data that name others, or another split
     "name", "root", "subset", "genome", "val_fraction", "dev_fraction", "folds", "fold", "split_seed", "group",
 }  # fmt: skip
+MET = "an evaluation may meet what the run learnt from; data.root=... evaluates it on other data"
 SHEET_FORMATS = (".jpg", ".pdf", ".png", ".svg")
 TABLE_ROWS = 1000  # of predictions; more inputs make more tables, so that none waits for the last
 
@@ -146,9 +147,11 @@ def reported_name(task: Task) -> str:
 def _evaluate(path: Path, overrides: Sequence[str]) -> tuple[Task, dict[str, float]]:
     _check_taken(overrides)
     config, task, model = load_run(path, overrides)
-    if not _names_data(overrides):
-        with tempfile.TemporaryDirectory() as scratch:
-            open_run(path).check_split(task, Path(scratch), "an evaluation may meet what the run learnt from")
+    with tempfile.TemporaryDirectory() as scratch:
+        if not _names_data(overrides):
+            open_run(path).check_split(task, Path(scratch), MET)
+        elif learnt := open_run(path).count_learnt(task, Path(scratch)):
+            warn(f"{path}: learnt from {learnt:,} of the {len(task.reported_set):,} samples that it is evaluated on")
     with launch(config.trainer) as accelerator:
         return task, score_set(task, model.to(accelerator.device), accelerator).metrics
 

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -30,10 +31,11 @@ from mambaverse.engine.checkpoint import load_weights
 from mambaverse.engine.files import PART, locked, saving, write_atomic
 from mambaverse.engine.state import StateFolder
 from mambaverse.engine.task import TASKS, FactError, Task, fact
-from mambaverse.errors import UserError, suggest, warn
+from mambaverse.errors import NO_TEXT, UserError, suggest, warn
 
 T = TypeVar("T")
-OF_TASKS = ("predictions.png", "saliency.png", "split.csv", "split.bed", "sets.csv")  # what tasks leave in the folder
+SPLIT = "split.csv"
+OF_TASKS = ("predictions.png", "saliency.png", SPLIT, "split.bed", "sets.csv")  # what tasks leave in the folder
 
 
 class RunFolder:
@@ -150,7 +152,7 @@ class RunFolder:
         Args:
             task: With its data sets.
             scratch: An empty folder.
-            so: What follows if they are not.
+            so: What follows if they are not, and what to do.
         """
         now = task.save_split(scratch)
         if now is None:
@@ -160,7 +162,30 @@ class RunFolder:
             warn(f"{then} is not there: it cannot be told whether the data are split as they were")
         elif not then.is_file() or _used(then) != _used(now):
             what = f"{then}: the data, or their split, are not those that this run began with"
-            raise UserError(f"{what}: {so}; data.root=... evaluates it on other data" if so else what)
+            raise UserError(f"{what}: {so}" if so else what)
+
+    def count_learnt(self, task: Task, scratch: Path) -> int:
+        """Return how many samples of the set that `task` reports are in the training set of the run's split.csv.
+
+        Args:
+            task: With its data sets.
+            scratch: An empty folder.
+        """
+        now = task.save_split(scratch)
+        if now is None or now.name != SPLIT or not (then := self.path / SPLIT).is_file():
+            return 0
+        learnt = {sample for part, sample in _samples(then) if part == "train"}
+        reported = "eval" if task.test_set is None else "test"
+        return sum(part == reported and sample in learnt for part, sample in _samples(now))
+
+
+def _samples(split: Path) -> list[tuple[str, tuple[str, str]]]:
+    """Return set, name and hash of each line of a split.csv; of one that a task writes in its own way, none."""
+    with split.open(newline="", encoding="utf-8", errors=NO_TEXT) as lines:
+        rows = csv.DictReader(lines)
+        if not {"set", "name", "sha256"} <= set(rows.fieldnames or ()):
+            return []
+        return [(row["set"], (row["name"], row["sha256"])) for row in rows]
 
 
 def _used(split: Path) -> list[bytes]:

@@ -81,6 +81,25 @@ def test_data_that_changed_since_are_not_evaluated_unless_they_are_named(
     assert "split.csv is not there: it cannot be told" in capsys.readouterr().err
 
 
+def test_what_a_run_learnt_from_is_counted_where_another_split_holds_it_out(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save_split(task: Toy, folder: Path) -> Path:
+        held_out = "ab" if task.config.data.root else "cd"
+        rows = (f"{'eval' if name in held_out else 'train'},{name},{name}\n" for name in "abcde")
+        (folder / "split.csv").write_text("set,name,sha256\n" + "".join(rows))
+        return folder / "split.csv"
+
+    monkeypatch.setattr(Toy, "save_split", save_split)
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "split.csv").write_text("set,name,sha256\ntrain,a,a\ntrain,b,other\neval,c,c\neval,d,d\ntrain,e,e\n")
+    evaluate(run, ["data.root=here"])
+    assert "learnt from 1 of the 50 samples that it is evaluated on" in capsys.readouterr().err
+    evaluate(run, ["data.root=null"])
+    assert "learnt from" not in capsys.readouterr().err
+
+
 def test_an_evaluation_is_shown_as_a_table(finished: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
     evaluate_run(finished, console=console)
