@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,13 +266,15 @@ def _reported_samples(run: Path) -> list[tuple[str, str]] | None:
 
 
 def _floors(run: Path, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the predictions of the run's task's baselines."""
+    """Return the predictions of the run's task's baselines, on the data and the split that it began with."""
     from mambaverse.engine.classifier import Classifier
 
     task = make_task(read_config(run))
     if not isinstance(task, Classifier):
         raise UserError(f"task {task.config.task.name!r} has no baselines; --to RUN names what to compare with")
     task.setup()
+    with tempfile.TemporaryDirectory() as scratch:
+        open_run(run).check_split(task, Path(scratch), "baselines would be fitted to others; --to compares runs alone")
     if not np.array_equal(task.labels_of(task.reported_set), truth):
         raise UserError(f"{run}: the data are not those that it was reported on: their labels differ")
     return {name: np.asarray(fit()) for name, fit in task.baselines().items()}

@@ -15,7 +15,7 @@ from mambaverse.cli import main
 from mambaverse.engine import run
 from mambaverse.engine.compare import compare_runs, paired_bootstrap, read_predictions
 from mambaverse.errors import UserError
-from tests.engine.toy import toy_config
+from tests.engine.toy import Toy, toy_config
 
 CLASSIFIER = ("task.name=toy_classifier", "plugins=[tests.engine.test_baseline]")
 
@@ -126,6 +126,21 @@ def test_runs_are_compared_with_their_baselines(two_runs: list[Path], capsys: py
     assert "majority" in out and "oracle" in out
     found = compare_runs(two_runs, console=Console(quiet=True), score="mcc")
     assert found["oracle"].theirs == 1 and found["oracle"].difference <= 0 and found["majority"].theirs == 0
+
+
+def test_baselines_are_not_fitted_to_data_that_changed_since(
+    two_runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_split(task: Toy, folder: Path) -> Path:
+        (folder / "split.csv").write_text("set,name,sha256\neval,a,a\n")
+        return folder / "split.csv"
+
+    one, quiet = shutil.copytree(two_runs[0], tmp_path / "run"), Console(quiet=True)
+    (one / "split.csv").write_text("set,name,sha256\neval,a,b\n")
+    monkeypatch.setattr(Toy, "save_split", save_split)
+    with pytest.raises(UserError, match=r"split\.csv: .* not those that this run began with: baselines would be"):
+        compare_runs([one], console=quiet)
+    compare_runs([one], [two_runs[1]], console=quiet)
 
 
 def test_runs_are_compared_with_other_runs(two_runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
