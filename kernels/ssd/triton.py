@@ -146,9 +146,10 @@ class _Run:
         """Put x, which a flag tells the kernels not to read, in the place of what is not there."""
         return tuple(self.x if t is None else t for t in tensors)
 
-    def _tuned(self, kernel: str) -> dict[str, Any]:
-        chunk, warps, stages = tuning(kernel, self.p)
-        return self.flags | {"Q": chunk, "num_warps": warps, "num_stages": stages}
+    def _tuned(self, kernel: str, ends: bool = False) -> dict[str, Any]:
+        chunk, warps, stages = tuning(kernel, self.p, ends)
+        loop = {} if kernel == "gradient_x" else {"STAGES": stages}
+        return self.flags | loop | {"Q": chunk, "num_warps": warps, "num_stages": stages}
 
     def _strides_of_D(self) -> tuple[int, int]:  # noqa: N802
         return (0, 0) if self.D is None else (self.D.stride(0), self.D.stride(1) if self.D.ndim == 2 else 0)
@@ -166,8 +167,8 @@ class _Run:
             *(*_strides(self.weight, 3), *_strides(self.own, 3)),),
             lambda: self._tuned("scan") | self.step_flags | {
                 "D_WIDTH": self.D_width, "HAS_Z": self.z is not None, "HAS_INITIAL": self.initial is not None,
-                "SPLIT": p.segments > 1, "SAVE": save, "KEEP": p.keep, "STAGES": tuning("scan", p)[2],
-                "HAS_WEIGHT": self.weight is not None, "HAS_OWN": self.own is not None,
+                "SPLIT": p.segments > 1, "SAVE": save, "KEEP": p.keep, "HAS_WEIGHT": self.weight is not None,
+                "HAS_OWN": self.own is not None,
             },
         )  # fmt: skip
 
@@ -194,7 +195,6 @@ class _Run:
                 "HAS_OUTGOING": outgoing is not None and self.initial is not None,
                 "SPLIT": starts is not None and gradient, "GRADIENT": gradient, "SUMMARY": ends is not None,
                 "KEEP": TRITON_KEEP, "HAS_WEIGHT": weight is not None, "GATES": gated is not None,
-                "STAGES": tuning("carry", p)[2],
             },
         )  # fmt: skip
 
@@ -279,6 +279,7 @@ class _Run:
         flags = {
             "HAS_INITIAL": self.initial is not None, "HAS_FINAL": dfinal is not None, "HAS_OWN": self.own is not None,
         }  # fmt: skip
+        ends = self.initial is not None or dfinal is not None
         gated, gate = (dx, None) if self.gates else (dy, self.z)  # `gradient_x` overwrites dx, so it comes last
         for piece in pieces:
             *place, states, dstates = piece
@@ -294,9 +295,7 @@ class _Run:
                 *(p.heads // p.groups // p.parts, dB.numel()),
                 *(*gated.stride(), *_strides(dfinal, 4), *of_x, *of_BC, *_strides(gate, 4)),
                 *(*_strides(self.initial, 4), *_strides(self.own, 3)),),
-                lambda: self._tuned("gradient_BC") | flags | {
-                    "HAS_Z": gate is not None, "STAGES": tuning("gradient_BC", p)[2]
-                },
+                lambda: self._tuned("gradient_BC", ends) | flags | {"HAS_Z": gate is not None},
             )  # fmt: skip
             launch(
                 self.memo, "gradient_x", gradient_x, (programs * p.heads,),

@@ -162,6 +162,30 @@ def _kept_states(
 
 
 @triton.jit
+def _states_around(
+    states, initial, dstates, dfinal, boundary, first_state, first_gradient, i_s, i_h, H, t, left,
+    si_s, si_h, si_p, si_n, sf_s, sf_h, sf_p, sf_n, o_p, o_n,
+    P: tl.constexpr, N: tl.constexpr, BN: tl.constexpr, SIZE: tl.constexpr, Q: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr,
+):  # fmt: skip
+    """Load the state before a chunk, and the gradient of the state after it."""
+    S = _kept_states(
+        states, initial, boundary - first_state, i_s, i_h, H, si_s, si_h, si_p, si_n, o_p, o_n,
+        (left > 0) & (t > 0), (left > 0) & (t == 0), P, N, BN, SIZE, HAS_INITIAL,
+    )  # fmt: skip
+    dS = _kept_states(
+        dstates, dfinal, boundary - first_gradient, i_s, i_h, H, sf_s, sf_h, sf_p, sf_n, o_p, o_n, left > Q,
+        (left > 0) & (left <= Q), P, N, BN, SIZE, HAS_FINAL,
+    )  # fmt: skip
+    return S, dS
+
+
+@triton.jit
+def _sums_of_three(a, b, c, d, e, f):
+    return a + d, b + e, c + f
+
+
+@triton.jit
 def _times_state(b, S, DT: tl.constexpr, PRECISION: tl.constexpr, GIVEN: tl.constexpr):
     """Return b Sᵀ. A state that was GIVEN has digits that one in DT has not, and dA adds up products with them."""
     high = S.to(DT)
@@ -195,6 +219,8 @@ def gradient_x(
     With GATED dy behind the gate lies in dx, and what rounding took from it in dz: see `advance`.
     """
     HALVES: tl.constexpr = HAS_Z and DT.primitive_bitwidth == 16
+    # A gate, or tiles of 32 bits, leave no registers for tiles that are loaded before they are needed.
+    EARLY: tl.constexpr = not HAS_Z and DT.primitive_bitwidth == 16
     PB: tl.constexpr = (P + BP - 1) // BP
     SIZE: tl.constexpr = PB * BP * BN
     pid = tl.program_id(0).to(tl.int64)
@@ -215,6 +241,10 @@ def gradient_x(
     p_dz, _ = first_row(dz + at_out, start, count, H * P, REVERSE)
     b_B = load_tile(pointers(p_B, rows, sB, o_n, sB_n), ok, o_n, N, BN, DT)
     b_C = load_tile(pointers(p_C, rows, sC, o_n, sC_n), ok, o_n, N, BN, DT)
+    if EARLY:
+        o_p = tl.arange(0, BP)
+        b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
+        b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
     b_w, whole, part, end, end_part = _steps_of(chunk_steps, slot * H + i_h, o_l, Q)
     factor, from_start = tl.exp2(end + end_part), tl.exp2(whole + part)
     to_end = tl.exp2((end - whole) + (end_part - part))
@@ -233,30 +263,40 @@ def gradient_x(
     dM = tl.zeros([Q, Q], tl.float32)
     for i_p in tl.static_range(PB):
         o_p = i_p * BP + tl.arange(0, BP)
-        b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
+        if not EARLY or i_p > 0:
+            b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
+            if not GATED:
+                b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
         if GATED:
             dy_high = load_tile(pointers(p_dx, rows, s_out, o_p, 1), ok, o_p, P, BP, DT)
             if HALVES:
                 dy_low = load_tile(pointers(p_dz, rows, s_out, o_p, 1), ok, o_p, P, BP, DT)
         else:
-            b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
             dy_high = b_dy.to(DT)
             if HALVES:
                 dy_low = (b_dy - dy_high.to(tl.float32)).to(DT)
         dM = tl.dot(b_x, tl.trans(dy_high), acc=dM, input_precision=PRECISION)
         if HALVES:  # dA adds up many products with it, whose signs differ
             dM = tl.dot(b_x, tl.trans(dy_low), acc=dM, input_precision=PRECISION)
-    if D_WIDTH == 1:
-        tl.store(p_params + 2, tl.sum(tl.where(o_l[:, None] == o_l[None, :], dM, 0.0)))
-    if HAS_OWN:
-        b_down = tl.sum(tl.where(o_l[:, None] == o_l[None, :], dM, 0.0), 1) * own_score
+    if D_WIDTH == 1 or HAS_OWN:
+        diagonal = tl.sum(tl.where(o_l[:, None] == o_l[None, :], dM, 0.0), 1)
+    boundary = row * kept + start // Q + t // Q
+    if EARLY:
+        o_p = tl.arange(0, BP)
+        S, dS = _states_around(
+            states, initial, dstates, dfinal, boundary, first_state, first_gradient, i_s, i_h, H, t, left,
+            si_s, si_h, si_p, si_n, sf_s, sf_h, sf_p, sf_n, o_p, o_n, P, N, BN, SIZE, Q, HAS_INITIAL, HAS_FINAL,
+        )  # fmt: skip
     dM *= decay * K
     direct = tl.sum(dM, 1)
     if GATED:
         fence(FAST)
     earlier = (o_l[:, None] > o_l[None, :]).to(tl.float32).to(DT)
     W = dM * b_w[:, None]
-    W_high = W.to(DT)
+    if EARLY:  # cut off, which takes fewer instructions than rounding
+        W_high = (W.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True).to(DT)
+    else:
+        W_high = W.to(DT)
     crossing = tl.dot(earlier, W_high, input_precision=PRECISION)
     if DT.primitive_bitwidth == 16:  # as above
         W_low = (W - W_high.to(tl.float32)).to(DT)
@@ -265,7 +305,6 @@ def gradient_x(
 
     # from the state before it, and to the state after it
     through_start, through_end = tl.zeros([Q], tl.float32), tl.zeros([Q], tl.float32)
-    boundary = row * kept + start // Q + t // Q
     if D_WIDTH == 1:
         b_D = tl.load(D + i_h * sD_h).to(tl.float32)
     for i_p in tl.static_range(PB):
@@ -273,15 +312,16 @@ def gradient_x(
         ok_out = ok[:, None] & (o_p < P)[None, :]
         if D_WIDTH > 1:
             b_D = tl.load(D + i_h * sD_h + o_p.to(tl.int64) * sD_p, mask=o_p < P, other=0.0).to(tl.float32)[None, :]
-        S = _kept_states(
-            states, initial, boundary - first_state, i_s, i_h, H, si_s, si_h, si_p, si_n, o_p, o_n,
-            (left > 0) & (t > 0), (left > 0) & (t == 0), P, N, BN, SIZE, HAS_INITIAL,
-        )  # fmt: skip
-        dS = _kept_states(
-            dstates, dfinal, boundary - first_gradient, i_s, i_h, H, sf_s, sf_h, sf_p, sf_n, o_p, o_n, left > Q,
-            (left > 0) & (left <= Q), P, N, BN, SIZE, HAS_FINAL,
-        )  # fmt: skip
-        da += tl.sum(S * dS) * factor
+        if not EARLY or i_p > 0:
+            S, dS = _states_around(
+                states, initial, dstates, dfinal, boundary, first_state, first_gradient, i_s, i_h, H, t, left,
+                si_s, si_h, si_p, si_n, sf_s, sf_h, sf_p, sf_n, o_p, o_n, P, N, BN, SIZE, Q, HAS_INITIAL, HAS_FINAL,
+            )  # fmt: skip
+        if EARLY and not HAS_INITIAL and not HAS_FINAL:  # as kept, so DT holds them
+            products = tl.dot(S.to(DT), tl.trans(dS.to(DT)))
+            da += tl.sum(tl.where(o_p[:, None] == o_p[None, :], products, 0.0)) * factor
+        else:
+            da += tl.sum(S * dS) * factor
         if GATED:
             fence(FAST)
         b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
@@ -340,15 +380,20 @@ def gradient_x(
         b_ddt = direct + b_A * da
     if HAS_OWN:
         p_out, s_out = first_row(down + at_step, start, count, H, REVERSE)
-        tl.store(p_out + rows.to(tl.int64) * s_out, b_down.to(down.dtype.element_ty), mask=ok)
+        tl.store(p_out + rows.to(tl.int64) * s_out, (diagonal * own_score).to(down.dtype.element_ty), mask=ok)
     b_ddt = tl.where((free >= low) & (free <= high), b_ddt, 0.0)
     if SOFTPLUS:
         b_ddt *= sigmoid(raw)
     b_ddt = tl.where(ok, b_ddt, 0.0)
     p_ddt, sddt = first_row(ddt + at_step, start, count, H, REVERSE)
     tl.store(p_ddt + rows.to(tl.int64) * sddt, b_ddt.to(ddt.dtype.element_ty), mask=ok)
-    tl.store(p_params, tl.sum(delta * da))
-    tl.store(p_params + 1, tl.sum(b_ddt))
+    if D_WIDTH == 1:
+        of_A, of_bias, of_D = tl.reduce((delta * da, b_ddt, diagonal), 0, _sums_of_three)
+        tl.store(p_params + 2, of_D)
+    else:
+        of_A, of_bias = tl.sum(delta * da), tl.sum(b_ddt)
+    tl.store(p_params, of_A)
+    tl.store(p_params + 1, of_bias)
 
 
 @triton.jit(do_not_specialize=[*PLACES, "heads"])
@@ -394,18 +439,14 @@ def gradient_BC(  # noqa: N802
             o_p = i_p * BP + tl.arange(0, BP)
             b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
             b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
-            S = _kept_states(
-                states, initial, boundary - first_state, i_s, i_h, H, si_s, si_h, si_p, si_n, o_p, o_n,
-                (left > 0) & (t > 0), (left > 0) & (t == 0), P, N, BN, SIZE, HAS_INITIAL,
-            ).to(DT)  # fmt: skip
-            dS = _kept_states(
-                dstates, dfinal, boundary - first_gradient, i_s, i_h, H, sf_s, sf_h, sf_p, sf_n, o_p, o_n, left > Q,
-                (left > 0) & (left <= Q), P, N, BN, SIZE, HAS_FINAL,
-            ).to(DT)  # fmt: skip
+            S, dS = _states_around(
+                states, initial, dstates, dfinal, boundary, first_state, first_gradient, i_s, i_h, H, t, left,
+                si_s, si_h, si_p, si_n, sf_s, sf_h, sf_p, sf_n, o_p, o_n, P, N, BN, SIZE, Q, HAS_INITIAL, HAS_FINAL,
+            )  # fmt: skip
             dM = tl.dot(b_x, tl.trans(b_dy.to(DT)), acc=dM, input_precision=PRECISION)
-            acc_C = tl.dot((b_dy * from_start[:, None]).to(DT), S, acc=acc_C, input_precision=PRECISION)
+            acc_C = tl.dot((b_dy * from_start[:, None]).to(DT), S.to(DT), acc=acc_C, input_precision=PRECISION)
             weighted = (b_x.to(tl.float32) * (to_end * b_w)[:, None]).to(DT)
-            acc_B = tl.dot(weighted, dS, acc=acc_B, input_precision=PRECISION)
+            acc_B = tl.dot(weighted, dS.to(DT), acc=acc_B, input_precision=PRECISION)
         decay = decay_between(
             dM, whole[None, :], part[None, :], whole[:, None], part[:, None], o_l[None, :] >= o_l[:, None], FAST
         )

@@ -110,9 +110,13 @@ def scan(
         b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
         b_B = load_tile(pointers(p_B, rows, sB, o_n, sB_n), ok, o_n, N, BN, DT)
         b_C = load_tile(pointers(p_C, rows, sC, o_n, sC_n), ok, o_n, N, BN, DT)
+        out = tl.dot(b_C, tl.trans(S.to(DT)), input_precision=PRECISION)  # the state first: it takes most registers
         _, _, delta = step_sizes(b_dt, ok, b_bias, low, high, SOFTPLUS)
         b_w, whole, part, total = log_decays(delta, b_w.to(tl.float32) if HAS_WEIGHT else delta, b_A, FAST)
         end, end_part = split(total)
+        weight = tl.exp2((end - whole) + (end_part - part)) * b_w
+        weighted = (b_x.to(tl.float32) * weight[:, None]).to(DT)
+        S = tl.dot(tl.trans(weighted), b_B, acc=S * tl.exp2(end + end_part), input_precision=PRECISION)
         G = tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION)
         decay = decay_between(
             G, whole[:, None], part[:, None], whole[None, :], part[None, :], o_l[:, None] >= o_l[None, :], FAST
@@ -123,11 +127,8 @@ def scan(
         if D_WIDTH == 1:
             b_D = tl.load(D + i_h * sD_h).to(tl.float32)  # here, or the tile that it becomes would be kept
             M += tl.where(o_l[:, None] == o_l[None, :], b_D, 0.0)
-        out = tl.dot(b_C, tl.trans(S.to(DT)), input_precision=PRECISION) * tl.exp2(whole + part)[:, None]
+        out *= tl.exp2(whole + part)[:, None]
         out = tl.dot(M.to(DT), b_x, acc=out, input_precision=PRECISION)
-        weight = tl.exp2((end - whole) + (end_part - part)) * b_w
-        weighted = (b_x.to(tl.float32) * weight[:, None]).to(DT)
-        S = tl.dot(tl.trans(weighted), b_B, acc=S * tl.exp2(end + end_part), input_precision=PRECISION)
         if D_WIDTH > 1:
             out += b_D[None, :] * b_x.to(tl.float32)
         if HAS_Z:

@@ -44,6 +44,8 @@ TUNING = {
     ("gradient_BC", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
     ("gradient_BC", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
 }
+# Of `gradient_BC`, by states, where what it reads of a head is small enough to be loaded a head or two ahead.
+AHEAD = {64: (TRITON_KEEP, 4, 3), 128: (TRITON_KEEP, 8, 3), 256: (TRITON_KEEP, 8, 2)}
 # Of `scan` where no other head reads a head's B and C again, and they are most of what it reads.
 SCAN_OF_OWN = 32, 4, 3
 
@@ -161,12 +163,17 @@ def _plan(
     return replace(p, segments=segments, segment=segment) if segments > 1 else p
 
 
-def tuning(kernel: str, p: Plan) -> tuple[int, int, int]:
-    """Return the length of a chunk, the warps of a program and the stages of its loop."""
+def tuning(kernel: str, p: Plan, ends: bool = False) -> tuple[int, int, int]:
+    """Return the length of a chunk, the warps of a program and the stages of its loop.
+
+    `ends`: states, or gradients of them, are given at the sequence's ends, which `gradient_BC` loads for each head.
+    """
     if INTERPRETED:
         return TRITON_KEEP, 4, 1
     if kernel == "scan" and p.dtype == torch.bfloat16 and p.groups == p.heads and p.head_dim <= 64 < p.state_dim <= 128:
         return SCAN_OF_OWN
     dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32
+    if kernel == "gradient_BC" and dtype == torch.bfloat16 and not (p.one or ends) and p.head_dim <= p.tile[0]:
+        return next(value for states, value in AHEAD.items() if p.tile[1] <= states)
     chunk, warps, stages = TUNING[kernel, dtype][p.tile[1] > 128]
     return chunk, warps, stages
