@@ -226,9 +226,9 @@ class DnaModel(Isotropic):
         """
         hidden, lengths = self._tokens(*self._strands(ids, lengths))
         if self.cls_token is not None:
-            hidden = hidden[:, :-1]
+            hidden, lengths = hidden[:, :-1], None if lengths is None else lengths - 1
             if lengths is not None:  # the cls token stands behind each last one
-                hidden = hidden * token_mask(hidden.shape[1], lengths := lengths - 1)
+                hidden = hidden * token_mask(hidden.shape[1], lengths)
         if not self.both_strands:
             return hidden
         a, b = hidden.unflatten(0, (2, -1))
@@ -268,7 +268,7 @@ class DnaModel(Isotropic):
             (B, l, D); and the state behind them. Gradients flow through both.
 
         Raises:
-            UserError: as `init_state`.
+            UserError: as `init_state`, or what are no ids.
         """
         return streaming.forward_chunk(self, ids, state)
 

@@ -25,7 +25,7 @@ def as_ids(ids: Any, lengths: Any = None, least: int = 0) -> Tensor:
     """Return ids (B, L), L at least `least`, as int64.
 
     Raises:
-        ValueError: what are no ids (on a GPU their values are not read), or lengths that are none of such a batch.
+        ValueError: what are no ids (by their values too, where `_readable`), or lengths that are none of such a batch.
     """
     if not isinstance(ids, Tensor):
         raise UserError(f"ids: expected a tensor (B, L) of whole numbers, as tokens.encode makes them, got {ids!r:.40}")
@@ -36,12 +36,18 @@ def as_ids(ids: Any, lengths: Any = None, least: int = 0) -> Tensor:
         raise UserError(f"ids: expected at least {least} base a sequence, got (B, L) = {tuple(ids.shape)}")
     if lengths is not None:
         check_lengths(lengths, ids.shape[0], ids.shape[1], least=1)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    if not traced and ids.device.type == "cpu" and ids.numel():
+    if _readable(ids) and ids.numel():
         low, high = (int(end) for end in ids.aminmax())
         if low < 0 or high >= VOCAB_SIZE:
             raise UserError(f"ids: expected values from 0 to {VOCAB_SIZE - 1}, got {low} to {high}")
     return ids.long()
+
+
+def _readable(x: Tensor) -> bool:
+    """Return whether values may be read: no GPU is waited for, and nothing fakes or records what is computed."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    return type(x) is Tensor and x.device.type == "cpu" and not torch._C._len_torch_dispatch_stack()
 
 
 class Embedding(nn.Module):

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import mambaverse
 from mambaverse.errors import UserError
@@ -216,3 +218,12 @@ def test_heads_are_told_in_the_signature() -> None:
 def test_what_are_no_ids_or_lengths_is_named(name: str, ids: Any, lengths: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(name, stem="kmer", stem_kernel=3, stem_stride=4)(ids, lengths)
+
+
+def test_ids_are_not_read_where_they_are_fake_or_recorded() -> None:
+    model = small()
+    with torch.no_grad():
+        recorded = make_fx(model)(batch())
+        close(recorded(batch(seed=1)), model(batch(seed=1)))
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            assert model(fake.from_tensor(batch())).shape == (4, 3)
