@@ -204,8 +204,7 @@ class Isotropic(nn.Module):
             if lengths is not None:
                 raise ValueError("give lengths (of a padded batch) or cu_seqlens (of packed sequences), not both")
             return self._run(x, cu_seqlens=cu_seqlens)[0]
-        check_lengths(lengths, x.shape[0], x.shape[1])
-        assert lengths is not None
+        lengths = check_lengths(lengths, x.shape[0], x.shape[1])
         kept = torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]  # (B, L)
         bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(x.device, torch.int32)
         y = self._run(x[kept][None], cu_seqlens=bounds)[0]
@@ -214,12 +213,15 @@ class Isotropic(nn.Module):
         return out
 
 
-def check_lengths(lengths: Any, batch: int, length: int, least: int = 0) -> None:
-    """Raise ValueError unless `lengths` are those of a padded batch of so many sequences, each from `least` to L."""
+def check_lengths(lengths: Any, batch: int, length: int, least: int = 0) -> Tensor:
+    """Return `lengths`, or raise ValueError: none of a padded batch of so many sequences, from `least` to L each."""
     if not isinstance(lengths, Tensor) or lengths.dtype not in INTEGERS:
         given = lengths.dtype if isinstance(lengths, Tensor) else repr(lengths)
         raise ValueError(f"lengths: expected a tensor ({batch},) of whole numbers, got {given}")
     if lengths.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},), one a sequence, got {tuple(lengths.shape)}")
-    if batch and not least <= int(lengths.min()) <= int(lengths.max()) <= length:
-        raise ValueError(f"lengths: expected values from {least} to L = {length}, got {lengths.tolist()}")
+    if batch:
+        low, high = torch.stack(lengths.aminmax()).tolist()  # at once: each read waits for a GPU
+        if low < least or high > length:
+            raise ValueError(f"lengths: expected values from {least} to L = {length}, got {lengths.tolist()}")
+    return lengths
