@@ -106,6 +106,7 @@ class _SplitLinear(torch.autograd.Function):
     ) -> Any:
         ctx.sizes = sizes
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        ctx.uncast = None if dtype is None else weight  # what is saved then is a copy, which no graph knows
         weight, bias = _cast(weight, bias, dtype)
         ctx.save_for_backward(x, weight)
         ctx.set_materialize_grads(False)
@@ -117,7 +118,7 @@ class _SplitLinear(torch.autograd.Function):
             return _SplitLinear._gradients(ctx, gradients)
         with torch.no_grad():  # create_graph=True
             found = _SplitLinear._gradients(ctx, gradients)
-        return differentiable_once("a mixer's input projection", found, (*gradients, *ctx.saved_tensors))
+        return differentiable_once("a mixer's input projection", found, (*gradients, *ctx.saved_tensors, ctx.uncast))
 
     @staticmethod
     def _gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

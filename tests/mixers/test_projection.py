@@ -145,3 +145,8 @@ def test_a_second_derivative_is_refused_beside_another_way_to_the_inputs() -> No
     for wanted in (x, layer.weight):
         with pytest.raises(NotImplementedError, match="input projection has no second derivative"):
             torch.autograd.grad(graph.square().sum(), wanted, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):  # which makes a copy of the weight
+        y = torch.cat(project(layer, x, [8, 8, 8]), -1)
+    (graph,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="input projection has no second derivative"):
+        torch.autograd.grad(graph.square().sum() + layer.weight.sum(), layer.weight)
