@@ -167,25 +167,30 @@ class RunFolder:
     def count_learnt(self, task: Task, scratch: Path) -> int:
         """Return how many samples of the set that `task` reports are in the training set of the run's split.csv.
 
+        They are told by their contents, whatever they are called there: rows of a table have but a number.
+
         Args:
             task: With its data sets.
             scratch: An empty folder.
         """
-        now = task.save_split(scratch)
-        if now is None or now.name != SPLIT or not (then := self.path / SPLIT).is_file():
+        then = self.path / SPLIT
+        if not then.is_file() or (now := task.save_split(scratch)) is None or now.name != SPLIT:
             return 0
         learnt = {sample for part, sample in _samples(then) if part == "train"}
         reported = "eval" if task.test_set is None else "test"
         return sum(part == reported and sample in learnt for part, sample in _samples(now))
 
 
-def _samples(split: Path) -> list[tuple[str, tuple[str, str]]]:
-    """Return set, name and hash of each line of a split.csv; of one that a task writes in its own way, none."""
+def _samples(split: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the set of each line of a split.csv, and what tells its sample: a hash, without one name and size.
+
+    Of a file that a task writes in its own way there are none.
+    """
     with split.open(newline="", encoding="utf-8", errors=NO_TEXT) as lines:
         rows = csv.DictReader(lines)
-        if not {"set", "name", "sha256"} <= set(rows.fieldnames or ()):
+        if not {"set", "name", "bytes", "sha256"} <= set(rows.fieldnames or ()):
             return []
-        return [(row["set"], (row["name"], row["sha256"])) for row in rows]
+        return [(row["set"], (row["sha256"],) if row["sha256"] else (row["name"], row["bytes"])) for row in rows]
 
 
 def _used(split: Path) -> list[bytes]:

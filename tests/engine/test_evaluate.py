@@ -86,16 +86,19 @@ def test_what_a_run_learnt_from_is_counted_where_another_split_holds_it_out(
 ) -> None:
     def save_split(task: Toy, folder: Path) -> Path:
         held_out = "ab" if task.config.data.root else "cd"
-        rows = (f"{'eval' if name in held_out else 'train'},{name},{name}\n" for name in "abcde")
-        (folder / "split.csv").write_text("set,name,sha256\n" + "".join(rows))
+        rows = (f"{'eval' if name in held_out else 'train'},{name}2,1,{name}\n" for name in "abcd")
+        unhashed = (f"{'eval' if task.config.data.root else 'train'},{name},1,\n" for name in "ef")
+        (folder / "split.csv").write_text(header + "".join([*rows, *unhashed]))
         return folder / "split.csv"
 
+    header = "set,name,bytes,sha256\n"
     monkeypatch.setattr(Toy, "save_split", save_split)
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    (run / "split.csv").write_text("set,name,sha256\ntrain,a,a\ntrain,b,other\neval,c,c\neval,d,d\ntrain,e,e\n")
-    evaluate(run, ["data.root=here"])
-    assert "learnt from 1 of the 50 samples that it is evaluated on" in capsys.readouterr().err
+    rows = ("train,a1,1,a", "train,b2,1,other", "eval,c1,1,c", "eval,d1,1,d", "train,e,1,", "train,f,2,")
+    (run / "split.csv").write_text(header + "\n".join(rows))
+    evaluate(run, ["data.root=here"])  # a, under another name, and e; b and f have other contents
+    assert "learnt from 2 of the 50 samples that it is evaluated on" in capsys.readouterr().err
     evaluate(run, ["data.root=null"])
     assert "learnt from" not in capsys.readouterr().err
 
