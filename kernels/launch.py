@@ -51,6 +51,13 @@ def num_multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+@lru_cache
+def shared_memory(device: torch.device) -> int:
+    """Return the most bytes of shared memory that a program may have on a GPU."""
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the attribute
+    return int(properties.shared_memory_per_block_optin)
+
+
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     """Make the GPU that holds `tensor` the current one, to which launches go; cheap where it is."""
     here = not tensor.is_cuda or tensor.device.index == torch.cuda.current_device()

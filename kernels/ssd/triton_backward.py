@@ -219,9 +219,9 @@ def gradient_x(
     With GATED dy behind the gate lies in dx, and what rounding took from it in dz: see `advance`.
     """
     HALVES: tl.constexpr = HAS_Z and DT.primitive_bitwidth == 16
-    # A gate, or tiles of 32 bits, leave no registers for tiles that are loaded before they are needed.
-    EARLY: tl.constexpr = not HAS_Z and DT.primitive_bitwidth == 16
     PB: tl.constexpr = (P + BP - 1) // BP
+    # Only then are there registers for tiles that are loaded before they are needed.
+    EARLY: tl.constexpr = PB == 1 and DT.primitive_bitwidth == 16 and not (HAS_Z or HAS_INITIAL or HAS_FINAL)
     SIZE: tl.constexpr = PB * BP * BN
     pid = tl.program_id(0).to(tl.int64)
     i_h = pid % H
@@ -263,7 +263,7 @@ def gradient_x(
     dM = tl.zeros([Q, Q], tl.float32)
     for i_p in tl.static_range(PB):
         o_p = i_p * BP + tl.arange(0, BP)
-        if not EARLY or i_p > 0:
+        if not EARLY:
             b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
             if not GATED:
                 b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
@@ -289,7 +289,7 @@ def gradient_x(
         )  # fmt: skip
     dM *= decay * K
     direct = tl.sum(dM, 1)
-    if GATED:
+    if not EARLY:
         fence(FAST)
     earlier = (o_l[:, None] > o_l[None, :]).to(tl.float32).to(DT)
     W = dM * b_w[:, None]
@@ -312,12 +312,12 @@ def gradient_x(
         ok_out = ok[:, None] & (o_p < P)[None, :]
         if D_WIDTH > 1:
             b_D = tl.load(D + i_h * sD_h + o_p.to(tl.int64) * sD_p, mask=o_p < P, other=0.0).to(tl.float32)[None, :]
-        if not EARLY or i_p > 0:
+        if not EARLY:
             S, dS = _states_around(
                 states, initial, dstates, dfinal, boundary, first_state, first_gradient, i_s, i_h, H, t, left,
                 si_s, si_h, si_p, si_n, sf_s, sf_h, sf_p, sf_n, o_p, o_n, P, N, BN, SIZE, Q, HAS_INITIAL, HAS_FINAL,
             )  # fmt: skip
-        if EARLY and not HAS_INITIAL and not HAS_FINAL:  # as kept, so DT holds them
+        if EARLY:  # the kernel keeps them in DT, so no digit is lost
             products = tl.dot(S.to(DT), tl.trans(dS.to(DT)))
             da += tl.sum(tl.where(o_p[:, None] == o_p[None, :], products, 0.0)) * factor
         else:

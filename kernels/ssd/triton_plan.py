@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.checks import num_sequences
-from mambaverse.kernels.launch import num_multiprocessors
+from mambaverse.kernels.launch import num_multiprocessors, shared_memory
 from mambaverse.kernels.ssd.layout import (
     TRITON_FAR,
     TRITON_KEEP,
@@ -44,8 +44,10 @@ TUNING = {
     ("gradient_BC", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
     ("gradient_BC", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
 }
-# Of `gradient_BC`, by states, where what it reads of a head is small enough to be loaded a head or two ahead.
+# Of `gradient_BC`, by states, where what it reads of a head or two is loaded ahead, into so much shared memory, which
+# not every GPU has.
 AHEAD = {64: (TRITON_KEEP, 4, 3), 128: (TRITON_KEEP, 8, 3), 256: (TRITON_KEEP, 8, 2)}
+AHEAD_BYTES = 160 * 2**10
 # Of `scan` where no other head reads a head's B and C again, and they are most of what it reads.
 SCAN_OF_OWN = 32, 4, 3
 
@@ -66,6 +68,7 @@ class Plan:
     segments: int = 1
     segment: int = 1  # positions, a multiple of TRITON_KEEP
     parts: int = 1  # of a group's heads
+    ahead: bool = False  # whether a multiprocessor has AHEAD_BYTES
     piece: int = 0  # segments that backward takes at a time; 0: all chunks at once, from states that forward kept
 
     @property
@@ -148,6 +151,7 @@ def _plan(
     if not p.programs or not length:
         return p
     multiprocessors = 4 if device.type == "cpu" else num_multiprocessors(device)
+    p = replace(p, ahead=device.type != "cpu" and shared_memory(device) >= AHEAD_BYTES)
     per_group = heads // groups
     wanted = GRADIENTS_PER_SM * multiprocessors
     slots = p.backward().piece * batch * (TRITON_FAR // TRITON_KEEP) or p.slots  # of one launch
@@ -173,7 +177,8 @@ def tuning(kernel: str, p: Plan, ends: bool = False) -> tuple[int, int, int]:
     if kernel == "scan" and p.dtype == torch.bfloat16 and p.groups == p.heads and p.head_dim <= 64 < p.state_dim <= 128:
         return SCAN_OF_OWN
     dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32
-    if kernel == "gradient_BC" and dtype == torch.bfloat16 and not (p.one or ends) and p.head_dim <= p.tile[0]:
+    alone = p.ahead and not (p.one or ends) and p.head_dim <= p.tile[0]
+    if kernel == "gradient_BC" and dtype == torch.bfloat16 and alone:
         return next(value for states, value in AHEAD.items() if p.tile[1] <= states)
     chunk, warps, stages = TUNING[kernel, dtype][p.tile[1] > 128]
     return chunk, warps, stages
