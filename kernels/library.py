@@ -75,7 +75,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        raise NotImplementedError(f"{ctx.name} has no second derivative: its gradient is a fused kernel")
+        raise NotImplementedError(f"{ctx.name} has no second derivative: its gradient is worked out without a graph")
 
 
 def differentiable_once(

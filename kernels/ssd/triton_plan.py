@@ -177,8 +177,8 @@ def tuning(kernel: str, p: Plan, ends: bool = False) -> tuple[int, int, int]:
     if kernel == "scan" and p.dtype == torch.bfloat16 and p.groups == p.heads and p.head_dim <= 64 < p.state_dim <= 128:
         return SCAN_OF_OWN
     dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32
-    alone = p.ahead and not (p.one or ends) and p.head_dim <= p.tile[0]
-    if kernel == "gradient_BC" and dtype == torch.bfloat16 and alone:
+    fits = p.ahead and not (p.one or ends) and p.head_dim <= p.tile[0]
+    if kernel == "gradient_BC" and dtype == torch.bfloat16 and fits:
         return next(value for states, value in AHEAD.items() if p.tile[1] <= states)
     chunk, warps, stages = TUNING[kernel, dtype][p.tile[1] > 128]
     return chunk, warps, stages

@@ -37,7 +37,7 @@ TAKEN = {"trainer": {"device", "num_threads", "precision", "select"}, "optim": s
 OTHER_DATA = {  # keys of data that name others, or another split
     "name", "root", "subset", "genome", "val_fraction", "dev_fraction", "folds", "fold", "split_seed", "group",
 }  # fmt: skip
-MET = "an evaluation may meet what the run learnt from; data.root=... evaluates it on other data"
+OVERLAP = "an evaluation may meet what the run learnt from; data.root=... evaluates it on other data"
 SHEET_FORMATS = (".jpg", ".pdf", ".png", ".svg")
 TABLE_ROWS = 1000  # of predictions; more inputs make more tables, so that none waits for the last
 
@@ -149,7 +149,7 @@ def _evaluate(path: Path, overrides: Sequence[str]) -> tuple[Task, dict[str, flo
     config, task, model = load_run(path, overrides)
     with tempfile.TemporaryDirectory() as scratch:
         if not _names_data(overrides):
-            open_run(path).check_split(task, Path(scratch), MET)
+            open_run(path).check_split(task, Path(scratch), OVERLAP)
         elif learnt := open_run(path).count_learnt(task, Path(scratch)):
             warn(f"{path}: learnt from {learnt:,} of the {len(task.reported_set):,} samples that it is evaluated on")
     with launch(config.trainer) as accelerator:

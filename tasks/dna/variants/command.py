@@ -33,7 +33,7 @@ WINDOW = 1024  # bases, where none are given
 LEAST_WINDOW = 16
 FIRST = ("chrom", "pos", "id", "ref", "alt")
 LAST = ("n_share", "flags")
-RULES = 2  # of what is left out; a job goes on only by those that it began with
+RULES = 3  # of what is left out; a job goes on only by those that it began with
 
 
 def score_run(
