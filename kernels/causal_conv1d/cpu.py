@@ -24,7 +24,7 @@ from mambaverse.kernels.checks import sequence_bounds
 from mambaverse.kernels.fastmath import silu as _silu
 from mambaverse.kernels.fastmath import silu_gradient
 from mambaverse.kernels.jit import cached_kernel
-from mambaverse.kernels.rows import WORTH_A_CALL, dense, flat_rows, sum_rows
+from mambaverse.kernels.rows import WORTH_A_CALL, as_array, dense, flat_rows, sum_rows
 from mambaverse.kernels.threads import parallel_for
 
 _ROWS = (
@@ -46,7 +46,7 @@ def forward(
     arguments, items, num_states = _prepare(x, weight, bias, initial_state, cu_seqlens, silu, reverse)
     y = torch.empty(x.shape)
     final_state = torch.empty((num_states, weight.shape[1] - 1, x.shape[2]))
-    parallel_for(_forward, len(items), items, *arguments, y.numpy(), final_state.numpy(), grain=_grain(items, x))
+    parallel_for(_forward, len(items), items, *arguments, as_array(y), as_array(final_state), grain=_grain(items, x))
     return y.to(x.dtype), final_state.to(x.dtype)
 
 
@@ -68,7 +68,7 @@ def backward(
     dfinal = dense(torch.zeros_like(dstate) if dfinal_state is None else dfinal_state)
     dx = torch.empty(x.shape)
     partial = torch.empty((len(items), width + 1, num_channels))
-    outputs = dx.numpy(), dstate.numpy(), partial.numpy()
+    outputs = as_array(dx), as_array(dstate), as_array(partial)
     dy = torch.zeros(x.shape) if dy is None else dy
     parallel_for(_backward, len(items), items, *arguments, *flat_rows(dy), dfinal, *outputs, grain=_grain(items, x))
     sums = sum_rows(partial)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mambaverse.kernels.cross_scan.reference import NUM_ORDERS, orders
 from mambaverse.kernels.jit import cached_kernel
-from mambaverse.kernels.rows import WORTH_A_CALL, flat_rows
+from mambaverse.kernels.rows import WORTH_A_CALL, as_array, flat_rows
 from mambaverse.kernels.threads import parallel_for
 
 
@@ -25,7 +25,7 @@ def merge(y: Tensor, height: int, width: int) -> Tensor:
     batch, dim = y.shape[0], y.shape[3]
     x = torch.empty(batch, height, width, dim)
     parallel_for(
-        _merge, batch * height, *flat_rows(y), height, width, dim, x.view(-1).numpy(),
+        _merge, batch * height, *flat_rows(y), height, width, dim, as_array(x.view(-1)),
         grain=1 + WORTH_A_CALL // max(1, width * dim),
     )  # fmt: skip
     return x.to(y.dtype)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.lti_conv.reference import no_state, state_dtype
-from mambaverse.kernels.rows import dense, flat_rows, sum_rows
+from mambaverse.kernels.rows import as_array, dense, flat_rows, sum_rows
 from mambaverse.kernels.threads import parallel_for
 
 _LANES = 16  # channels of a work item; 32 states of them and their system fill 32 kB
@@ -61,7 +61,7 @@ def forward(
     y, final_state = torch.empty(u.shape), torch.empty((batch, *A_bar.shape), dtype=torch.complex64)
     arguments = _arguments(u, A_bar, B_bar, C, D, initial_state, reverse)
     num_items, grain = batch * -(-dim // _LANES), 1 + _WORTH_A_CALL // max(1, _LANES * length * A_bar.shape[1])
-    outputs = y.view(-1).numpy(), _parts(final_state)
+    outputs = as_array(y.view(-1)), _parts(final_state)
     parallel_for(_forward, num_items, length, dim, batch, *arguments, *outputs, grain=grain)
     return y.to(u.dtype), final_state.to(state_dtype(u)) if wants_state else no_state(u)
 
@@ -87,7 +87,7 @@ def backward(
     skip_sums = torch.empty((groups, dim), dtype=torch.float64)
     arguments = _arguments(u, A_bar, B_bar, C, D, initial_state, reverse)
     dy = torch.zeros(u.shape) if dy is None else dy
-    outputs = du.view(-1).numpy(), _parts(dstate), sums.flatten(1).numpy(), skip_sums.numpy()
+    outputs = as_array(du.view(-1)), _parts(dstate), as_array(sums.flatten(1)), as_array(skip_sums)
     parallel_for(
         _backward, groups * num_blocks, length, dim, batch, *arguments, *flat_rows(dy), _parts(dfinal_state), *outputs
     )
@@ -115,7 +115,7 @@ def _arguments(
 def _parts(x: Tensor | None, dtype: torch.dtype = torch.complex64) -> Any:
     """Return complex x (..., D, N) as a flat array of real and imaginary parts, an empty one for None."""
     x = torch.empty(0, dtype=dtype) if x is None else x.detach().to(dtype).resolve_conj().contiguous()
-    return torch.view_as_real(x).view(-1).numpy()
+    return as_array(torch.view_as_real(x).view(-1))
 
 
 @_inlined

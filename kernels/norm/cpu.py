@@ -19,7 +19,7 @@ from torch import Tensor
 from mambaverse.kernels import fastmath
 from mambaverse.kernels.fastmath import silu, silu_gradient
 from mambaverse.kernels.jit import cached_kernel
-from mambaverse.kernels.rows import WORTH_A_CALL, dense, flat_rows, sum_rows
+from mambaverse.kernels.rows import WORTH_A_CALL, as_array, dense, flat_rows, sum_rows
 from mambaverse.kernels.threads import parallel_for
 
 _ROWS = 64  # rows whose weight gradients are added before they are written
@@ -38,7 +38,7 @@ def forward(
     rows, dim = x.numel() // x.shape[-1], x.shape[-1]
     parallel_for(
         _forward, rows, *_rows(x), *addend, dense(weight), dense(shift), np.float32(eps), center, residual is not None,
-        y.view(-1).numpy(), t.view(-1).numpy(), grain=1 + WORTH_A_CALL // dim,
+        as_array(y.view(-1)), as_array(t.view(-1)), grain=1 + WORTH_A_CALL // dim,
     )  # fmt: skip
     return y.to(x.dtype), t.to(x.dtype if residual is None else residual.dtype)
 
@@ -53,7 +53,7 @@ def backward(
     partial = torch.empty((-(-rows // _ROWS), 2, dim))
     parallel_for(
         _backward, partial.shape[0], rows, *_rows(dy), *addend, *_rows(t), dense(weight), np.float32(eps), center,
-        dt is not None, grad.view(-1).numpy(), partial.numpy(), grain=1 + WORTH_A_CALL // (_ROWS * dim),
+        dt is not None, as_array(grad.view(-1)), as_array(partial), grain=1 + WORTH_A_CALL // (_ROWS * dim),
     )  # fmt: skip
     sums = sum_rows(partial)
     dbias = t.new_empty(0) if bias is None else sums[1].to(bias.dtype, copy=True)
@@ -65,7 +65,7 @@ def gated_forward(x: Tensor, weight: Tensor, z: Tensor, group_size: int, norm_be
     y, dim = torch.empty(x.shape), x.shape[-1]
     parallel_for(
         _gated_forward, x.numel() // dim, *_rows(x), *_rows(z), dense(weight), group_size, norm_before_gate,
-        np.float32(eps), y.view(-1).numpy(), grain=1 + WORTH_A_CALL // dim,
+        np.float32(eps), as_array(y.view(-1)), grain=1 + WORTH_A_CALL // dim,
     )  # fmt: skip
     return y.to(x.dtype)
 
@@ -79,7 +79,7 @@ def gated_backward(
     partial = torch.empty((-(-rows // _ROWS), dim))
     parallel_for(
         _gated_backward, partial.shape[0], rows, *_rows(dy), *_rows(x), *_rows(z), dense(weight), group_size,
-        norm_before_gate, np.float32(eps), dx.view(-1).numpy(), dz.view(-1).numpy(), partial.numpy(),
+        norm_before_gate, np.float32(eps), as_array(dx.view(-1)), as_array(dz.view(-1)), as_array(partial),
         grain=1 + WORTH_A_CALL // (_ROWS * dim),
     )  # fmt: skip
     return dx.to(x.dtype), sum_rows(partial).to(weight.dtype), dz.to(z.dtype)

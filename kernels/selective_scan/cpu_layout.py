@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.rows import dense, flat_rows
+from mambaverse.kernels.rows import as_array, dense, flat_rows
 from mambaverse.kernels.simd import LANES
 
 WIDTH = 64  # channels that one work item walks through a sequence with
@@ -84,4 +84,4 @@ def flat(x: Tensor | None, dtype: torch.dtype = torch.float32) -> Any:
 
 def offsets(cu_seqlens: Tensor | None) -> Any:
     """Return cu_seqlens in int64; nothing for None."""
-    return _NO_OFFSETS if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous().numpy()
+    return _NO_OFFSETS if cu_seqlens is None else as_array(cu_seqlens.to(torch.int64).contiguous())

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mambaverse.kernels.rows import dense, flat_rows
+from mambaverse.kernels.rows import as_array, dense, flat_rows
 from mambaverse.kernels.ssd import cpu_kernels as kernels
 from mambaverse.kernels.ssd.layout import PAD, boundary_states, ceil_div, cpu_chunk_size
 from mambaverse.kernels.threads import parallel_for
@@ -183,7 +183,7 @@ def _chunks_of_batch(batch: int, length: int, size: int, reverse: bool) -> tuple
 
 
 def _chunks_of_packed(cu_seqlens: Tensor, size: int, reverse: bool) -> tuple[np.ndarray, np.ndarray]:
-    bounds = cu_seqlens.detach().numpy().astype(np.int64)
+    bounds = as_array(cu_seqlens.to(torch.int64).contiguous())
     return _chunks(np.zeros(len(bounds) - 1, np.int64), bounds[:-1], bounds[1:], size, reverse)
 
 
@@ -218,7 +218,7 @@ def _chunks(
 
 def _sum(parts: Tensor) -> Tensor:
     """Return the sum over the first dimension, in float64 and in a fixed order."""
-    return torch.from_numpy(np.asarray(parts.numpy().sum(axis=0, dtype=np.float64)))
+    return torch.from_numpy(np.asarray(as_array(parts).sum(axis=0, dtype=np.float64)))
 
 
 def _like(grads: list[Tensor], inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ On gloo, or with `-m gpu` on the NCCL of two GPUs.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -119,3 +120,32 @@ def test_the_number_of_processes_may_not_change(both: Path, quiet: Console) -> N
 
     with pytest.raises(UserError, match="trained by 2 processes, not by 1"):
         resume(both / "cut", quiet)
+
+
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")  # said of every layer that ends in a view
+def test_fsdp2_shards_a_model_on_a_cpu_and_learns_the_same() -> None:
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    import mambaverse
+
+    plain = mambaverse.create_model("dna_mamba_d64_n2", num_classes=3)
+    sharded = copy.deepcopy(plain)
+    ids = torch.randint(0, 4, (2, 30))
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for layer in sharded.get_submodule("layers").children():
+            fully_shard(layer, mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
+        for model in (plain, sharded):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(2):  # a second forward resizes what the first has read
+                model(ids).square().sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        weights = {name: value.full_tensor() for name, value in sharded.state_dict().items()}
+    finally:
+        distributed.destroy_process_group()
+    torch.testing.assert_close(weights, dict(plain.state_dict()))
