@@ -21,19 +21,27 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
 
 
 def register_model(
-    *, domain: str, model: Callable[..., nn.Module], also: Sequence[str] = (), overwrite: bool = False
+    *given: Any,
+    domain: str = "",
+    model: Callable[..., nn.Module] | None = None,
+    also: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> Callable[[Factory], Factory]:
     """Function decorator: register a factory `f(pretrained=False, **overrides) -> nn.Module` under its own name.
 
     Args:
-        domain: "vision", "dna", "audio", ...: what `list_models(domain=...)` filters by.
-        model: The class that the factory builds; overrides are checked against its signature.
+        given: Nothing; what the bare `@register_model` gives is refused.
+        domain: "vision", "dna", "audio", ...: what `list_models(domain=...)` filters by; needed.
+        model: The class that the factory builds; overrides are checked against its signature; needed.
         also: Further arguments that the factory takes.
         overwrite: Replace a factory of the same name rather than raise.
 
     Raises:
         RegistryError: the name is taken and `overwrite` is False; what is no class, or no such factory.
     """
+    if given:
+        form = "@register_model(domain='vision', model=Class) above a factory"
+        raise RegistryError(f"register_model: expected {form}, got {', '.join(map(repr, given))}")
     if not (isinstance(domain, str) and domain and domain == domain.strip()):
         raise RegistryError(f"register_model: expected domain to be a name such as 'vision', got {domain!r}")
     if not callable(model):

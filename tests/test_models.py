@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import mambaverse
+from mambaverse.datasets import register_dataset
+from mambaverse.engine.task import register_task
 from mambaverse.errors import UserError
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -118,6 +120,14 @@ def test_a_factory_by_its_path_is_built_and_described() -> None:
 def test_what_is_no_model_is_not_registered(domain: str, model: Any, factory: Any, expected: str) -> None:
     with pytest.raises(UserError, match=re.escape(expected)):
         mambaverse.register_model(domain=domain, model=model)(factory)
+
+
+@pytest.mark.parametrize(
+    "decorate", [mambaverse.register_model, mambaverse.register_mixer, register_dataset, register_task]
+)
+def test_a_decorator_without_its_arguments_says_what_it_expects(decorate: Any) -> None:
+    with pytest.raises(UserError, match=r"(model|mixer|dataset|task): expected .*, got <function with_width"):
+        decorate(with_width)
 
 
 @pytest.mark.parametrize("pattern", [None, 3, ["vim*"]], ids=str)
