@@ -58,6 +58,19 @@ def check_dims(op: str, name: str, tensor: Tensor, letters: str) -> None:
         raise ValueError(f"{op}: {name} has dtype {tensor.dtype}; expected a real floating dtype")
 
 
+def unshared(state: Tensor, *tensors: Any) -> tuple[Any, ...]:
+    """Return `tensors`, each None or an input of a step that changes `state` in place, none in the storage of `state`.
+
+    Where one is, all are copied: it would change before a step has read it. A compiler does not look for such views.
+    """
+    if not torch.compiler.is_compiling():
+        storages: Any = torch._C  # what is not in its stubs; 0.2 µs a tensor
+        for tensor in tensors:
+            if tensor is not None and storages._is_alias_of(state, tensor):
+                return tuple(None if t is None else t.clone() for t in tensors)
+    return tensors
+
+
 def check_activation(op: str, activation: str | None) -> None:
     """Raise ValueError unless `activation` is None, or "silu" (alias "swish")."""
     if activation not in (None, "silu", "swish"):

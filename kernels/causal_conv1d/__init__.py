@@ -21,6 +21,7 @@ from mambaverse.kernels.checks import (
     check_real_tensor,
     check_tensors,
     num_sequences,
+    unshared,
 )
 
 _OP = "causal_conv1d"
@@ -110,6 +111,7 @@ def causal_conv1d_update(
     _check_filter(op, x_t, weight, bias, activation)
     _check_state(op, "conv_state", conv_state, x_t.shape[0], weight, x_t)
     silu, backend = activation is not None, current_backend()
+    x_t, weight, bias = unshared(conv_state, x_t, weight, bias)
     if x_t.is_cuda or backend == "triton":
         with torch.no_grad():
             return causal_conv1d_step(x_t, conv_state, weight, bias, silu, backend)

@@ -121,9 +121,10 @@ def lti_conv_update(
         raise ValueError(f"{op}: state has dtype {state.dtype}; expected one of at least 32 bits, as it adds up")
     A_bar, B_bar, C = _system(A, B, C, dt, discretization)
     h = A_bar * state + B_bar * u_t.double().unsqueeze(-1)
-    state.copy_(h if state.is_complex() else h.real)
     y_t = (C * h).sum(-1).real
-    return (y_t if D is None else y_t + D.double() * u_t).to(u_t.dtype)
+    y_t = (y_t if D is None else y_t + D.double() * u_t).to(u_t.dtype)  # before the state changes: u_t may be in it
+    state.copy_(h if state.is_complex() else h.real)
+    return y_t
 
 
 def _system(A: Tensor, B: Tensor, C: Tensor, dt: Tensor, discretization: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import silu, softplus
 
 from mambaverse.kernels.backend import current_backend, resolve
-from mambaverse.kernels.checks import check_tensor
+from mambaverse.kernels.checks import check_tensor, unshared
 from mambaverse.kernels.library import define_op
 from mambaverse.kernels.selective_scan.checks import check_inputs
 from mambaverse.kernels.selective_scan.shapes import state_dtype
@@ -35,7 +35,8 @@ def selective_scan_update(
     """Advance `state` by one step, in place, and return that step's output. No gradients.
 
     Args:
-        state: (B, D, N), the dtype of the states of `selective_scan`: float32; complex64 if A is complex.
+        state: (B, D, N), the dtype of the states of `selective_scan`: float32; complex64 if A is complex. Changed
+            when all else is read.
         u: (B, D) input.
         delta: (B, D) step size, before bias and softplus.
         A: (D, N).
@@ -57,6 +58,7 @@ def selective_scan_update(
     dtype = state_dtype(u, A)
     if state.dtype != dtype:
         raise ValueError(f"selective_scan_update: state has dtype {state.dtype}; expected {dtype}")
+    u, delta, A, B, C, D, z, delta_bias = unshared(state, u, delta, A, B, C, D, z, delta_bias)
     backend = current_backend()
     if u.is_cuda or backend == "triton":
         return selective_scan_step(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, backend)

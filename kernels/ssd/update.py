@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambaverse.kernels.backend import current_backend, resolve
-from mambaverse.kernels.checks import check_real_tensor
+from mambaverse.kernels.checks import check_real_tensor, unshared
 from mambaverse.kernels.library import define_op
 from mambaverse.kernels.ssd.checks import check_inputs, check_weights
 from mambaverse.kernels.ssd.layout import state_dtype
@@ -41,7 +41,8 @@ def ssd_update(
     """Take one step of `ssd`, in place. No gradients.
 
     Args:
-        state: (B, H, P, N) float32 (float64 where x is), what `ssd` returns as the final state; changed in place.
+        state: (B, H, P, N) float32 (float64 where x is), what `ssd` returns as the final state; changed in place when
+            all else is read.
         x: (B, H, P).
         dt: (B, H).
         A: (H,).
@@ -68,6 +69,9 @@ def ssd_update(
     if state.dtype != wide:
         raise ValueError(f"ssd_update: state has dtype {state.dtype}; expected {wide} beside x of {x.dtype}")
     check_weights("ssd_update", x, weight, own_weight, "(B, H)")
+    x, dt, A, B, C, D, z, dt_bias, weight, own_weight = unshared(
+        state, x, dt, A, B, C, D, z, dt_bias, weight, own_weight
+    )
     backend = current_backend()
     if x.is_cuda or backend == "triton":
         return ssd_step(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, low, high, backend, weight, own_weight)

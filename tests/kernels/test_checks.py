@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from mambaverse.kernels.selective_scan import bidirectional_selective_scan
+from mambaverse.kernels.causal_conv1d import causal_conv1d_update
+from mambaverse.kernels.lti_conv import lti_conv_update
+from mambaverse.kernels.selective_scan import bidirectional_selective_scan, selective_scan_update
 from mambaverse.kernels.selective_scan.cases import TESTED, make_inputs
-from mambaverse.kernels.ssd import bidirectional_ssd
+from mambaverse.kernels.ssd import bidirectional_ssd, ssd_update
 from mambaverse.kernels.ssd import cases as ssd_cases
 
 OPERATORS = [
@@ -41,3 +44,29 @@ def test_what_is_no_tensor_nor_a_pair_of_them_is_named() -> None:
     arguments: Any = {**inputs, "D": (1, 2)}
     with pytest.raises(ValueError, match=r"D is \(1, 2\); expected a tensor, or a pair \(forward, backward\)"):
         bidirectional_ssd(**arguments)
+
+
+def ssd_step(state: Tensor, x: Tensor, others: Tensor) -> Tensor:
+    return ssd_update(state, x, others[..., 0], -others[0, 0], others, others, others[0, 0], z=x)
+
+
+def scan_step(state: Tensor, x: Tensor, others: Tensor) -> Tensor:
+    return selective_scan_update(state[0], x[0], x[0], -others[0], others[0], others[0], others[0, :, 0], z=x[0])
+
+
+def conv_step(state: Tensor, x: Tensor, others: Tensor) -> Tensor:
+    return causal_conv1d_update(x[0], state[0].mT, torch.cat([others[0], others[0, :, :1]], 1), others[0, :, 0])
+
+
+def lti_step(state: Tensor, x: Tensor, others: Tensor) -> Tensor:
+    return lti_conv_update(state[0], x[0], -others[0], others[0], others[0], others[0, :, 0], others[0, :, 1])
+
+
+@pytest.mark.parametrize("step", [ssd_step, scan_step, conv_step, lti_step])
+def test_inputs_in_the_state_are_read_before_it_changes(step: Any) -> None:
+    size = 4  # of the batch of a scan, the channels and the states alike: any slice of the state is any input
+    state = 0.1 + torch.rand(1, size, size, size)
+    apart = state.clone()
+    views = state[..., 0], state[:, :, 0]
+    y = step(apart, *(view.clone() for view in views))
+    assert torch.equal(step(state, *views), y) and torch.equal(state, apart)
