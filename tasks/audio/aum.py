@@ -22,6 +22,7 @@ from mambaverse.backbones.isotropic import Isotropic, check_lengths
 from mambaverse.blocks import check_counts, check_rates, reset_parameters
 from mambaverse.ensemble import joined
 from mambaverse.errors import UserError, suggest
+from mambaverse.tasks.audio.frontend import check_floats
 from mambaverse.tasks.audio.wide import TimeScores
 
 FO_BI = {"vim": {"merge": "add", "shared": True}}
@@ -167,7 +168,7 @@ class AuM(Isotropic):
             lengths: Frames of each clip in a padded batch, (B,): what is behind them changes nothing. None: all T.
 
         Raises:
-            ValueError: x of another shape, or lengths that are none of its clips.
+            ValueError: x of another shape or dtype, or lengths that are none of its clips.
         """
         tokens, counts = self.forward_features(x, lengths)
         if self.global_pool == "token":
@@ -185,8 +186,9 @@ class AuM(Isotropic):
 
         A clip's patches, cls token among them, come first in its row; padding follows them.
         """
+        check_floats(x, expected := f"spectrograms of shape (B, T, {self.bins})", self)
         if x.ndim != 3 or x.shape[2] != self.bins or not x.shape[1]:
-            raise UserError(f"expected spectrograms of shape (B, T, {self.bins}), got {tuple(x.shape)}; bins= sets it")
+            raise UserError(f"expected {expected}, got {tuple(x.shape)}; bins= sets it")
         width = self.patch_size[1]
         if lengths is not None:
             check_lengths(lengths, x.shape[0], x.shape[1], least=1)

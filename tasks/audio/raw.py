@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mambaverse.backbones.isotropic import Isotropic, check_lengths
 from mambaverse.blocks import check_counts, check_rates, reset_parameters
 from mambaverse.errors import UserError
+from mambaverse.tasks.audio.frontend import check_floats
 
 STEM = ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2))  # (width, stride): 160 samples a token, 10 ms at 16 kHz
 
@@ -131,10 +132,11 @@ class AudioRaw(Isotropic):
             lengths: Samples of each clip in a padded batch, (B,): what is behind them changes nothing. None: all L.
 
         Raises:
-            ValueError: x of another shape, or lengths that are none of its clips.
+            ValueError: x of another shape or dtype, or lengths that are none of its clips.
         """
+        check_floats(x, expected := "waveforms of shape (B, L)", self)
         if x.ndim != 2:
-            raise UserError(f"expected waveforms of shape (B, L), got {tuple(x.shape)}")
+            raise UserError(f"expected {expected}, got {tuple(x.shape)}")
         if lengths is not None:
             check_lengths(lengths, x.shape[0], x.shape[1], least=1)
             if bool((lengths == x.shape[1]).all()):

@@ -316,3 +316,22 @@ def test_lengths_of_other_clips_are_named(lengths: list[int]) -> None:
     for model, x in ((small(), torch.randn(2, 8, 16)), (small_raw(), torch.randn(2, 8))):
         with pytest.raises(ValueError, match=r"lengths: expected (shape \(2,\)|values from 1 to L = 8)"):
             model(x, torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("given", ["tolist", "numpy", "int", "double", "bool"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_are_no_floats_like_the_weights_is_named(given: str, autocast: bool) -> None:
+    for model, x, what in (
+        (small(), torch.ones(2, 8, 16), r"spectrograms .*16\)"),
+        (small_raw(), torch.ones(2, 8), r"wav.*L\)"),
+    ):
+        message = f"expected {what}, as (a tensor|floats like the weights), got"
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), pytest.raises(UserError, match=message):
+            model(getattr(x, given)())
+
+
+def test_floats_of_the_weights_or_under_autocast_shorter_ones_are_read() -> None:
+    for model, x in ((small(), torch.randn(2, 8, 16)), (small_raw(), torch.randn(2, 2000))):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert all(model(x.to(dtype)).isfinite().all() for dtype in (torch.float32, torch.float16, torch.bfloat16))
+        assert model.double()(x.double()).dtype == torch.float64
