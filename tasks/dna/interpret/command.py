@@ -25,6 +25,7 @@ from mambaverse.tasks.dna.reader import Reader, check_range, open_reader
 from mambaverse.tasks.dna.tokens import decode
 from mambaverse.tasks.dna.variants.table import refuse_finished
 
+ENDINGS = (".tsv", ".npz", ".png")
 WINDOW = 1024  # bases, where none are given and the region is no longer
 
 
@@ -49,7 +50,7 @@ def mutagenesis_run(
         path: A run folder; its data set is not needed.
         fasta: The genome.
         region: Such as chr1:1,000-1,200.
-        out: What the files are called, without an ending; None: by the region.
+        out: What the files are called, without an ending or with one of theirs; None: by the region.
         window: Bases that the model sees, the region in their middle; moved inwards at a chromosome's ends. None:
             1,024, or the region where that is longer.
         label: The class whose score is asked for, by name or number; None: the one that the model says of the window.
@@ -72,7 +73,8 @@ def mutagenesis_run(
         if place.strand == "-":
             raise UserError(f"--region {region}: give it on the + strand; --strands both averages both")
         named = out or Path(re.sub(r"[^\w.-]+", "_", f"mutagenesis-{place.name}-{place.start + 1}-{place.end}"))
-        files = [named.with_name(named.name + ending) for ending in (".tsv", ".npz", ".png")]
+        named = named.with_suffix("") if named.suffix in ENDINGS else named
+        files = [named.with_name(named.name + ending) for ending in ENDINGS]
         output_path("--out", files[0])
         for file in files:
             refuse_finished(file, overwrite)

@@ -176,13 +176,14 @@ def test_windows_lie_around_their_region_within_the_chromosome(genome: Genome) -
         around(Region("c", 0, 20), 10, 50)
 
 
-@pytest.mark.parametrize(("head", "causal"), [("causal_lm", True), ("classifier", False)])
+@pytest.mark.parametrize(("head", "causal", "name"), [("causal_lm", True, "m"), ("classifier", False, "m.tsv")])
 def test_the_command_writes_a_table_arrays_and_a_picture(
-    head: str, causal: bool, genome: Genome, letters: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    head: str, causal: bool, name: str, genome: Genome, letters: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     run = save_run(tmp_path / "run", head, causal=causal)
     given = ["mutagenesis", str(run), "--fasta", str(genome.path), "--region", "2:101-130", "--window", "90"]
-    assert main([*given, "--out", str(tmp_path / "m")]) == 0
+    assert main([*given, "--out", str(tmp_path / name)]) == 0
     with (tmp_path / "m.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert "".join(row["ref"] for row in rows) == letters[100:130] and rows[0]["pos"] == "101"
