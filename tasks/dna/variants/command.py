@@ -74,7 +74,7 @@ def score_run(
         RecordError: with "raise", a record that cannot be used; the rows before it are kept for when the job goes on.
     """
     check_range("--window", window, LEAST_WINDOW)
-    output_path("--out", out, (".tsv", ".txt"), (vcf, fasta))
+    output_path("--out", out, (".tsv", ".txt") if out.suffix else (), (vcf, fasta))
     console = console or Screen()
     opening = open_reader(path, strands=strands, batch_size=batch_size, device=device, precision=precision)
     with opening as (config, _, reader), Genome(fasta) as genome:
