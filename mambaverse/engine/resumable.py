@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -144,3 +145,21 @@ class ResumableFile(ABC):
     def _append(self, text: str) -> None:
         with saving(self._part):
             self._file.write(text.encode(errors=NO_TEXT))
+
+
+@contextmanager
+def tells_how_to_go_on(path: Path, *, overwrite: bool = False) -> Iterator[None]:
+    """Where the job that writes `path` within the block is interrupted, say on stderr how it goes on.
+
+    Args:
+        path: Of the finished file.
+        overwrite: Whether the job replaces a finished file; given again, it would begin anew.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if path.with_name(path.name + CHECKPOINT).exists():
+            finished = f", with the finished {path} out of the way" if path.exists() else ""
+            how = f" without --overwrite{finished}" if overwrite else ""
+            print(f"\nStopped. To go on with {path.name + PART}: the same command{how}", file=sys.stderr)
+        raise

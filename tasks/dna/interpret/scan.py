@@ -25,6 +25,7 @@ from torch import Tensor
 from mambaverse.engine.files import output_path
 from mambaverse.engine.folder import RunFolder
 from mambaverse.engine.progress import Counter, Screen
+from mambaverse.engine.resumable import tells_how_to_go_on
 from mambaverse.engine.task import Task
 from mambaverse.errors import UserError, suggest
 from mambaverse.tasks.dna.genome import Genome, Region
@@ -214,7 +215,8 @@ def scan_run(
         cells = sum(-(-len(place) // stride) for place in places)
         counter = Counter(Screen(stderr=True), "scanned", cells)
         told = json.dumps(about)
-        with BedGraphWriter(out, genome.lengths, resume=not overwrite, overwrite=overwrite, about=told) as track:
+        track = BedGraphWriter(out, genome.lengths, resume=not overwrite, overwrite=overwrite, about=told)
+        with tells_how_to_go_on(out, overwrite=overwrite), track:
             for piece in _pieces(places, stride * PASSES * reader.rows(window)):
                 if not track.has(piece):
                     track.write(piece, scanner(piece), stride)

@@ -19,6 +19,7 @@ from mambaverse.engine.files import output_path, saving
 from mambaverse.engine.folder import RunFolder
 from mambaverse.engine.inputs import Skips
 from mambaverse.engine.progress import Counter, Screen
+from mambaverse.engine.resumable import tells_how_to_go_on
 from mambaverse.errors import warn
 from mambaverse.tasks.dna.files import check_file
 from mambaverse.tasks.dna.genome import Genome
@@ -91,7 +92,7 @@ def score_run(
         columns = (*FIRST, *scorer.columns, *LAST)
         skip = Skips(on_error, config).policy == "skip"
         table = ResumableTable(out, columns, about, overwrite=overwrite)
-        with Skipped(beside) as skipped, table:
+        with tells_how_to_go_on(out, overwrite=overwrite), Skipped(beside) as skipped, table:
             if table.rows:
                 console.print(f"{out}: goes on behind {table.rows:,} rows", highlight=False, soft_wrap=True)
             every = _pairs(vcf, genome, window, skip, skipped, flags)

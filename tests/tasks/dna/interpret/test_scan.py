@@ -99,7 +99,7 @@ def test_the_command_writes_a_track_that_can_be_made_a_bigwig(
 
 
 def test_a_killed_scan_goes_on_and_ends_with_the_same_bytes(
-    genome: Genome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    genome: Genome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("mambaverse.tasks.dna.interpret.scan.PASSES", 1)
     run = save_run(tmp_path / "run", "causal_lm", causal=True)
@@ -120,6 +120,7 @@ def test_a_killed_scan_goes_on_and_ends_with_the_same_bytes(
         patch.setattr(Scanner, "__call__", dies)
         with pytest.raises(KeyboardInterrupt):
             scan_run(run, genome.path, out=tmp_path / "cut.bedgraph", **how)
+    assert "Stopped. To go on with cut.bedgraph.part: the same command\n" in capsys.readouterr().err
     with pytest.raises(UserError, match="a track of another genome or other numbers"):
         scan_run(run, genome.path, out=tmp_path / "cut.bedgraph", **{**how, "window": 50})
     again: list[Region] = []

@@ -89,6 +89,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
         patch.setattr(VariantScorer, "__call__", dies)
         with pytest.raises(KeyboardInterrupt):
             score_run(run, vcf, genome.path, out=tmp_path / "cut.tsv", **how)  # type: ignore[arg-type]
+    assert "Stopped. To go on with cut.tsv.part: the same command\n" in capsys.readouterr().err
     assert not (tmp_path / "cut.tsv").exists()
     with (tmp_path / "cut.tsv.part").open("a") as part:
         part.write("half a row that was written behind the checkp")
