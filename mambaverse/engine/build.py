@@ -10,6 +10,7 @@ from torch import nn
 
 from mambaverse.config import ConfigError, ModelConfig, RunConfig
 from mambaverse.ensemble import Ensemble, members_of
+from mambaverse.errors import UserError
 from mambaverse.models import create_model
 
 DECIDED = {  # arguments of a model that have keys of their own
@@ -72,7 +73,11 @@ def set_checkpointing(model: nn.Module, config: RunConfig) -> None:
         if chunk is None:
             switch(True)
         elif "chunk_size" in inspect.signature(switch).parameters:
-            switch(True, chunk_size=chunk)
+            try:
+                switch(True, chunk_size=chunk)
+            except UserError as error:
+                what = f"trainer.checkpoint_chunk: the model {config.model.name}"
+                raise UserError(f"{what}: {error}; leave it out to checkpoint block by block") from None
         else:
             raise ConfigError(
                 f"trainer.checkpoint_chunk: the model {config.model.name} is not trained in chunks of a sequence; "

@@ -12,6 +12,7 @@ import mambaverse
 from mambaverse.config import ConfigError, ModelConfig, RunConfig, TrainerConfig
 from mambaverse.engine.build import set_checkpointing
 from mambaverse.ensemble import Ensemble
+from mambaverse.errors import UserError
 
 TINY = {"vim": {"d_state": 2}}
 
@@ -48,4 +49,7 @@ def test_a_model_that_cannot_is_refused_by_name() -> None:
         set_checkpointing(nn.Linear(2, 2), run())
     with pytest.raises(ConfigError, match=r"trainer\.checkpoint_chunk: the model of_the_test is not trained in chunks"):
         set_checkpointing(vision(), run(8))
+    both_ways = mambaverse.create_model("caduceus_ph_d32_n2")
+    with pytest.raises(UserError, match=r"trainer\.checkpoint_chunk: the model of_the_test: .* needs a causal model"):
+        set_checkpointing(both_ways, run(8))
     set_checkpointing(nn.Linear(2, 2), run(on=False))
