@@ -39,6 +39,7 @@ class Reader:
         strands: "one", or "both" to average what is asked over both.
         batch_size: Windows of one pass; None: as many as have `TOKENS` bases, 256 at most.
         autocast: Makes the context that the model runs in.
+        shortest: Bases of the shortest sequence that the model was trained on, below which its places mean others.
 
     Attributes:
         head: Of the model (see heads.py).
@@ -55,6 +56,7 @@ class Reader:
         strands: str = "one",
         batch_size: int | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        shortest: int = 1,
     ) -> None:
         members = members_of(model)
         if not all(isinstance(member, DnaModel) for member in members):
@@ -69,6 +71,7 @@ class Reader:
         self.head, self.both = first.head, strands == "both" and not first.both_strands
         self.strands = "both" if first.both_strands else strands
         self.batch_size, self.autocast = batch_size, autocast
+        self.shortest = 1 if first.places is None else shortest
         self.device = next(model.parameters()).device
         self.windows_read = 0
 
@@ -130,6 +133,14 @@ class Reader:
                     f"(position, wide or pool='place'): give {member.max_length} or fewer"
                 )
 
+    def check_window(self, length: int, what: str) -> None:
+        """Raise UserError if the model has no places for a window of `length` bases, or has others for its bases."""
+        self.check_length(length, what)
+        if length < self.shortest:
+            most = self.first.max_length or self.shortest
+            expected = f"{self.shortest:,}" + (f" to {most:,}" if most > self.shortest else "")
+            raise UserError(f"{what}: {length:,} bases; places count in this model: expected {expected}")
+
 
 def check_range(option: str, value: int | None, least: int) -> None:
     """Raise UserError if a number of the command line is below `least`."""
@@ -168,4 +179,5 @@ def open_reader(
         if accelerator.num_processes > 1:
             raise UserError("this command runs in one process; cut its input in pieces to use several GPUs")
         chosen = strands or str(getattr(config.data, "strands", "one"))
-        yield config, task, Reader(model.to(accelerator.device), chosen, batch_size, accelerator.autocast)
+        shortest = getattr(task, "shortest", 1)
+        yield config, task, Reader(model.to(accelerator.device), chosen, batch_size, accelerator.autocast, shortest)

@@ -79,7 +79,7 @@ def mutagenesis_run(
         for file in files:
             refuse_finished(file, overwrite)
         start, end = around(place, window, genome.lengths[place.name])
-        reader.check_length(end - start, "--window")
+        reader.check_window(end - start, "--window")
         ids = genome.ids(place.name, start, end)
         target, what = _target(reader, task, ids, label)
         counter = Counter(Screen(stderr=True), "mutated", len(place) * (2 if reader.both else 1))

@@ -201,12 +201,14 @@ def scan_run(
     opening = open_reader(path, strands=strands, batch_size=batch_size, device=device, precision=precision)
     with opening as (config, task, reader), Genome(fasta) as genome:
         window = window or getattr(config.data, "window", None) or WINDOW
-        reader.check_length(window, "--window")
+        reader.check_window(window, "--window")
         target = 0 if reader.speaks or reader.head == "tokens" else _target(task, reader, label)
         if reader.speaks and label is not None:
             raise UserError(f"--class {label}: head {reader.head!r} has no classes; leave it out")
         scanner = Scanner(reader, genome, window, stride, value, target)
         places = _places(genome, regions, bed)
+        for name in {place.name: None for place in places}:
+            reader.check_window(min(window, genome.lengths[name]), f"{name}, which --regions or --bed can leave out")
         about = {
             "run": fingerprint(RunFolder(path).weights(config)), "fasta": fingerprint(fasta), "window": window,
             "stride": stride, "value": scanner.value, "target": target, "strands": reader.strands,

@@ -79,7 +79,7 @@ def score_run(
     console = console or Screen()
     opening = open_reader(path, strands=strands, batch_size=batch_size, device=device, precision=precision)
     with opening as (config, _, reader), Genome(fasta) as genome:
-        reader.check_length(window, "--window")
+        reader.check_window(window, "--window")
         scorer = VariantScorer(reader, scores)
         if scorer.note:
             warn(scorer.note)
@@ -95,7 +95,7 @@ def score_run(
         with tells_how_to_go_on(out, overwrite=overwrite), Skipped(beside) as skipped, table:
             if table.rows:
                 console.print(f"{out}: goes on behind {table.rows:,} rows", highlight=False, soft_wrap=True)
-            every = _pairs(vcf, genome, window, skip, skipped, flags)
+            every = _pairs(vcf, genome, window, reader.shortest, skip, skipped, flags)
             pairs = counter.watch(islice(every, table.rows, None))
             while some := list(islice(pairs, reader.rows(window))):
                 numbers = scorer(some)
@@ -113,12 +113,21 @@ def score_run(
 
 
 def _pairs(
-    vcf: Path, genome: Genome, window: int, skip: bool, skipped: Skipped, flags: collections.Counter[str]
+    vcf: Path,
+    genome: Genome,
+    window: int,
+    shortest: int,
+    skip: bool,
+    skipped: Skipped,
+    flags: collections.Counter[str],
 ) -> Iterator[Pair]:
     """Yield what can be scored, and count its flags; the rest is counted, or raised where `skip` is not set."""
     for variant in read_vcf(vcf, genome=genome, on_error="skip" if skip else "raise", skipped=skipped):
         try:
             pair = place(variant, genome, window)
+            if (bases := pair.window[2]) < shortest:
+                reason = f"{bases:,} bases; places count in this model: expected {shortest:,} at least"
+                raise RecordError("windows too short", variant.where, reason)
         except RecordError as error:
             if not skip:
                 raise RecordError(error.kind, error.where, f"{error.reason}; --on-error skip goes on") from None

@@ -33,7 +33,13 @@ def model(head: str = "mlm", *, causal: bool = False, seed: int = 0, sharp: floa
 
 
 def save_run(
-    folder: Path, head: str = "mlm", *, causal: bool = False, args: Mapping[str, Any] | None = None, **data: Any
+    folder: Path,
+    head: str = "mlm",
+    *,
+    causal: bool = False,
+    args: Mapping[str, Any] | None = None,
+    bases: tuple[int, int] = (1, 4096),
+    **data: Any,
 ) -> Path:
     """Write the run folder of a model, as the engine does, without training it."""
     name = "dna_mamba_d64_n2" if causal else "caduceus_ph_d32_n2"
@@ -45,7 +51,7 @@ def save_run(
     ]  # fmt: skip
     config = compose("dna/fasta", overrides)
     task = make_task(config)
-    task.restore({"classes": ["alpha", "beta"], "longest": 4096, "shortest": 1})
+    task.restore({"classes": ["alpha", "beta"], "longest": bases[1], "shortest": bases[0]})
     run = RunFolder(folder)
     folder.mkdir(parents=True)
     run.config.write_text(to_yaml(config))

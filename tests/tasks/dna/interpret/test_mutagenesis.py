@@ -238,6 +238,13 @@ def test_what_the_command_cannot_do_is_said(
         mutagenesis_run(run, genome.path, given.pop("region"), **given)
 
 
+def test_models_in_which_places_count_refuse_shorter_windows(genome: Genome, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", "classifier", args={"wide": 2, "pool": "mean"}, bases=(60, 60))
+    with pytest.raises(UserError, match="--window: 59 bases; places count in this model: expected 60"):
+        mutagenesis_run(run, genome.path, "chr2:101-102", out=tmp_path / "m", window=59)
+    assert mutagenesis_run(run, genome.path, "chr2:101-102", out=tmp_path / "m", window=60)
+
+
 def test_the_class_that_is_explained_is_the_predicted_one() -> None:
     made, ids = model("classifier", num_classes=5), window()
     with torch.no_grad():

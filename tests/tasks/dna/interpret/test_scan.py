@@ -166,3 +166,13 @@ def test_what_cannot_be_scanned_is_said(
     given = {"out": tmp_path / "t.bedgraph", "window": 60, "stride": 20, **change}
     with pytest.raises(UserError, match=message):
         scan_run(run, genome.path, **given)
+
+
+def test_models_in_which_places_count_refuse_shorter_windows(genome: Genome, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", "classifier", args={"wide": 2, "pool": "mean"}, bases=(300, 320))
+    given: dict[str, Any] = {"out": tmp_path / "t.bedgraph", "stride": 100}
+    with pytest.raises(UserError, match="--window: 299 bases; places count in this model: expected 300 to 320"):
+        scan_run(run, genome.path, window=299, **given)
+    with pytest.raises(UserError, match="chr1, which --regions or --bed can leave out: 200 bases; places count"):
+        scan_run(run, genome.path, window=300, **given)
+    assert scan_run(run, genome.path, window=300, regions=["chr2"], **given) == 6

@@ -168,6 +168,19 @@ def test_models_with_places_refuse_longer_windows(vcf: Path, genome: Genome, tmp
         score_run(run, vcf, genome.path, out=tmp_path / "s.tsv", window=5000)
 
 
+def test_models_in_which_places_count_refuse_shorter_windows(genome: Genome, letters: str, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "places", "classifier", args={"wide": 2, "pool": "mean"}, bases=(60, 60))
+    vcf, ref = tmp_path / "one.vcf", letters[299]
+    vcf.write_text(f"{HEAD}1\t300\t.\t{ref}\t{'A' if ref != 'A' else 'C'}\t.\tPASS\t.\n")
+    with pytest.raises(UserError, match=r"--window: 59 bases; places count in this model: expected 60$"):
+        score_run(run, vcf, genome.path, out=tmp_path / "s.tsv", window=59)
+    assert score_run(run, vcf, genome.path, out=tmp_path / "s.tsv", window=60) == 1
+    (tmp_path / "short.fa").write_text(f">1\n{letters[280:330]}\n")
+    vcf.write_text(vcf.read_text().replace("\t300\t", "\t20\t"))
+    with pytest.raises(RecordError, match="50 bases; places count in this model: expected 60 at least; --on-error"):
+        score_run(run, vcf, tmp_path / "short.fa", out=tmp_path / "t.tsv", window=60)
+
+
 def test_a_job_that_a_wrong_file_stopped_leaves_nothing_in_the_way(
     run: Path, vcf: Path, genome: Genome, tmp_path: Path
 ) -> None:
