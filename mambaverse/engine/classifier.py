@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from mambaverse.config import ConfigError, TaskConfig
 from mambaverse.engine.build import DECIDED, build_model
 from mambaverse.engine.task import Batch, SampleSet, Task
+from mambaverse.errors import warn
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -57,6 +60,39 @@ class Classifier(Task):
         """Return the model that the config names, for the data's classes; with model.members an `Ensemble` of them."""
         return build_model(self.config.model, self.model_arguments(), self.decided)
 
+    def load_for_classes(
+        self, model: nn.Module, path: Path, load: Callable[[nn.Module, Path], None], heads: Sequence[str]
+    ) -> None:
+        """Load the weights file `path`; if its run told as many other classes apart, the head starts anew.
+
+        Args:
+            model: As it is initialised.
+            path: The file.
+            load: Copies its weights into the model.
+            heads: Modules of the model that speak of classes; one that has none of them keeps what is loaded.
+        """
+        own = model.state_dict()
+        first = {name: value.clone() for name, value in own.items() if name.partition(".")[0] in heads}
+        load(model, path)
+        if self.knows_others(path, kept=not first):
+            model.load_state_dict(first, strict=False)
+
+    def knows_others(self, path: Path, *, kept: bool = False) -> bool:
+        """Whether a weights file lies in a run with as many other classes, or in another order; if so, warn of it.
+
+        Args:
+            path: The file.
+            kept: Whether the head is kept all the same, for the warning.
+        """
+        before = _classes_of(path)
+        if before == [*self.classes] or len(before) != len(self.classes):
+            return False
+        other = [pair for pair in zip(before, self.classes, strict=True) if pair[0] != pair[1]][:3]
+        theirs, ours = (f"({', '.join(map(str, names))}, ...)" for names in zip(*other, strict=True))
+        what = "it is kept" if kept else "that for these starts anew"
+        warn(f"{path}: its head knows other classes {theirs}, not {ours}; {what}")
+        return True
+
     def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy and the logits.
 
@@ -90,3 +126,13 @@ class Classifier(Task):
             return np.full(len(self.reported_set), most)
 
         return {"majority": majority}
+
+
+def _classes_of(path: Path) -> list[Any]:
+    """Return the classes of the run that a weights file lies in; none where it lies in no run."""
+    try:
+        facts = json.loads((path.parent / "facts.json").read_text())
+    except (OSError, ValueError):
+        return []
+    classes = facts.get("classes") if isinstance(facts, dict) else None
+    return classes if isinstance(classes, list) else []

@@ -122,8 +122,8 @@ class AudioTask(Classifier):
         return arguments
 
     def load_checkpoint(self, model: nn.Module, path: Path) -> None:
-        """Start from a weights file: one of ours, or of Audio Mamba's or Vision Mamba's authors."""
-        load_aum(model, path)
+        """Start from a weights file, ours or Audio or Vision Mamba's authors'; a head for other classes starts anew."""
+        self.load_for_classes(model, path, load_aum, ("head", "wide"))
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
         """Make "input" (fbank (B, T, F) or waveform (B, L)), normalised, and "lengths" (B,) in frames or samples.

@@ -101,8 +101,8 @@ class DnaTask(Classifier):
         return super().model_arguments() | {"max_length": self.longest}
 
     def load_checkpoint(self, model: nn.Module, path: Path) -> None:
-        """Start `model` from a weights file of ours, of Caduceus or of Mamba."""
-        start_from(model, path)
+        """Start `model` from a weights file of ours, of Caduceus or of Mamba; a head for other classes starts anew."""
+        self.load_for_classes(model, path, start_from, ("score", "wide"))
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:
         """Return "ids" uint8 (B, L), "lengths" (B,) if they differ, and "target" (B,), with mixup (B, classes).

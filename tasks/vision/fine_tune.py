@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from timm.models import adapt_input_conv
@@ -54,12 +52,3 @@ def fitted(weights: Mapping[str, Tensor], model: nn.Module, source: str, first: 
         )
         weights |= {key: own[key] for key in (matrix, bias) if key in own}
     return weights
-
-
-def classes_of(path: Path) -> list[str] | None:
-    """Return the classes of the run that a weights file lies in; None where there is none."""
-    try:
-        facts = json.loads((path.parent / "facts.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return facts.get("classes") if isinstance(facts, dict) else None

@@ -17,14 +17,14 @@ from mambaverse.engine.checkpoint import load_state, read_weights
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.task import Batch, FactError, Prediction, Sample, SampleSet, fact, register_task
 from mambaverse.ensemble import members_of
-from mambaverse.errors import UserError, warn
+from mambaverse.errors import UserError
 from mambaverse.splits import SplitRow, write_split
 from mambaverse.tasks.vision.augment import Augment, fit, mix
 from mambaverse.tasks.vision.config import VisionDataConfig, VisionTaskConfig
 from mambaverse.tasks.vision.explain import explain_image
 from mambaverse.tasks.vision.explain_figure import explain_sheet
 from mambaverse.tasks.vision.figures import SHEET_SIZE, contact_sheet, label_sheet
-from mambaverse.tasks.vision.fine_tune import adapted, classes_of
+from mambaverse.tasks.vision.fine_tune import adapted
 from mambaverse.tasks.vision.images import (
     EXTENSIONS,
     ArrayImages,
@@ -180,10 +180,8 @@ class VisionTask(Classifier):
         else:
             fit_to = convert if isinstance(model, VMamba) else adapted
             load_state(model, fit_to(read_weights(path), model, str(path)), str(path))
-        before: Any = classes_of(path)
         reset: Any = getattr(model, "reset_classifier", None)
-        if reset is not None and before is not None and len(before) == len(self.classes) and before != [*self.classes]:
-            warn(f"{path}: its head knows other classes ({', '.join(before[:3])}, ...); that for these starts anew")
+        if self.knows_others(path, kept=reset is None) and reset is not None:
             reset(len(self.classes))
 
     def collate(self, samples: Sequence[Sample], generator: Generator | None) -> Batch:

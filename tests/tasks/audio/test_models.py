@@ -335,3 +335,19 @@ def test_floats_of_the_weights_or_under_autocast_shorter_ones_are_read() -> None
         with torch.autocast("cpu", torch.bfloat16):
             assert all(model(x.to(dtype)).isfinite().all() for dtype in (torch.float32, torch.float16, torch.bfloat16))
         assert model.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("build", [small, small_raw])
+def test_a_head_for_as_many_other_classes_starts_anew(
+    build: Any, make_task: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, path = build(num_classes=2), tmp_path / "best.pt"
+    torch.save(old.state_dict(), path)
+    (tmp_path / "facts.json").write_text('{"classes": ["cat", "dog"]}')
+    task = make_task("audio/mandarin_tones", setup=False)
+    for classes, kept in ((["cat", "dog"], True), (["cup", "jug"], False)):
+        task.classes, new = classes, build(num_classes=2)
+        task.load_checkpoint(new, path)
+        assert torch.equal(new.norm_f.weight, old.norm_f.weight)
+        assert torch.equal(new.head.weight, old.head.weight) == kept
+        assert ("its head knows other classes (cat, dog, ...), not (cup, jug, ...)" in capsys.readouterr().err) != kept

@@ -252,6 +252,28 @@ def test_a_run_starts_from_such_a_file_and_is_told_of_the_swap(make_task: Make, 
     assert torch.equal(member.norm_f.weight, theirs("ps_fused")["norm_f.weight"])
 
 
+def test_a_head_for_as_many_other_classes_starts_anew(
+    make_task: Make, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = f"model.args={{dim: {DIM}, depth: {DEPTH}, wide: 1}}"
+    task = make_task("dna/fasta", f"data.root={table}", "model.name=caduceus_ph_d32_n2", arguments)
+    old: Any = task.build_model()
+    with torch.no_grad():
+        old.wide.bias += 1
+    path = saved(tmp_path / "w.pt", old.state_dict())
+    theirs = [f"other {name}" for name in task.classes]
+    for classes, kept in (([*task.classes], True), (theirs, False), (theirs[1:], True)):  # others: no such run's file
+        (tmp_path / "facts.json").write_text(json.dumps({"classes": classes}))
+        new: Any = task.build_model()
+        first = new.score.weight.clone()
+        task.load_checkpoint(new, path)
+        assert torch.equal(new.norm_f.weight, old.norm_f.weight)
+        assert torch.equal(new.score.weight, old.score.weight if kept else first)
+        assert torch.equal(new.wide.bias, old.wide.bias) == kept
+        told = f"its head knows other classes (other {task.classes[0]}, " in capsys.readouterr().err
+        assert told != kept
+
+
 def test_files_that_are_not_there_or_run_code(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no weights file"):
         build("ph", tmp_path / "none.pt")
