@@ -165,7 +165,7 @@ class RunFolder:
             raise UserError(f"{what}: {so}" if so else what)
 
     def count_learnt(self, task: Task, scratch: Path) -> int:
-        """Return how many samples of the set that `task` reports are in the training set of the run's split.csv.
+        """Return how many samples of the set that `task` reports are in the training set of the run's split file.
 
         They are told by their contents, whatever they are called there: rows of a table have but a number.
 
@@ -173,9 +173,11 @@ class RunFolder:
             task: With its data sets.
             scratch: An empty folder.
         """
-        then = self.path / SPLIT
-        if not then.is_file() or (now := task.save_split(scratch)) is None or now.name != SPLIT:
+        now = task.save_split(scratch)
+        if now is None or not (then := self.path / now.relative_to(scratch)).is_file():
             return 0
+        if now.name != SPLIT:
+            return task.count_learnt(then)
         learnt = {sample for part, sample in _samples(then) if part == "train"}
         reported = "eval" if task.test_set is None else "test"
         return sum(part == reported and sample in learnt for part, sample in _samples(now))

@@ -161,6 +161,13 @@ class Task:
         """
         return None
 
+    def count_learnt(self, split: Path) -> int:
+        """Return how many samples of `reported_set` a run learnt from whose `save_split` wrote the file `split`.
+
+        Of the set, name and sha256 of a split.csv the engine reads it itself.
+        """
+        return 0
+
     def build_model(self) -> nn.Module:
         """Return the model that `config.model` describes, fitting the data; without its `checkpoint`."""
         raise NotImplementedError

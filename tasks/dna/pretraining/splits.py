@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from mambaverse.engine.files import write_atomic
-from mambaverse.errors import UserError, suggest
+from mambaverse.errors import NO_TEXT, UserError, suggest
 from mambaverse.splits import HASH_LIMIT_BYTES
 from mambaverse.tasks.dna.genome import Genome, Region
 from mambaverse.tasks.dna.genome.bed import read_bed
@@ -101,6 +101,26 @@ def write_split_bed(target: Path, genome: Genome, rows: Mapping[str, Sequence[Re
             lines.append(f"{region.name}\t{region.start}\t{region.end}\t{name}\t{digest}\n")
     write_atomic(target, "".join(lines))
     return target
+
+
+def count_learnt(split: Path, genome: Genome, windows: Intervals) -> int:
+    """Return how many of the `windows` of a genome overlap intervals that a split.bed gives to training.
+
+    An interval counts if the genome has its letters there; of one without a hash, if it reaches so far.
+    """
+    found, digests = [], []
+    for line in split.read_text(encoding="utf-8", errors=NO_TEXT).splitlines():
+        name, start, end, label, digest, *_ = (*line.split("\t"), *[""] * 5)
+        if label == "train" and start.isdecimal() and end.isdecimal() and int(end) <= genome.lengths.get(name, 0):
+            found.append(Region(name, int(start), int(end)))
+            digests.append(digest)
+    near = Intervals.of(found).count_overlaps(windows) > 0  # of the others no letters are read
+    learnt = [
+        region
+        for region, digest, is_near in zip(found, digests, near, strict=True)
+        if is_near and (digest == "." or digest == _sha256(genome, region))
+    ]
+    return int((windows.count_overlaps(Intervals.of(learnt).merge()) > 0).sum())
 
 
 def _read(bed: Path, genome: Genome) -> dict[str, list[Region]]:

@@ -16,12 +16,13 @@ from mambaverse.engine.task import Batch, NoLabelsError, Sample, SampleSet, Task
 from mambaverse.errors import UserError
 from mambaverse.tasks.dna.checkpoints import start_from
 from mambaverse.tasks.dna.genome import Region
+from mambaverse.tasks.dna.genome.intervals import Intervals
 from mambaverse.tasks.dna.pretraining.config import OBJECTIVES, DnaLmDataConfig, DnaLmTaskConfig
 from mambaverse.tasks.dna.pretraining.corpus import Corpus, corpus_named
 from mambaverse.tasks.dna.pretraining.masking import next_bases
 from mambaverse.tasks.dna.pretraining.samples import GenomeSamples
 from mambaverse.tasks.dna.pretraining.scoring import score_bases
-from mambaverse.tasks.dna.pretraining.splits import write_split_bed
+from mambaverse.tasks.dna.pretraining.splits import count_learnt, write_split_bed
 from mambaverse.tasks.dna.pretraining.windows import Windows, known_windows
 from mambaverse.tasks.dna.sequences import padded
 from mambaverse.tasks.dna.strands import reads_both, reverse
@@ -79,6 +80,12 @@ class DnaLmTask(Task):
         """Write the intervals of each set to split.bed, with the hashes of their letters."""
         assert self._corpus is not None
         return write_split_bed(folder / "split.bed", self._corpus.genome, self._corpus.split.rows)
+
+    def count_learnt(self, split: Path) -> int:
+        """Return how many windows of the reported set overlap what a split.bed gives to training."""
+        samples = genome_samples(self.reported_set)
+        tiles = (samples.windows.tile(int(number)) for number in samples.kept)
+        return count_learnt(split, samples.genome, Intervals.of(tiles))
 
     def build_model(self) -> nn.Module:
         """Return the model with the head of the objective."""

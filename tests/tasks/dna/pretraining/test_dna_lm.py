@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import random
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,20 @@ def test_the_loss_falls_below_the_entropy_of_single_bases(config: Config, object
     written = json.loads((result.folder / "results.json").read_text())
     assert written["monitor"] == "perplexity" and (result.folder / "curves.png").is_file()
     assert evaluate(result.folder)["loss"] == pytest.approx(result.metrics["loss"], rel=1e-6)
+
+
+def test_windows_that_a_run_learnt_from_are_counted_where_another_split_holds_them_out(
+    config: Config, genome: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(config("data.epoch_windows=8", "data.val_fraction=0.1", "trainer.epochs=1"), console=QUIET).folder
+    evaluate(run, ["data.root=" + str(genome)])
+    assert "learnt from" not in capsys.readouterr().err
+    evaluate(run, ["data.val_fraction=0.6", "data.split_seed=5"])
+    found = re.search(r"learnt from (\d+) of the (\d+) samples that it is evaluated on", capsys.readouterr().err)
+    assert found is not None and 0 < int(found[1]) <= int(found[2])
+    other = write_fasta(tmp_path / "other.fa", {"chr1": markov(40_000, 3), "chr2": markov(9000, 4)})
+    evaluate(run, [f"data.root={other}", "data.split_seed=5"])  # the same places, with other letters
+    assert "learnt from" not in capsys.readouterr().err
 
 
 def test_the_numbers_are_means_over_bases_not_over_batches(opened: Open) -> None:
