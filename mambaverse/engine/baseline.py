@@ -22,6 +22,16 @@ from mambaverse.errors import UserError
 Floors = dict[str, dict[str, float]]
 
 
+def check_baselines(task: Task) -> None:
+    """Raise UserError unless the task has baselines; asked before what they are to stand beside takes its time."""
+    if not isinstance(task, Classifier):
+        raise _without(task)
+
+
+def _without(task: Task) -> UserError:
+    return UserError(f"task {task.config.task.name!r} has no baselines")
+
+
 def fit_baselines(task: Task, console: Console) -> Floors:
     """Return {baseline: {"accuracy", "macro_f1", "mcc", "seconds"}} on the reported set; of two classes "f1" too.
 
@@ -30,7 +40,7 @@ def fit_baselines(task: Task, console: Console) -> Floors:
     """
     found = task.baselines()
     if not found or not isinstance(task, Classifier):
-        raise UserError(f"task {task.config.task.name!r} has no baselines")
+        raise _without(task)
     truth = task.labels_of(task.reported_set)
     floors: Floors = {}
     for name, fit in found.items():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mambaverse.config import ConfigError, OptimConfig, RunConfig, TrainerConfig, argument_layers
 from mambaverse.engine import report
-from mambaverse.engine.baseline import print_baselines
+from mambaverse.engine.baseline import check_baselines, print_baselines
 from mambaverse.engine.data import Loader, eval_jobs, to_device
 from mambaverse.engine.files import output_path, saving
 from mambaverse.engine.folder import load_run, open_run
@@ -124,7 +124,7 @@ def evaluate_run(
     path: Path, overrides: Sequence[str] = (), console: Console | None = None, *, baseline: bool = False
 ) -> dict[str, float]:
     """`evaluate`, and print the table; with `baseline` beside the task's simple baselines on the same data."""
-    task, metrics = _evaluate(path, overrides)
+    task, metrics = _evaluate(path, overrides, baseline)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         console = console or Screen()
         which = task.config.trainer.select
@@ -144,9 +144,11 @@ def reported_name(task: Task) -> str:
     return "evaluation set" if task.test_set is None else "test set"
 
 
-def _evaluate(path: Path, overrides: Sequence[str]) -> tuple[Task, dict[str, float]]:
+def _evaluate(path: Path, overrides: Sequence[str], baseline: bool = False) -> tuple[Task, dict[str, float]]:
     _check_taken(overrides)
     config, task, model = load_run(path, overrides)
+    if baseline:
+        check_baselines(task)
     with tempfile.TemporaryDirectory() as scratch:
         if not _names_data(overrides):
             open_run(path).check_split(task, Path(scratch), OVERLAP)

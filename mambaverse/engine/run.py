@@ -24,7 +24,7 @@ from rich.console import Console
 from mambaverse._version import __version__
 from mambaverse.config import RunConfig
 from mambaverse.engine import plots, report
-from mambaverse.engine.baseline import print_baselines
+from mambaverse.engine.baseline import check_baselines, print_baselines
 from mambaverse.engine.build import set_checkpointing
 from mambaverse.engine.checkpoint import CheckpointError, load_weights
 from mambaverse.engine.classifier import Classifier
@@ -99,6 +99,8 @@ def train(
         if not accelerator.is_main_process:
             console = Console(quiet=True)
         task = make_task(config)
+        if config.trainer.baseline:
+            check_baselines(task)
         with accelerator.local_main_process_first():
             task.setup()
         seed_generators(derive_seed(seed, MODEL))

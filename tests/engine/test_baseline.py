@@ -101,9 +101,15 @@ def test_only_what_the_run_reports_has_a_column() -> None:
     assert columns({"accuracy": 0.9, "f1": 0.9}) == ["model", "accuracy", "F1"]
 
 
-def test_a_task_without_baselines_says_so(tmp_path: Path) -> None:
+def test_a_task_without_baselines_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="task 'toy' has no baselines"):
         baseline_config(toy_config(tmp_path), wide())
+    whole = run.train(toy_config(tmp_path), console=wide()).folder
+    monkeypatch.setattr(Toy, "step", lambda *_: pytest.fail("said only after the evaluation"))
+    with pytest.raises(UserError, match="task 'toy' has no baselines"):
+        evaluate_run(whole, console=wide(), baseline=True)
+    with pytest.raises(UserError, match="task 'toy' has no baselines"):
+        run.train(toy_config(tmp_path, "trainer.baseline=true"), console=wide())
 
 
 def test_each_class_is_reported(finished: Path) -> None:
