@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     predict = command("predict", _predict, "Label files with a trained run")
     predict.add_argument("folder", type=Path, metavar="RUN", help="a run folder")
     predict.add_argument("inputs", nargs="+", metavar="FILE", help="files, or folders of files")
-    predict.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    text = "csv: input, label, probability, each class; json: name, label, probability, probabilities; default: table"
+    predict.add_argument("--format", choices=("table", "csv", "json"), default="table", help=text)
     predict.add_argument(
         "--sheet", type=Path, metavar="FILE", help="draw them with their labels, as .png, .pdf, .svg or .jpg"
     )

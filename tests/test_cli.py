@@ -76,7 +76,8 @@ def test_predict_in_every_format(run: Path, images: list[Path], capsys: pytest.C
     assert main(["predict", str(run), *names, "--format", "json"]) == 0
     objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for row, item in zip(rows, objects, strict=True):
-        assert row["label"] == item["label"] and sum(item["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["input"] == item["name"] and row["label"] == item["label"]
+        assert sum(item["probabilities"].values()) == pytest.approx(1, abs=1e-5)
         assert float(row["probability"]) == pytest.approx(item["probability"], abs=1e-6)
 
 

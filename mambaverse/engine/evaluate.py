@@ -234,7 +234,8 @@ def predict_run(
     Args:
         path: A run folder.
         inputs: Files, or folders of them.
-        form: "table"; "csv" with a column for every label; "json", one object a line.
+        form: "table"; "csv" with columns input, label, probability, and one for every label; "json", an object a line
+            with name (what the csv calls input), label, probability, and probabilities by label.
         on_error: "raise" stops at a bad input, "skip" reports it on stderr, goes on, and counts them at the end; None:
             the run's data.on_error.
         sheet: A picture of the inputs with what is said of them, of as many as fit; its suffix says the format.

@@ -173,7 +173,9 @@ def test_predictions_are_printed_as(finished: Path, capsys: pytest.CaptureFixtur
         assert [row["label"] for row in rows] == LABELS
         assert list(rows[0]) == ["input", "label", "probability", *LABELS]
     elif form == "json":
-        assert [json.loads(line)["label"] for line in out.splitlines()] == LABELS
+        objects = [json.loads(line) for line in out.splitlines()]
+        assert [one["label"] for one in objects] == LABELS
+        assert list(objects[0]) == ["name", "label", "probability", "probabilities"]
     else:
         assert all(label in out for label in LABELS)
 
