@@ -1,0 +1,114 @@
+"""Times ssd in bfloat16 on a GPU: a CUDA graph of forward, of forward and backward, and the kernels of the latter.
+
+    python benchmarks/gpu_ssd.py [--case first+z] [--repeat 7]
+
+"graph": the median of 15 replays, milliseconds. Kernels: torch.profiler's mean over `--repeat` calls, microseconds, all
+calls of one added up; forward keeps states there. "peak": megabytes while forward and backward run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from mambaverse.kernels.ssd import ssd
+from mambaverse.kernels.ssd.cases import Case, make_inputs, make_weights
+
+CASES = {
+    "first": Case(8, 2048, 32, 64, 1, 128, "a language model of width 1024"),
+    "second": Case(1, 131072, 24, 64, 1, 128, "one long sequence"),
+    "third": Case(128, 197, 12, 64, 1, 64, "vision, 224 x 224 pixels"),
+    "own": Case(8, 2048, 32, 64, 32, 128, "B and C a head, as in Mamba-3"),
+    "wide": Case(4, 1024, 16, 64, 1, 256, "many states"),
+}
+TIMED = ("first", "first+z", "second", "third", "third+z", "own+z+weights", "wide")
+KERNELS = ("scan", "carry", "combine", "steps", "gradient_BC", "gradient_x", "reduce_params", "reduce_parts")
+
+
+def inputs_of(name: str) -> dict[str, Tensor]:
+    case, *options = name.split("+")
+    inputs = make_inputs(CASES[case], dtype=torch.bfloat16, device="cuda")
+    del inputs["initial_state"]
+    if "z" not in options:
+        del inputs["z"]
+    if "weights" in options:
+        inputs |= make_weights(CASES[case], device="cuda")
+    return inputs
+
+
+def graph_ms(function: Callable[[], object]) -> float:
+    function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    times = []
+    for _ in range(16):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[1:])
+
+
+def kernel_us(function: Callable[[], object], repeat: int) -> dict[str, float]:
+    for _ in range(2):
+        function()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(repeat):
+            function()
+        torch.cuda.synchronize()
+    times: dict[str, float] = {}
+    for event in profiled.key_averages():
+        kernel = max((k for k in KERNELS if event.key.startswith(k)), key=len, default="others")
+        times[kernel] = times.get(kernel, 0.0) + event.self_device_time_total / repeat
+    return times
+
+
+def row(name: str, repeat: int) -> list[str]:
+    inputs: dict[str, Any] = inputs_of(name)
+    forward_ms = graph_ms(lambda: ssd(**inputs, dt_softplus=True))
+    leaves = {k: v.requires_grad_() for k, v in inputs.items()}
+    dy = torch.randn_like(leaves["x"])
+
+    def both() -> object:
+        return torch.autograd.grad(ssd(**leaves, dt_softplus=True), list(leaves.values()), dy)
+
+    both()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    both()
+    peak = torch.cuda.max_memory_allocated() / 1e6
+    kernels = kernel_us(both, repeat)
+    each = [f"{kernels[k]:.1f}" if k in kernels else "-" for k in (*KERNELS, "others")]
+    total = sum(kernels.values()) - kernels.get("others", 0.0)
+    return [name, f"{forward_ms:.4f}", f"{graph_ms(both):.4f}", *each, f"{total:.0f}", f"{peak:,.0f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--case", action="append", choices=TIMED, help="all if left out")
+    parser.add_argument("--repeat", type=int, default=7)
+    options = parser.parse_args()
+    console = Console()
+    console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", highlight=False)
+    table = Table("case", "fwd graph", "fwd+bwd graph", *KERNELS, "others", "kernels", "peak")
+    for name in options.case or TIMED:
+        table.add_row(*row(name, options.repeat))
+        torch.cuda.empty_cache()
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
