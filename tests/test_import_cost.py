@@ -41,6 +41,11 @@ def test_listing_does_without_torch(kind: str) -> None:
     assert not loaded_by(statement, modules=modules) & set(modules.split())  # the names are printed too
 
 
+def test_audio_models_do_without_the_engine() -> None:
+    statement = "import mambaverse.tasks.audio.models.aum, mambaverse.tasks.audio.models.audio_raw"
+    assert loaded_by(statement, modules="torch mambaverse.engine omegaconf") == {"torch"}
+
+
 def test_what_predicts_loads_neither_metrics_nor_plots() -> None:
     """Of torchmetrics and matplotlib, which take seconds to import."""
     tasks = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "tasks").glob("*/task.py")]

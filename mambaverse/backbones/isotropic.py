@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaverse.blocks import Block, Norm, Sum, build_mixer, check_stack, layer_pattern, reset_parameters
+from mambaverse.errors import UserError
 from mambaverse.kernels.backend import recomputed
 
 INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
@@ -225,3 +226,19 @@ def check_lengths(lengths: Any, batch: int, length: int, least: int = 0) -> Tens
         if low < least or high > length:
             raise ValueError(f"lengths: expected values from {least} to L = {length}, got {lengths.tolist()}")
     return lengths
+
+
+def check_floats(x: Any, expected: str, model: nn.Module) -> None:
+    """Raise UserError, with what is `expected`, unless x is a tensor of floats; float64 beside such weights alone.
+
+    Under autocast, too, which translates between shorter floats only; without it torch refuses what differs.
+    """
+    if not isinstance(x, Tensor):
+        raise UserError(f"expected {expected}, as a tensor, got {x!r:.40}")
+    if not x.is_floating_point() or (x.dtype == torch.float64 and not _is_double(model)):
+        given = str(x.dtype).removeprefix("torch.")
+        raise UserError(f"expected {expected}, as floats like the weights, got {given}")
+
+
+def _is_double(model: nn.Module) -> bool:
+    return any(parameter.dtype == torch.float64 for parameter in model.parameters())

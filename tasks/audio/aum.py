@@ -18,11 +18,10 @@ from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mambaverse.backbones.isotropic import Isotropic, check_lengths
+from mambaverse.backbones.isotropic import Isotropic, check_floats, check_lengths
 from mambaverse.blocks import check_counts, check_rates, reset_parameters
 from mambaverse.ensemble import joined
 from mambaverse.errors import UserError, suggest
-from mambaverse.tasks.audio.frontend import check_floats
 from mambaverse.tasks.audio.wide import TimeScores
 
 FO_BI = {"vim": {"merge": "add", "shared": True}}

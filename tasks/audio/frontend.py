@@ -7,14 +7,12 @@ waveform    (B, L)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mambaverse.errors import UserError
 from mambaverse.tasks.audio.config import AudioDataConfig
 from mambaverse.tasks.audio.fbank import Fbank, centres, cosine_transform
 
@@ -105,19 +103,3 @@ def _inside(x: Tensor, lengths: Tensor) -> Tensor:
     """Return which places of x (B, L, ...) belong to clips of `lengths` (B,): (B, L) and as many axes as x."""
     inside = torch.arange(x.shape[1]) < lengths[:, None]
     return inside.view(*inside.shape, *[1] * (x.ndim - 2))
-
-
-def check_floats(x: Any, expected: str, model: nn.Module) -> None:
-    """Raise UserError, with what is `expected`, unless x is a tensor of floats that are no wider than the weights.
-
-    float64 is refused beside float32 under autocast, too, which translates between shorter numbers alone.
-    """
-    if not isinstance(x, Tensor):
-        raise UserError(f"expected {expected}, as a tensor, got {x!r:.40}")
-    if not x.is_floating_point() or (x.dtype == torch.float64 and not _is_double(model)):
-        given = str(x.dtype).removeprefix("torch.")
-        raise UserError(f"expected {expected}, as floats like the weights, got {given}")
-
-
-def _is_double(model: nn.Module) -> bool:
-    return any(parameter.dtype == torch.float64 for parameter in model.parameters())

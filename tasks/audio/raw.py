@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mambaverse.backbones.isotropic import Isotropic, check_lengths
+from mambaverse.backbones.isotropic import Isotropic, check_floats, check_lengths
 from mambaverse.blocks import check_counts, check_rates, reset_parameters
 from mambaverse.errors import UserError
-from mambaverse.tasks.audio.frontend import check_floats
 
 STEM = ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2))  # (width, stride): 160 samples a token, 10 ms at 16 kHz
 
