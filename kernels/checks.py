@@ -59,15 +59,16 @@ def check_dims(op: str, name: str, tensor: Tensor, letters: str) -> None:
 
 
 def unshared(state: Tensor, *tensors: Any) -> tuple[Any, ...]:
-    """Return `tensors`, each None or an input of a step that changes `state` in place, none in the storage of `state`.
+    """Return the inputs of a step that changes `state` in place, each a tensor or None, none in the storage of `state`.
 
-    Where one is, all are copied: it would change before a step has read it. A compiler does not look for such views.
+    One that is there is copied: it would change before the step has read it. A compiler does not look for such views.
     """
     if not torch.compiler.is_compiling():
-        storages: Any = torch._C  # what is not in its stubs; 0.2 µs a tensor
+        unstubbed: Any = torch._C  # 0.2 µs a tensor
+        is_alias = unstubbed._is_alias_of
         for tensor in tensors:
-            if tensor is not None and storages._is_alias_of(state, tensor):
-                return tuple(None if t is None else t.clone() for t in tensors)
+            if tensor is not None and is_alias(state, tensor):
+                return tuple(t.clone() if t is not None and is_alias(state, t) else t for t in tensors)
     return tensors
 
 

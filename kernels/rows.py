@@ -32,11 +32,11 @@ class _Memory:
 
 
 def as_array(x: Tensor) -> Any:
-    """Return contiguous `x`, float32, float64 or int64, as an array of its own memory.
+    """Return contiguous `x` on a CPU, float32, float64 or int64, as an array of its own memory.
 
     `x.numpy()` takes half a µs less, but the storage of `x` can then never be resized, which FSDP2 does to parameters.
     """
-    assert x.is_contiguous() and not x.is_neg(), "an array has the memory of a tensor, in its order"
+    assert x.is_cpu and x.is_contiguous() and not x.is_neg(), "an array has the memory of a tensor, in its order"
     return np.asarray(_Memory(x)) if x.numel() else np.empty(x.shape, _CODES[x.dtype])
 
 

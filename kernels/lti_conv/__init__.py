@@ -98,7 +98,8 @@ def lti_conv_update(
     """Take one step of `lti_conv`, for decoding.
 
     Args:
-        state: (B, D, N), h before this input, of at least 32 bits; complex if A is; updated in place.
+        state: (B, D, N), h before this input, of at least 32 bits; complex if A is; updated in place,
+            after the other inputs, which may be views of it, are read.
         u_t: (B, D).
         A: (D, N).
         B: (D, N).

@@ -68,7 +68,7 @@ class Plan:
     segments: int = 1
     segment: int = 1  # positions, a multiple of TRITON_KEEP
     parts: int = 1  # of a group's heads
-    ahead: bool = False  # whether a multiprocessor has AHEAD_BYTES
+    ahead: bool = False  # whether a program may have AHEAD_BYTES of shared memory
     piece: int = 0  # segments that backward takes at a time; 0: all chunks at once, from states that forward kept
 
     @property

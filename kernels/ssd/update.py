@@ -41,8 +41,8 @@ def ssd_update(
     """Take one step of `ssd`, in place. No gradients.
 
     Args:
-        state: (B, H, P, N) float32 (float64 where x is), what `ssd` returns as the final state; changed in place when
-            all else is read.
+        state: (B, H, P, N) float32 (float64 where x is), what `ssd` returns as the final state; changed in place,
+            after the other inputs, which may be views of it, are read.
         x: (B, H, P).
         dt: (B, H).
         A: (H,).

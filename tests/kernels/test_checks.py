@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.causal_conv1d import causal_conv1d_update
+from mambaverse.kernels.checks import unshared
 from mambaverse.kernels.lti_conv import lti_conv_update
 from mambaverse.kernels.selective_scan import bidirectional_selective_scan, selective_scan_update
 from mambaverse.kernels.selective_scan.cases import TESTED, make_inputs
@@ -70,3 +71,10 @@ def test_inputs_in_the_state_are_read_before_it_changes(step: Any) -> None:
     views = state[..., 0], state[:, :, 0]
     y = step(apart, *(view.clone() for view in views))
     assert torch.equal(step(state, *views), y) and torch.equal(state, apart)
+
+
+def test_only_inputs_in_the_state_are_copied() -> None:
+    state, apart = torch.rand(4, 4), torch.rand(4)
+    inside, absent, outside = unshared(state, state[0], None, apart)
+    assert torch.equal(inside, state[0]) and inside.data_ptr() != state.data_ptr()
+    assert absent is None and outside is apart
