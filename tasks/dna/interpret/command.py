@@ -79,7 +79,8 @@ def mutagenesis_run(
         for file in files:
             refuse_finished(file, overwrite)
         start, end = around(place, window, genome.lengths[place.name])
-        reader.check_window(end - start, "--window")
+        too_short = genome.lengths[place.name] < reader.shortest
+        reader.check_window(end - start, place.name if too_short else "--window")
         ids = genome.ids(place.name, start, end)
         target, what = _target(reader, task, ids, label)
         counter = Counter(Screen(stderr=True), "mutated", len(place) * (2 if reader.both else 1))

@@ -243,6 +243,9 @@ def test_models_in_which_places_count_refuse_shorter_windows(genome: Genome, tmp
     with pytest.raises(UserError, match="--window: 59 bases; places count in this model: expected 60"):
         mutagenesis_run(run, genome.path, "chr2:101-102", out=tmp_path / "m", window=59)
     assert mutagenesis_run(run, genome.path, "chr2:101-102", out=tmp_path / "m", window=60)
+    run = save_run(tmp_path / "longer", "classifier", args={"wide": 2, "pool": "mean"}, bases=(300, 320))
+    with pytest.raises(UserError, match=r"^chr1: 200 bases; places count in this model: expected 300 to 320"):
+        mutagenesis_run(run, genome.path, "chr1:101-102", out=tmp_path / "n", window=300)
 
 
 def test_the_class_that_is_explained_is_the_predicted_one() -> None:
