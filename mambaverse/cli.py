@@ -195,7 +195,7 @@ def _dna_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     mutagenesis = of_run("mutagenesis", _mutagenesis, text)
     fasta(mutagenesis)
     mutagenesis.add_argument("--region", required=True, metavar="CHR:A-B", help="such as chr1:1,000-1,200")
-    mutagenesis.add_argument("--out", type=Path, metavar="NAME", help="of the files; any ending of theirs is left off")
+    mutagenesis.add_argument("--out", type=Path, metavar="NAME", help="of the files, also with one of their endings")
     mutagenesis.add_argument("--window", type=int, metavar="W", help="bases that the model sees; default: 1024")
     mutagenesis.add_argument("--class", dest="label", metavar="NAME", help="whose score; default: the predicted one")
     overwrite(mutagenesis)
