@@ -25,10 +25,10 @@ Floors = dict[str, dict[str, float]]
 def check_baselines(task: Task) -> None:
     """Raise UserError unless the task has baselines; asked before what they are to stand beside takes its time."""
     if not isinstance(task, Classifier):
-        raise _without(task)
+        raise _no_baselines(task)
 
 
-def _without(task: Task) -> UserError:
+def _no_baselines(task: Task) -> UserError:
     return UserError(f"task {task.config.task.name!r} has no baselines")
 
 
@@ -40,7 +40,7 @@ def fit_baselines(task: Task, console: Console) -> Floors:
     """
     found = task.baselines()
     if not found or not isinstance(task, Classifier):
-        raise _without(task)
+        raise _no_baselines(task)
     truth = task.labels_of(task.reported_set)
     floors: Floors = {}
     for name, fit in found.items():
