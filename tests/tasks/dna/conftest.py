@@ -18,7 +18,8 @@ from accelerate.state import AcceleratorState, GradientState
 from mambaverse.config import RunConfig, compose
 from mambaverse.engine.task import TASKS
 from mambaverse.errors import UserError
-from mambaverse.tasks.dna.task import DnaTask
+from mambaverse.tasks.dna.task import DnaTask, sequences_of
+from mambaverse.tasks.dna.tokens import decode
 
 Make = Callable[..., DnaTask]
 MOTIFS = {"alpha": "GATTACA", "beta": "CCCGGGC", "gamma": "TATATAT"}
@@ -62,6 +63,12 @@ def fails(run: Callable[..., object], *arguments: object) -> str:
 def sizes(task: DnaTask) -> tuple[int, ...]:
     """Return the samples of the training, evaluation and test set."""
     return tuple(len(part) for part in (task.train_set, task.eval_set, task.test_set) if part is not None)
+
+
+def letters_of(task: DnaTask, part: str = "train_set") -> list[str]:
+    """Return the sequences of one of the task's sets."""
+    found = sequences_of(getattr(task, part))
+    return [decode(found[i]) for i in range(len(found))]
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mambaverse.tasks.dna.task import DnaTask, sequences_of
+from mambaverse.tasks.dna.task import sequences_of
 from mambaverse.tasks.dna.tokens import decode
-from tests.tasks.dna.conftest import Make, fails, letters, read_csv, rows, sizes, write, write_csv
+from tests.tasks.dna.conftest import Make, fails, letters, letters_of, read_csv, rows, sizes, write, write_csv
 
 Shared = Callable[[str], Path]
-
-
-def letters_of(task: DnaTask, part: str = "train_set") -> list[str]:
-    return [decode(sequences_of(getattr(task, part))[i]) for i in range(len(getattr(task, part)))]
 
 
 # One's own files
@@ -88,35 +84,6 @@ def test_a_column_split_says_how_a_table_is_split(make_task: Make, tmp_path: Pat
     assert sizes(make_task("dna/fasta", f"data.root={path}")) == (6, 6, 6)
     bad = write_csv(tmp_path / "y.csv", [("ACGT", "a", "tran"), ("ACGT", "b", "test")], ("sequence", "label", "split"))
     assert "column 'split' says 'tran', did you mean 'train'" in fails(make_task, "dna/fasta", f"data.root={bad}")
-
-
-def test_labels_stand_in_the_headers_of_a_fasta_file(make_task: Make, fasta: Path) -> None:
-    task = make_task("dna/fasta", f"data.root={fasta}", "data.group=plate", "data.folds=4")
-    assert list(task.classes) == ["alpha", "beta"] and sizes(task) == (18, 6)
-    assert len(letters_of(task)[0]) == 40
-    other = make_task("dna/fasta", f"data.root={fasta}", r"data.label_pattern=label=(\w)")
-    assert list(other.classes) == ["a", "b"]
-
-
-def test_a_folder_has_a_class_a_folder_or_a_file(make_task: Make, tmp_path: Path) -> None:
-    for label in ("alpha", "beta"):
-        text = "".join(f">{label}{i}\n{s}\n" for i, (s, _) in enumerate(rows(labels=(label,))))
-        write(tmp_path / f"folders/{label}/x.fa.gz", text)
-        write(tmp_path / f"files/{label}.fasta", text)
-    for name in ("folders", "files"):
-        task = make_task("dna/fasta", f"data.root={tmp_path / name}")
-        assert list(task.classes) == ["alpha", "beta"] and sizes(task) == (20, 4)
-
-
-def test_a_folder_may_come_split(make_task: Make, tmp_path: Path) -> None:
-    write_csv(tmp_path / "a/train.csv", rows(5))
-    write_csv(tmp_path / "a/test.csv", rows(3))
-    assert sizes(make_task("dna/fasta", f"data.root={tmp_path / 'a'}")) == (10, 6)
-    for part, count in (("train", 4), ("val", 2), ("test", 3)):
-        for label in ("alpha", "beta"):
-            text = "".join(f">{i}\n{s}\n" for i, (s, _) in enumerate(rows(count, labels=(label,))))
-            write(tmp_path / f"b/{part}/{label}/x.fa", text)
-    assert sizes(make_task("dna/fasta", f"data.root={tmp_path / 'b'}")) == (8, 4, 6)
 
 
 @pytest.mark.parametrize(
@@ -205,19 +172,6 @@ def test_a_prepared_table_has_no_subsets(make_task: Make) -> None:
     assert "dna/rrna16s: data.subset=V4 is read of no prepared table" in fails(
         make_task, "dna/rrna16s", "data.subset=V4"
     )
-
-
-def test_folders_without_sequences_are_named(make_task: Make, tmp_path: Path) -> None:
-    write(tmp_path / "empty/notes.md", "x")
-    assert "holds no sequence files" in fails(make_task, "dna/fasta", f"data.root={tmp_path / 'empty'}")
-    write(tmp_path / "half/a/x.fa", ">a\nACGT\n")
-    (tmp_path / "half/b").mkdir()
-    assert "half/b: an empty class" in fails(make_task, "dna/fasta", f"data.root={tmp_path / 'half'}")
-    write_csv(tmp_path / "two/x.csv", rows())
-    write_csv(tmp_path / "two/y.csv", rows())
-    assert "data.root=FILE says which is meant" in fails(make_task, "dna/fasta", f"data.root={tmp_path / 'two'}")
-    write_csv(tmp_path / "only/train.csv", rows())
-    assert "comes split, and has only train" in fails(make_task, "dna/fasta", f"data.root={tmp_path / 'only'}")
 
 
 def test_bad_records_can_be_left_out_and_are_counted(

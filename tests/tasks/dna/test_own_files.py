@@ -4,12 +4,54 @@ from pathlib import Path
 
 import pytest
 
-from tests.tasks.dna.conftest import Make, fails, rows, sizes, write
+from tests.tasks.dna.conftest import Make, fails, letters_of, rows, sizes, write, write_csv
 
 ALPHA, BETA = (
     "".join(f">{label}{i} label={label}\n{s}\n" for i, (s, _) in enumerate(rows(6, labels=(label,))))
     for label in ("alpha", "beta")
 )
+
+
+def test_labels_stand_in_the_headers_of_a_fasta_file(make_task: Make, fasta: Path) -> None:
+    task = make_task("dna/fasta", f"data.root={fasta}", "data.group=plate", "data.folds=4")
+    assert list(task.classes) == ["alpha", "beta"] and sizes(task) == (18, 6)
+    assert len(letters_of(task)[0]) == 40
+    other = make_task("dna/fasta", f"data.root={fasta}", r"data.label_pattern=label=(\w)")
+    assert list(other.classes) == ["a", "b"]
+
+
+def test_a_folder_has_a_class_a_folder_or_a_file(make_task: Make, tmp_path: Path) -> None:
+    for label in ("alpha", "beta"):
+        text = "".join(f">{label}{i}\n{s}\n" for i, (s, _) in enumerate(rows(labels=(label,))))
+        write(tmp_path / f"folders/{label}/x.fa.gz", text)
+        write(tmp_path / f"files/{label}.fasta", text)
+    for name in ("folders", "files"):
+        task = make_task("dna/fasta", f"data.root={tmp_path / name}")
+        assert list(task.classes) == ["alpha", "beta"] and sizes(task) == (20, 4)
+
+
+def test_a_folder_may_come_split(make_task: Make, tmp_path: Path) -> None:
+    write_csv(tmp_path / "a/train.csv", rows(5))
+    write_csv(tmp_path / "a/test.csv", rows(3))
+    assert sizes(make_task("dna/fasta", f"data.root={tmp_path / 'a'}")) == (10, 6)
+    for part, count in (("train", 4), ("val", 2), ("test", 3)):
+        for label in ("alpha", "beta"):
+            text = "".join(f">{i}\n{s}\n" for i, (s, _) in enumerate(rows(count, labels=(label,))))
+            write(tmp_path / f"b/{part}/{label}/x.fa", text)
+    assert sizes(make_task("dna/fasta", f"data.root={tmp_path / 'b'}")) == (8, 4, 6)
+
+
+def test_folders_without_sequences_are_named(make_task: Make, tmp_path: Path) -> None:
+    write(tmp_path / "empty/notes.md", "x")
+    assert "holds no sequence files" in fails(make_task, "dna/fasta", f"data.root={tmp_path / 'empty'}")
+    write(tmp_path / "half/a/x.fa", ">a\nACGT\n")
+    (tmp_path / "half/b").mkdir()
+    assert "half/b: an empty class" in fails(make_task, "dna/fasta", f"data.root={tmp_path / 'half'}")
+    write_csv(tmp_path / "two/x.csv", rows())
+    write_csv(tmp_path / "two/y.csv", rows())
+    assert "data.root=FILE says which is meant" in fails(make_task, "dna/fasta", f"data.root={tmp_path / 'two'}")
+    write_csv(tmp_path / "only/train.csv", rows())
+    assert "comes split, and has only train" in fails(make_task, "dna/fasta", f"data.root={tmp_path / 'only'}")
 
 
 def test_a_class_keeps_the_dots_of_its_file(make_task: Make, tmp_path: Path) -> None:
