@@ -61,7 +61,8 @@ def check_dims(op: str, name: str, tensor: Tensor, letters: str) -> None:
 def unshared(state: Tensor, *tensors: Any) -> tuple[Any, ...]:
     """Return the inputs of a step that changes `state` in place, each a tensor or None, none in the storage of `state`.
 
-    One that is there is copied: it would change before the step has read it. A compiler does not look for such views.
+    One that is there is copied: it would change before the step has read it. Not under torch.compile, where such views
+    are not looked for and the step reads what it has changed.
     """
     if not torch.compiler.is_compiling():
         unstubbed: Any = torch._C  # 0.2 µs a tensor

@@ -96,7 +96,7 @@ def causal_conv1d_update(
     Args:
         x_t: (B, D).
         conv_state: (B, W-1, D), the inputs before this one, oldest first; shifted in place to hold x_t, after the other
-            inputs, which may be views of it, are read.
+            inputs, which may be views of it (not under torch.compile), are read.
         weight: (D, W).
         bias: (D,).
         activation: None, or "silu" (alias "swish").

@@ -36,7 +36,7 @@ def selective_scan_update(
 
     Args:
         state: (B, D, N), the dtype of the states of `selective_scan`: float32; complex64 if A is complex. Changed
-            in place, after the other inputs, which may be views of it, are read.
+            in place, after the other inputs, which may be views of it (not under torch.compile), are read.
         u: (B, D) input.
         delta: (B, D) step size, before bias and softplus.
         A: (D, N).

@@ -42,7 +42,7 @@ def ssd_update(
 
     Args:
         state: (B, H, P, N) float32 (float64 where x is), what `ssd` returns as the final state; changed in place,
-            after the other inputs, which may be views of it, are read.
+            after the other inputs, which may be views of it (not under torch.compile), are read.
         x: (B, H, P).
         dt: (B, H).
         A: (H,).
