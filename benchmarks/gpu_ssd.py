@@ -2,14 +2,14 @@
 
     python benchmarks/gpu_ssd.py [--case first+z] [--repeat 7]
 
-"graph": the median of 15 replays, milliseconds. Kernels: torch.profiler's mean over `--repeat` calls, microseconds, all
-calls of one added up; forward keeps states there. "peak": megabytes while forward and backward run.
+"graph": milliseconds, the median of 15 replays, the L2 cache overwritten before each. Kernels: microseconds, the mean of
+torch.profiler over `--repeat` calls of forward and backward, all launches of one added up. "peak": the megabytes that
+forward and backward need at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from mambaverse.bench.timing import Clock, clock_for
 from mambaverse.kernels.ssd import ssd
 from mambaverse.kernels.ssd.cases import Case, make_inputs, make_weights
 
@@ -44,23 +45,6 @@ def inputs_of(name: str) -> dict[str, Tensor]:
     return inputs
 
 
-def graph_ms(function: Callable[[], object]) -> float:
-    function()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    times = []
-    for _ in range(16):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times[1:])
-
-
 def kernel_us(function: Callable[[], object], repeat: int) -> dict[str, float]:
     for _ in range(2):
         function()
@@ -76,24 +60,20 @@ def kernel_us(function: Callable[[], object], repeat: int) -> dict[str, float]:
     return times
 
 
-def row(name: str, repeat: int) -> list[str]:
+def row(name: str, repeat: int, clock: Clock) -> list[str]:
     inputs: dict[str, Any] = inputs_of(name)
-    forward_ms = graph_ms(lambda: ssd(**inputs, dt_softplus=True))
+    forward = clock.times(lambda: ssd(**inputs, dt_softplus=True))
     leaves = {k: v.requires_grad_() for k, v in inputs.items()}
     dy = torch.randn_like(leaves["x"])
 
-    def both() -> object:
+    def function() -> object:
         return torch.autograd.grad(ssd(**leaves, dt_softplus=True), list(leaves.values()), dy)
 
-    both()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    both()
-    peak = torch.cuda.max_memory_allocated() / 1e6
-    kernels = kernel_us(both, repeat)
+    both, peak = clock.times(function), clock.peak_mb(function)
+    kernels = kernel_us(function, repeat)
     each = [f"{kernels[k]:.1f}" if k in kernels else "-" for k in (*KERNELS, "others")]
     total = sum(kernels.values()) - kernels.get("others", 0.0)
-    return [name, f"{forward_ms:.4f}", f"{graph_ms(both):.4f}", *each, f"{total:.0f}", f"{peak:,.0f}"]
+    return [name, f"{forward.ms:.4f}", f"{both.ms:.4f}", *each, f"{total:.0f}", f"{peak:,.0f}"]
 
 
 def main() -> None:
@@ -101,11 +81,11 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=TIMED, help="all if left out")
     parser.add_argument("--repeat", type=int, default=7)
     options = parser.parse_args()
-    console = Console()
-    console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", highlight=False)
+    console, clock = Console(), clock_for(torch.device("cuda"), 15)
+    console.print(clock.name, highlight=False)
     table = Table("case", "fwd graph", "fwd+bwd graph", *KERNELS, "others", "kernels", "peak")
     for name in options.case or TIMED:
-        table.add_row(*row(name, options.repeat))
+        table.add_row(*row(name, options.repeat, clock))
         torch.cuda.empty_cache()
     console.print(table)
 
