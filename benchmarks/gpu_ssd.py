@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_ssd.py [--case first+z] [--repeat 7]
 
-"graph": milliseconds, the median of 15 replays, the L2 cache overwritten before each. Kernels: microseconds, the mean of
-torch.profiler over `--repeat` calls of forward and backward, all launches of one added up. "peak": the megabytes that
-forward and backward need at once.
+Graphs: milliseconds, the median of 15 replays, the L2 cache overwritten before each. Kernels: microseconds, the mean of
+torch.profiler over `--repeat` calls of forward and backward, all launches of one added up. Peak: the megabytes that
+they need at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CASES = {
     "own": Case(8, 2048, 32, 64, 32, 128, "B and C a head, as in Mamba-3"),
     "wide": Case(4, 1024, 16, 64, 1, 256, "many states"),
 }
-TIMED = ("first", "first+z", "second", "third", "third+z", "own+z+weights", "wide")
+TIMED = ("first", "first+z", "second", "third", "third+z", "own+z+w", "wide")
 KERNELS = ("scan", "carry", "combine", "steps", "gradient_BC", "gradient_x", "reduce_params", "reduce_parts")
 
 
@@ -40,7 +40,7 @@ def inputs_of(name: str) -> dict[str, Tensor]:
     del inputs["initial_state"]
     if "z" not in options:
         del inputs["z"]
-    if "weights" in options:
+    if "w" in options:
         inputs |= make_weights(CASES[case], device="cuda")
     return inputs
 
@@ -60,7 +60,7 @@ def kernel_us(function: Callable[[], object], repeat: int) -> dict[str, float]:
     return times
 
 
-def row(name: str, repeat: int, clock: Clock) -> list[str]:
+def column(name: str, repeat: int, clock: Clock) -> dict[str, str]:
     inputs: dict[str, Any] = inputs_of(name)
     forward = clock.times(lambda: ssd(**inputs, dt_softplus=True))
     leaves = {k: v.requires_grad_() for k, v in inputs.items()}
@@ -69,11 +69,14 @@ def row(name: str, repeat: int, clock: Clock) -> list[str]:
     def function() -> object:
         return torch.autograd.grad(ssd(**leaves, dt_softplus=True), list(leaves.values()), dy)
 
-    both, peak = clock.times(function), clock.peak_mb(function)
-    kernels = kernel_us(function, repeat)
-    each = [f"{kernels[k]:.1f}" if k in kernels else "-" for k in (*KERNELS, "others")]
-    total = sum(kernels.values()) - kernels.get("others", 0.0)
-    return [name, f"{forward.ms:.4f}", f"{both.ms:.4f}", *each, f"{total:.0f}", f"{peak:,.0f}"]
+    both, peak, kernels = clock.times(function), clock.peak_mb(function), kernel_us(function, repeat)
+    return {
+        "fwd, ms": f"{forward.ms:.4f}",
+        "fwd+bwd, ms": f"{both.ms:.4f}",
+        **{k: f"{kernels[k]:.1f}" if k in kernels else "-" for k in (*KERNELS, "others")},
+        "kernels": f"{sum(kernels.values()) - kernels.get('others', 0.0):.0f}",
+        "peak, MB": f"{peak:,.0f}",
+    }
 
 
 def main() -> None:
@@ -83,10 +86,13 @@ def main() -> None:
     options = parser.parse_args()
     console, clock = Console(), clock_for(torch.device("cuda"), 15)
     console.print(clock.name, highlight=False)
-    table = Table("case", "fwd graph", "fwd+bwd graph", *KERNELS, "others", "kernels", "peak")
+    columns = {}
     for name in options.case or TIMED:
-        table.add_row(*row(name, options.repeat, clock))
+        columns[name] = column(name, options.repeat, clock)
         torch.cuda.empty_cache()
+    table = Table("", *columns, box=None)
+    for measure in next(iter(columns.values())):
+        table.add_row(measure, *(values[measure] for values in columns.values()))
     console.print(table)
 
 
