@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaverse._version import __version__
-from mambaverse.errors import NO_TEXT, UserError, leave_stdout
+from mambaverse.errors import NO_TEXT, UserError, leave_stdout, of_module
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:
             leave_stdout()
         return 2
-    except Exception as error:
+    except Exception as raised:
+        told = of_module(raised)
         backend = sys.modules.get("mambaverse.kernels.backend")  # not imported here: it loads torch
-        if not isinstance(error, (UserError, *([backend.BackendError] if backend else []))):
+        if not isinstance(told, (UserError, *([backend.BackendError] if backend else []))):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         return 2
 
 

@@ -37,6 +37,14 @@ def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
     return f"; known: {', '.join(names[:limit])}" + (", ..." if len(names) > limit else "")
 
 
+def of_module(error: Exception) -> Exception:
+    """Return what tells the user of a module that is not installed, and any other error as it is."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if not name or name.partition(".")[0] == "mambaverse":
+        return error
+    return UserError(f"no module {name!r}, which this needs: `pip check` says what mambaverse lacks")
+
+
 def warn(text: str) -> None:
     """Print `text` on stderr, once where several processes train: something to know that stops nothing."""
     if os.environ.get("RANK", "0") == "0":

@@ -199,6 +199,19 @@ def test_backend_of_the_environment(
     assert "MAMBAVERSE_BACKEND" in error and "'cuda'" in error and "triton" in error
 
 
+def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.table", None)  # what Python makes of it: ModuleNotFoundError
+    monkeypatch.delitem(sys.modules, "mambaverse.engine.catalogue", raising=False)
+    error = fails(capsys, "list", "mixers", "s6", "-v")
+    assert "'rich.table'" in error and "pip check" in error
+
+
+def test_a_missing_module_of_ours_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mambaverse.engine.catalogue", None)
+    with pytest.raises(ModuleNotFoundError):
+        main(["list", "mixers", "s6", "-v"])
+
+
 def test_checkpoint_of_another_model(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     weights = run / "best.safetensors"
     error = fails(
