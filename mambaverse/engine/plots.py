@@ -47,7 +47,11 @@ def draw_curves(path: Path, rows: Sequence[Row], metric: str, *, more_is_better:
     left, middle, right = figure.subplots(1, 3)
     _draw_loss(left, steps, epochs)
     _draw_metric(middle, epochs, metric, more_is_better)
-    right.plot(*_series(steps, "lr"), color=RATE, marker=_marker(steps))
+    if steps:
+        right.plot(*_series(steps, "lr"), color=RATE, marker=_marker(steps))
+    else:
+        words = "no step logged: fewer were\ntaken than trainer.log_every"
+        right.text(0.5, 0.5, words, transform=right.transAxes, ha="center", va="center", color="grey")
     right.set_title("learning rate")
     right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for axes in (left, middle, right):
@@ -129,7 +133,8 @@ def write_figure(figure: Figure, path: Path, dpi: int) -> None:
 
 def _draw_loss(axes: Axes, steps: Sequence[Row], epochs: Sequence[Row]) -> None:
     axes.set_title("loss")
-    axes.plot(*_series(steps, "loss"), color=TRAIN, alpha=0.35, linewidth=1, label="training")
+    if steps:
+        axes.plot(*_series(steps, "loss"), color=TRAIN, alpha=0.35, linewidth=1, label="training")
     axes.plot(*_series(epochs, "train_loss"), color=TRAIN, marker=_marker(epochs), label="training, mean")
     axes.plot(*_series(epochs, "loss"), color=EVAL, marker=_marker(epochs), label="evaluation")
     values = np.array([*_series(steps, "loss")[1], *_series(epochs, "train_loss")[1], *_series(epochs, "loss")[1]])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -145,6 +146,16 @@ def test_curves_are_drawn_from_any_number_of_epochs(tmp_path: Path, epochs: int,
         rows[-1]["loss"] = rows[-1]["accuracy"] = None  # was not finite
     draw_curves(tmp_path / "c.png", rows, metric, more_is_better=metric != "loss")
     assert _picture(tmp_path / "c.png")[0] > 1200
+
+
+def test_curves_of_a_run_without_logged_steps_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("mambaverse.engine.plots.write_figure", lambda figure, path, dpi: figures.append(figure))
+    rows = [row for row in _rows(2) if row["kind"] == "eval"]  # fewer steps than trainer.log_every
+    draw_curves(tmp_path / "c.png", rows, "accuracy", more_is_better=True)
+    left, _, right = figures[0].axes
+    assert left.get_legend_handles_labels()[1] == ["training, mean", "evaluation"]
+    assert "trainer.log_every" in right.texts[0].get_text()
 
 
 @pytest.mark.parametrize(
