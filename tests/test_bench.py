@@ -1,6 +1,7 @@
 """`mambaverse bench`: what is timed, printed, written and drawn on a CPU; a GPU's part with stand-ins."""
 
 import csv
+import importlib.util
 import math
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,19 @@ def test_an_operator_is_checked_timed_written_and_drawn(
     assert all(float(row["error"]) < 1e-5 and float(row["step_ms"]) > 0 for row in rows)
     assert not {"forward_graph_ms", "floor_ms", "peak_mb"} & set(rows[0])
     assert size(plot)[0] > 500
+
+
+@pytest.mark.usefixtures("small_norm")
+def test_a_fast_backend_that_cannot_run_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "numba" else find(name, *rest))
+    assert main(["bench", "norm", "--device", "cpu", "--repeat", "1"]) == 0
+    assert "cpu cannot run here: numba is not installed: `pip install numba`" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 @pytest.mark.usefixtures("small_norm")

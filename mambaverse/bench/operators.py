@@ -64,11 +64,15 @@ def run(op: str, pattern: str | None, dtype: torch.dtype, clock: Clock, console:
     if not chosen:
         raise UserError(f"bench {op}: no case {pattern!r}{suggest(pattern or '', [_label(c) for c in all_cases])}")
     backends = [b for b in BACKENDS if b != "auto" and why_not(op, b, clock.device.type) is None]
+    fast = "triton" if clock.device.type == "cuda" else "cpu"
+    reason = why_not(op, fast, clock.device.type)
     rows: list[Row] = []
     for case in chosen:
         console.print(f"{_label(case)}: {case.reason}", highlight=False, soft_wrap=True)
         rows += _rows(cases, case, backends, dtype, clock)
     report = Report(op, dtype_name(dtype), clock.name, "backend", rows)
+    if reason is not None:
+        report.captions.append(f"{fast} cannot run here: {reason}")
     if hasattr(cases, "PEER_DIFFERS") and any(row.name == cases.PEER for row in rows):
         report.captions.append(f"{cases.PEER}: {cases.PEER_DIFFERS}")
     report.explain_wrong(f"{TOLERANCE[dtype]:.0e}")
