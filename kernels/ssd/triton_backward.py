@@ -313,15 +313,14 @@ def gradient_x(
         ok_out = ok[:, None] & (o_p < P)[None, :]
         if D_WIDTH > 1:
             b_D = tl.load(D + i_h * sD_h + o_p.to(tl.int64) * sD_p, mask=o_p < P, other=0.0).to(tl.float32)[None, :]
-        if not EARLY:
-            S, dS = _states_around(
-                states, initial, dstates, dfinal, boundary, first_state, first_gradient, i_s, i_h, H, t, left,
-                si_s, si_h, si_p, si_n, sf_s, sf_h, sf_p, sf_n, o_p, o_n, P, N, BN, SIZE, Q, HAS_INITIAL, HAS_FINAL,
-            )  # fmt: skip
         if EARLY:  # the kernel keeps them in DT, so no digit is lost
             products = tl.dot(S.to(DT), tl.trans(dS.to(DT)), input_precision=PRECISION)
             da += tl.sum(tl.where(o_p[:, None] == o_p[None, :], products, 0.0)) * factor
         else:
+            S, dS = _states_around(
+                states, initial, dstates, dfinal, boundary, first_state, first_gradient, i_s, i_h, H, t, left,
+                si_s, si_h, si_p, si_n, sf_s, sf_h, sf_p, sf_n, o_p, o_n, P, N, BN, SIZE, Q, HAS_INITIAL, HAS_FINAL,
+            )  # fmt: skip
             da += tl.sum(S * dS) * factor
         if GATED:
             fence(FAST)
