@@ -216,16 +216,28 @@ class Isotropic(nn.Module):
 
 def check_lengths(lengths: Any, batch: int, length: int, least: int = 0) -> Tensor:
     """Return `lengths`, or raise ValueError: none of a padded batch of so many sequences, from `least` to L each."""
+    _shortest(lengths, batch, length, least)
+    return lengths
+
+
+def padded_lengths(lengths: Any, batch: int, length: int) -> Tensor | None:
+    """Return checked `lengths` (B,), at least 1 each, of a batch that holds padding; None where it holds none."""
+    return None if lengths is None or _shortest(lengths, batch, length, 1) == length else lengths
+
+
+def _shortest(lengths: Any, batch: int, length: int, least: int) -> int:
+    """Return the least of checked `lengths`; L where there are none."""
     if not isinstance(lengths, Tensor) or lengths.dtype not in INTEGERS:
         given = lengths.dtype if isinstance(lengths, Tensor) else repr(lengths)
         raise ValueError(f"lengths: expected a tensor ({batch},) of whole numbers, got {given}")
     if lengths.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},), one a sequence, got {tuple(lengths.shape)}")
-    if batch:
-        low, high = torch.stack(lengths.aminmax()).tolist()  # at once: each read waits for a GPU
-        if low < least or high > length:
-            raise ValueError(f"lengths: expected values from {least} to L = {length}, got {lengths.tolist()}")
-    return lengths
+    if not batch:
+        return length
+    low, high = torch.stack(lengths.aminmax()).tolist()  # at once: each read waits for a GPU
+    if low < least or high > length:
+        raise ValueError(f"lengths: expected values from {least} to L = {length}, got {lengths.tolist()}")
+    return int(low)
 
 
 def check_floats(x: Any, expected: str, model: nn.Module) -> None:

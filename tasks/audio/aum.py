@@ -18,7 +18,7 @@ from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mambaverse.backbones.isotropic import Isotropic, check_floats, check_lengths
+from mambaverse.backbones.isotropic import Isotropic, check_floats, padded_lengths
 from mambaverse.blocks import check_counts, check_rates, reset_parameters
 from mambaverse.ensemble import joined
 from mambaverse.errors import UserError, suggest
@@ -189,10 +189,7 @@ class AuM(Isotropic):
         if x.ndim != 3 or x.shape[2] != self.bins or not x.shape[1]:
             raise UserError(f"expected {expected}, got {tuple(x.shape)}; bins= sets it")
         width = self.patch_size[1]
-        if lengths is not None:
-            check_lengths(lengths, x.shape[0], x.shape[1], least=1)
-            if bool((lengths == x.shape[1]).all()):
-                lengths = None
+        lengths = padded_lengths(lengths, x.shape[0], x.shape[1])
         if lengths is not None:
             inside = torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]
             x = x.masked_fill(~inside[..., None], 0)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mambaverse.backbones.isotropic import Isotropic, check_floats, check_lengths
+from mambaverse.backbones.isotropic import Isotropic, check_floats, padded_lengths
 from mambaverse.blocks import check_counts, check_rates, reset_parameters
 from mambaverse.errors import UserError
 
@@ -136,10 +136,7 @@ class AudioRaw(Isotropic):
         check_floats(x, expected := "waveforms of shape (B, L)", self)
         if x.ndim != 2:
             raise UserError(f"expected {expected}, got {tuple(x.shape)}")
-        if lengths is not None:
-            check_lengths(lengths, x.shape[0], x.shape[1], least=1)
-            if bool((lengths == x.shape[1]).all()):
-                lengths = None
+        lengths = padded_lengths(lengths, x.shape[0], x.shape[1])
         if lengths is not None:  # a clip shorter than the stem's reach sees zeros behind it, whatever the batch holds
             x = x * (torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None])
         tokens = self.stem(x)
