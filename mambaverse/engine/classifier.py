@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 
 from mambaverse.config import ConfigError, TaskConfig
 from mambaverse.engine.build import DECIDED, build_model
+from mambaverse.engine.folder import RunFolder, read_facts
 from mambaverse.engine.task import Batch, SampleSet, Task
-from mambaverse.errors import warn
+from mambaverse.errors import UserError, warn
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -131,8 +131,7 @@ class Classifier(Task):
 def _classes_of(path: Path) -> list[Any]:
     """Return the classes of the run that a weights file lies in; none where it lies in no run."""
     try:
-        facts = json.loads((path.parent / "facts.json").read_text())
-    except (OSError, ValueError):
+        classes = read_facts(RunFolder(path.parent)).get("classes")
+    except UserError:
         return []
-    classes = facts.get("classes") if isinstance(facts, dict) else None
     return classes if isinstance(classes, list) else []
