@@ -129,6 +129,16 @@ def write_digests(target: Path, rows: Iterable[SplitRow]) -> Path:
     return target
 
 
+def read_split(path: Path) -> list[dict[str, str]]:
+    """Return each line of what `write_split` or `write_digests` wrote, by its columns.
+
+    Raises:
+        csv.Error: a file that a task wrote in its own way.
+    """
+    with path.open(newline="", encoding="utf-8", errors=NO_TEXT) as lines:
+        return list(csv.DictReader(lines))
+
+
 def _group_values(
     group: str, where: str, known: Mapping[str, Sequence[str]], names: Sequence[str] | None
 ) -> Sequence[str]:

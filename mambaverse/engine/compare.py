@@ -28,7 +28,8 @@ from torch import Tensor
 
 from mambaverse.engine.folder import make_task, open_run, read_config
 from mambaverse.engine.progress import Screen
-from mambaverse.errors import NO_TEXT, UserError, suggest
+from mambaverse.errors import UserError, suggest
+from mambaverse.splits import read_split
 
 SCORES = ("accuracy", "f1", "macro_f1", "mcc")
 RESAMPLES = 2_000
@@ -257,8 +258,7 @@ def _reported_samples(run: Path) -> list[tuple[str, str]] | None:
     if file is None:
         return None
     try:
-        with file.open(newline="", encoding="utf-8", errors=NO_TEXT) as lines:
-            rows = [(row["set"], row.get("name", ""), row["sha256"]) for row in csv.DictReader(lines)]
+        rows = [(row["set"], row.get("name", ""), row["sha256"]) for row in read_split(file)]
     except (KeyError, csv.Error):  # a task may write what it likes
         return None
     reported = "test" if any(part == "test" for part, *_ in rows) else "eval"

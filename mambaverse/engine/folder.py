@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +30,8 @@ from mambaverse.engine.checkpoint import load_weights
 from mambaverse.engine.files import PART, locked, saving, write_atomic
 from mambaverse.engine.state import StateFolder
 from mambaverse.engine.task import TASKS, FactError, Task, fact
-from mambaverse.errors import NO_TEXT, UserError, suggest, warn
+from mambaverse.errors import UserError, suggest, warn
+from mambaverse.splits import read_split
 
 T = TypeVar("T")
 SPLIT = "split.csv"
@@ -188,11 +188,10 @@ def _samples(split: Path) -> list[tuple[str, tuple[str, ...]]]:
 
     Of a file that a task writes in its own way there are none.
     """
-    with split.open(newline="", encoding="utf-8", errors=NO_TEXT) as lines:
-        rows = csv.DictReader(lines)
-        if not {"set", "name", "bytes", "sha256"} <= set(rows.fieldnames or ()):
-            return []
-        return [(row["set"], (row["sha256"],) if row["sha256"] else (row["name"], row["bytes"])) for row in rows]
+    rows = read_split(split)
+    if not rows or not {"set", "name", "bytes", "sha256"} <= rows[0].keys():
+        return []
+    return [(row["set"], (row["sha256"],) if row["sha256"] else (row["name"], row["bytes"])) for row in rows]
 
 
 def _used(split: Path) -> list[bytes]:
