@@ -31,7 +31,11 @@ CASES = {
     "wide": Case(4, 1024, 16, 64, 1, 256, "many states"),
 }
 TIMED = ("first", "first+z", "second", "third", "third+z", "own+z+w", "wide")
-KERNELS = ("scan", "carry", "combine", "steps", "gradient_BC", "gradient_x", "reduce_params", "reduce_parts")
+KERNELS = (
+    *("scan", "carry", "combine", "steps"),
+    *("walk", "within", "through_states", "rest_of_one", "sum_up"),
+    *("gradient_BC", "gradient_x", "reduce_params", "reduce_parts"),
+)
 
 
 def inputs_of(name: str) -> dict[str, Tensor]:

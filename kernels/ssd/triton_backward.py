@@ -40,50 +40,16 @@ from mambaverse.kernels.ssd.triton_common import (
     gate_gradient,
     load_rows,
     load_tile,
+    place_of,
     pointers,
-    sequence_of,
     sigmoid,
     split,
     step_sizes,
+    steps_of,
+    sums_of_three,
     through_gate,
 )
 from mambaverse.kernels.triton_math import LOG2E
-
-
-@triton.jit
-def _chunk_of(
-    cu, program, L, num_sequences, search, first_chunk, num_chunks, Q: tl.constexpr, PACKED: tl.constexpr
-):  # fmt: skip
-    """Return a program's slot, its sequence, and which of its chunks that is (none if negative or past its end).
-
-    Programs take `num_chunks` chunks of a sequence from its `first_chunk` on, or with packed sequences all. Chunk j of
-    packed sequence s, which begins at `start`, has slot start // Q + s + j: no two chunks share one.
-    """
-    if PACKED:
-        low = tl.full([], 0, tl.int64)
-        high = low + num_sequences
-        for _step in range(search):
-            middle = (low + high) // 2
-            first = tl.minimum(tl.maximum(tl.load(cu + middle).to(tl.int64), 0), L) // Q + middle
-            low = tl.where(first <= program, middle, low)
-            high = tl.where(first <= program, high, middle)
-        first = tl.minimum(tl.maximum(tl.load(cu + low).to(tl.int64), 0), L) // Q + low
-        return program, low, (program - first).to(tl.int32)
-    else:
-        i_s, i_c = program // num_chunks, first_chunk + (program % num_chunks).to(tl.int32)
-        return i_s * tl.cdiv(L, Q) + i_c, i_s, i_c
-
-
-@triton.jit
-def _place_of(
-    cu, program, L, num_sequences, search, first_chunk, num_chunks, Q: tl.constexpr, PACKED: tl.constexpr
-):  # fmt: skip
-    """Return a program's slot, sequence, its start and length, its chunk's first position, how many follow it, or 0."""
-    slot, i_s, i_c = _chunk_of(cu, program, L, num_sequences, search, first_chunk, num_chunks, Q, PACKED)
-    start, count = sequence_of(cu, i_s, L, PACKED)
-    there = (i_c >= 0) & (i_c * Q < count)
-    t = tl.where(there, i_c * Q, 0)
-    return slot, i_s, start, count, t, tl.where(there, count - t, 0)
 
 
 @triton.jit(do_not_specialize=["L", "num_sequences", "search"])
@@ -97,7 +63,7 @@ def steps(
 
     Grid: (slots, heads).
     """
-    slot, i_s, start, count, t, left = _place_of(
+    slot, i_s, start, count, t, left = place_of(
         cu, tl.program_id(0).to(tl.int64), L, num_sequences, search, 0, tl.cdiv(L, Q), Q, PACKED
     )
     row = i_s * 0 if PACKED else i_s
@@ -123,14 +89,6 @@ def steps(
         tl.store(p_out, delta, mask=ok_h[None, :])
     tl.store(p_out + Q, whole, mask=ok_h[None, :])
     tl.store(p_out + 2 * Q, part, mask=ok_h[None, :])
-
-
-@triton.jit
-def _steps_of(chunk_steps, at, o_l, Q: tl.constexpr):
-    """Load the weights, the sums through each step, and those through the last, which `steps` wrote."""
-    p = chunk_steps + at * (3 * Q)
-    b_w, whole, part = tl.load(p + o_l), tl.load(p + Q + o_l), tl.load(p + 2 * Q + o_l)
-    return b_w, whole, part, tl.load(p + 2 * Q - 1), tl.load(p + 3 * Q - 1)
 
 
 @triton.jit
@@ -181,11 +139,6 @@ def _states_around(
 
 
 @triton.jit
-def _sums_of_three(a, b, c, d, e, f):
-    return a + d, b + e, c + f
-
-
-@triton.jit
 def _times_state(b, S, DT: tl.constexpr, PRECISION: tl.constexpr, GIVEN: tl.constexpr):
     """Return b Sᵀ. A state that was GIVEN has digits that one in DT has not, and dA adds up products with them."""
     high = S.to(DT)
@@ -220,13 +173,10 @@ def gradient_x(
     """
     HALVES: tl.constexpr = HAS_Z and DT.primitive_bitwidth == 16
     PB: tl.constexpr = (P + BP - 1) // BP
-    # Only then are there registers for tiles that are loaded before they are needed; in the interpreter, for its tests.
-    SMALL: tl.constexpr = DT.primitive_bitwidth == 16 or not FAST
-    EARLY: tl.constexpr = PB == 1 and SMALL and not (HAS_Z or HAS_INITIAL or HAS_FINAL)
     SIZE: tl.constexpr = PB * BP * BN
     pid = tl.program_id(0).to(tl.int64)
     i_h = pid % H
-    slot, i_s, start, count, t, left = _place_of(
+    slot, i_s, start, count, t, left = place_of(
         cu, pid // H, L, num_sequences, search, first_chunk, num_chunks, Q, PACKED
     )
     row, i_g = i_s * 0 if PACKED else i_s, i_h // per_group
@@ -242,11 +192,7 @@ def gradient_x(
     p_dz, _ = first_row(dz + at_out, start, count, H * P, REVERSE)
     b_B = load_tile(pointers(p_B, rows, sB, o_n, sB_n), ok, o_n, N, BN, DT)
     b_C = load_tile(pointers(p_C, rows, sC, o_n, sC_n), ok, o_n, N, BN, DT)
-    if EARLY:
-        o_p = tl.arange(0, BP)
-        b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
-        b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
-    b_w, whole, part, end, end_part = _steps_of(chunk_steps, slot * H + i_h, o_l, Q)
+    b_w, whole, part, end, end_part = steps_of(chunk_steps, slot * H + i_h, o_l, Q)
     factor, from_start = tl.exp2(end + end_part), tl.exp2(whole + part)
     to_end = tl.exp2((end - whole) + (end_part - part))
     K = tl.dot(b_B, tl.trans(b_C), input_precision=PRECISION)
@@ -264,15 +210,13 @@ def gradient_x(
     dM = tl.zeros([Q, Q], tl.float32)
     for i_p in tl.static_range(PB):
         o_p = i_p * BP + tl.arange(0, BP)
-        if not EARLY:
-            b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
-            if not GATED:
-                b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
+        b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
         if GATED:
             dy_high = load_tile(pointers(p_dx, rows, s_out, o_p, 1), ok, o_p, P, BP, DT)
             if HALVES:
                 dy_low = load_tile(pointers(p_dz, rows, s_out, o_p, 1), ok, o_p, P, BP, DT)
         else:
+            b_dy = _gated(p_y, p_z, rows, sy, sz, sy_p, sz_p, ok, o_p, P, BP, HAS_Z, FAST)
             dy_high = b_dy.to(DT)
             if HALVES:
                 dy_low = (b_dy - dy_high.to(tl.float32)).to(DT)
@@ -282,22 +226,12 @@ def gradient_x(
     if D_WIDTH == 1 or HAS_OWN:
         diagonal = tl.sum(tl.where(o_l[:, None] == o_l[None, :], dM, 0.0), 1)
     boundary = row * kept + start // Q + t // Q
-    if EARLY:
-        o_p = tl.arange(0, BP)
-        S, dS = _states_around(
-            states, initial, dstates, dfinal, boundary, first_state, first_gradient, i_s, i_h, H, t, left,
-            si_s, si_h, si_p, si_n, sf_s, sf_h, sf_p, sf_n, o_p, o_n, P, N, BN, SIZE, Q, HAS_INITIAL, HAS_FINAL,
-        )  # fmt: skip
     dM *= decay * K
     direct = tl.sum(dM, 1)
-    if not EARLY:
-        fence(FAST)
+    fence(FAST)
     earlier = (o_l[:, None] > o_l[None, :]).to(tl.float32).to(DT)
     W = dM * b_w[:, None]
-    if EARLY and DT.primitive_bitwidth == 16:  # cut off, which takes fewer instructions than rounding
-        W_high = (W.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True).to(DT)
-    else:
-        W_high = W.to(DT)
+    W_high = W.to(DT)
     crossing = tl.dot(earlier, W_high, input_precision=PRECISION)
     if DT.primitive_bitwidth == 16:  # as above
         W_low = (W - W_high.to(tl.float32)).to(DT)
@@ -313,15 +247,11 @@ def gradient_x(
         ok_out = ok[:, None] & (o_p < P)[None, :]
         if D_WIDTH > 1:
             b_D = tl.load(D + i_h * sD_h + o_p.to(tl.int64) * sD_p, mask=o_p < P, other=0.0).to(tl.float32)[None, :]
-        if EARLY:  # the kernel keeps them in DT, so no digit is lost
-            products = tl.dot(S.to(DT), tl.trans(dS.to(DT)), input_precision=PRECISION)
-            da += tl.sum(tl.where(o_p[:, None] == o_p[None, :], products, 0.0)) * factor
-        else:
-            S, dS = _states_around(
-                states, initial, dstates, dfinal, boundary, first_state, first_gradient, i_s, i_h, H, t, left,
-                si_s, si_h, si_p, si_n, sf_s, sf_h, sf_p, sf_n, o_p, o_n, P, N, BN, SIZE, Q, HAS_INITIAL, HAS_FINAL,
-            )  # fmt: skip
-            da += tl.sum(S * dS) * factor
+        S, dS = _states_around(
+            states, initial, dstates, dfinal, boundary, first_state, first_gradient, i_s, i_h, H, t, left,
+            si_s, si_h, si_p, si_n, sf_s, sf_h, sf_p, sf_n, o_p, o_n, P, N, BN, SIZE, Q, HAS_INITIAL, HAS_FINAL,
+        )  # fmt: skip
+        da += tl.sum(S * dS) * factor
         if GATED:
             fence(FAST)
         b_x = load_tile(pointers(p_x, rows, sx, o_p, sx_p), ok, o_p, P, BP, DT)
@@ -388,7 +318,7 @@ def gradient_x(
     p_ddt, sddt = first_row(ddt + at_step, start, count, H, REVERSE)
     tl.store(p_ddt + rows.to(tl.int64) * sddt, b_ddt.to(ddt.dtype.element_ty), mask=ok)
     if D_WIDTH == 1:
-        of_A, of_bias, of_D = tl.reduce((delta * da, b_ddt, diagonal), 0, _sums_of_three)
+        of_A, of_bias, of_D = tl.reduce((delta * da, b_ddt, diagonal), 0, sums_of_three)
         tl.store(p_params + 2, of_D)
     else:
         of_A, of_bias = tl.sum(delta * da), tl.sum(b_ddt)
@@ -418,7 +348,7 @@ def gradient_BC(  # noqa: N802
     pid = tl.program_id(0).to(tl.int64)
     parts, groups = per_group // heads, H // per_group
     i_part, i_g = pid % parts, pid // parts % groups
-    slot, i_s, start, count, t, left = _place_of(
+    slot, i_s, start, count, t, left = place_of(
         cu, pid // (parts * groups), L, num_sequences, search, first_chunk, num_chunks, Q, PACKED
     )
     row = i_s * 0 if PACKED else i_s
@@ -432,7 +362,7 @@ def gradient_BC(  # noqa: N802
         p_x, sx = first_row(x + row * sx_b + i_h * sx_h, start, count, sx_l, REVERSE)
         p_y, sy = first_row(dy + row * sy_b + i_h * sy_h, start, count, sy_l, REVERSE)
         p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
-        b_w, whole, part, end, end_part = _steps_of(chunk_steps, slot * H + i_h, o_l, Q)
+        b_w, whole, part, end, end_part = steps_of(chunk_steps, slot * H + i_h, o_l, Q)
         from_start, to_end = tl.exp2(whole + part), tl.exp2((end - whole) + (end_part - part))
         dM = tl.zeros([Q, Q], tl.float32)
         for i_p in tl.static_range(PB):
@@ -491,7 +421,7 @@ def gradient_BC_of_one(  # noqa: N802
     pid = tl.program_id(0).to(tl.int64)
     i_h, groups = pid % H, H // per_group
     i_g, i_part = i_h // per_group, i_h % per_group
-    slot, i_s, start, count, t, left = _place_of(
+    slot, i_s, start, count, t, left = place_of(
         cu, pid // H, L, num_sequences, search, first_chunk, num_chunks, Q, PACKED
     )
     row = i_s * 0 if PACKED else i_s
@@ -507,7 +437,7 @@ def gradient_BC_of_one(  # noqa: N802
     p_dB, sdB = first_row(dB + at_BC, start, count, groups * N, REVERSE)
     p_dC, sdC = first_row(dC + at_BC, start, count, groups * N, REVERSE)
     ok_BC = ok[:, None] & (o_n < N)[None, :]
-    b_w, whole, part, end, end_part = _steps_of(chunk_steps, slot * H + i_h, o_l, Q)
+    b_w, whole, part, end, end_part = steps_of(chunk_steps, slot * H + i_h, o_l, Q)
 
     dM = tl.zeros([Q, Q], tl.float32)
     for i_p in tl.static_range(PB):

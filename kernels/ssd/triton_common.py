@@ -53,6 +53,12 @@ def _sum_and_last(a_sum, a_last, b_sum, b_last):
 
 
 @triton.jit
+def sums_of_three(a, b, c, d, e, f):
+    """Add up three tensors at once, in `tl.reduce`."""
+    return a + d, b + e, c + f
+
+
+@triton.jit
 def log_decays(delta, weight, b_A, FAST: tl.constexpr):
     """Return `weight`, log2 of the decay from the chunk's start through each step, in two floats, and the whole's.
 
@@ -154,6 +160,42 @@ def sequence_of(cu, i_s, L, PACKED: tl.constexpr):
 
 
 @triton.jit
+def _chunk_of(
+    cu, program, L, num_sequences, search, first_chunk, num_chunks, Q: tl.constexpr, PACKED: tl.constexpr
+):  # fmt: skip
+    """Return a program's slot, its sequence, and which of its chunks that is (none if negative or past its end).
+
+    Programs take `num_chunks` chunks of a sequence from its `first_chunk` on, or with packed sequences all. Chunk j of
+    packed sequence s, which begins at `start`, has slot start // Q + s + j: no two chunks share one.
+    """
+    if PACKED:
+        low = tl.full([], 0, tl.int64)
+        high = low + num_sequences
+        for _step in range(search):
+            middle = (low + high) // 2
+            first = tl.minimum(tl.maximum(tl.load(cu + middle).to(tl.int64), 0), L) // Q + middle
+            low = tl.where(first <= program, middle, low)
+            high = tl.where(first <= program, high, middle)
+        first = tl.minimum(tl.maximum(tl.load(cu + low).to(tl.int64), 0), L) // Q + low
+        return program, low, (program - first).to(tl.int32)
+    else:
+        i_s, i_c = program // num_chunks, first_chunk + (program % num_chunks).to(tl.int32)
+        return i_s * tl.cdiv(L, Q) + i_c, i_s, i_c
+
+
+@triton.jit
+def place_of(
+    cu, program, L, num_sequences, search, first_chunk, num_chunks, Q: tl.constexpr, PACKED: tl.constexpr
+):  # fmt: skip
+    """Return a program's slot, sequence, its start and length, its chunk's first position, how many follow it, or 0."""
+    slot, i_s, i_c = _chunk_of(cu, program, L, num_sequences, search, first_chunk, num_chunks, Q, PACKED)
+    start, count = sequence_of(cu, i_s, L, PACKED)
+    there = (i_c >= 0) & (i_c * Q < count)
+    t = tl.where(there, i_c * Q, 0)
+    return slot, i_s, start, count, t, tl.where(there, count - t, 0)
+
+
+@triton.jit
 def first_row(p, start, count, stride, REVERSE: tl.constexpr):
     """Return the pointer to a sequence's first position in the order of the recurrence, and the step to the next."""
     if REVERSE:
@@ -169,6 +211,14 @@ def pointers(p, rows, step, o_c, stride):
     Worked out anew for each chunk, which is one operation a row: kept, they would take more registers than there are.
     """
     return p + rows.to(tl.int64)[:, None] * step + (o_c.to(tl.int64) * stride)[None, :]
+
+
+@triton.jit
+def steps_of(chunk_steps, at, o_l, Q: tl.constexpr):
+    """Load the weights, the sums through each step, and those through the last, which `steps` wrote."""
+    p = chunk_steps + at * (3 * Q)
+    b_w, whole, part = tl.load(p + o_l), tl.load(p + Q + o_l), tl.load(p + 2 * Q + o_l)
+    return b_w, whole, part, tl.load(p + 2 * Q - 1), tl.load(p + 3 * Q - 1)
 
 
 @triton.jit

@@ -44,10 +44,16 @@ TUNING = {
     ("gradient_BC", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
     ("gradient_BC", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
 }
-# Of `gradient_BC`, by states, where what it reads of a head or two is loaded ahead, into so much shared memory, which
-# not every GPU has.
-AHEAD = {64: (TRITON_KEEP, 4, 3), 128: (TRITON_KEEP, 8, 3), 256: (TRITON_KEEP, 8, 2)}
-AHEAD_BYTES = 160 * 2**10
+# By states, of kernels that load ahead what they read of a head or two: `gradient_BC`, where that fits into so much
+# shared memory, which not every GPU has, and those of `triton_walk`, which are for GPUs with WALK_BYTES alone.
+AHEAD = {
+    "gradient_BC": {64: (TRITON_KEEP, 4, 3), 128: (TRITON_KEEP, 8, 3), 256: (TRITON_KEEP, 8, 2)},
+    "walk": {64: (TRITON_KEEP, 4, 3), 128: (TRITON_KEEP, 4, 2)},
+    "within": {128: (TRITON_KEEP, 4, 3)},
+    "through_states": {64: (TRITON_KEEP, 4, 3), 128: (TRITON_KEEP, 8, 3)},
+    "rest_of_one": {128: (TRITON_KEEP, 4, 1)},
+}
+AHEAD_BYTES, WALK_BYTES = 160 * 2**10, 184 * 2**10
 # Of `scan` where no other head reads a head's B and C again, and they are most of what it reads.
 SCAN_OF_OWN = 32, 4, 3
 
@@ -69,6 +75,7 @@ class Plan:
     segment: int = 1  # positions, a multiple of TRITON_KEEP
     parts: int = 1  # of a group's heads
     ahead: bool = False  # whether a program may have AHEAD_BYTES of shared memory
+    walks: bool = False  # whether the kernels of `triton_walk` take such sizes
     piece: int = 0  # segments that backward takes at a time; 0: all chunks at once, from states that forward kept
 
     @property
@@ -151,7 +158,11 @@ def _plan(
     if not p.programs or not length:
         return p
     multiprocessors = 4 if device.type == "cpu" else num_multiprocessors(device)
-    p = replace(p, ahead=device.type != "cpu" and shared_memory(device) >= AHEAD_BYTES)
+    room = 0 if device.type == "cpu" else shared_memory(device)
+    p = replace(p, ahead=room >= AHEAD_BYTES)
+    fits = INTERPRETED or (dtype == torch.bfloat16 and room >= WALK_BYTES)
+    fits = fits and head_dim <= p.tile[0] and p.tile[1] <= max(AHEAD["walk"])
+    p = replace(p, walks=fits and (not packed or p.programs >= multiprocessors))  # packed ones are not split
     per_group = heads // groups
     wanted = GRADIENTS_PER_SM * multiprocessors
     slots = p.backward().piece * batch * (TRITON_FAR // TRITON_KEEP) or p.slots  # of one launch
@@ -177,8 +188,8 @@ def tuning(kernel: str, p: Plan, ends: bool = False) -> tuple[int, int, int]:
     if kernel == "scan" and p.dtype == torch.bfloat16 and p.groups == p.heads and p.head_dim <= 64 < p.state_dim <= 128:
         return SCAN_OF_OWN
     dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32
-    fits = p.ahead and not (p.one or ends) and p.head_dim <= p.tile[0]
-    if kernel == "gradient_BC" and dtype == torch.bfloat16 and fits:
-        return next(value for states, value in AHEAD.items() if p.tile[1] <= states)
+    fits = dtype == torch.bfloat16 and p.ahead and not (p.one or ends) and p.head_dim <= p.tile[0]
+    if kernel in AHEAD and (kernel != "gradient_BC" or fits):
+        return next(value for states, value in AHEAD[kernel].items() if p.tile[1] <= states)
     chunk, warps, stages = TUNING[kernel, dtype][p.tile[1] > 128]
     return chunk, warps, stages

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 import torch
 
-from mambaverse.kernels.ssd.triton_plan import AHEAD_BYTES, INTERPRETED, Plan, tuning
+from mambaverse.kernels.ssd.triton_plan import AHEAD_BYTES, INTERPRETED, WALK_BYTES, Plan, tuning
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter has one plan")
 LM = Plan(8, 2048, 32, 1, 64, 128, 8, packed=False, dtype=torch.bfloat16, ahead=True)
@@ -33,6 +33,18 @@ def test_a_head_or_two_is_loaded_ahead_where_it_fits(states, stages):
 )
 def test_nothing_is_loaded_ahead_elsewhere(change):
     assert tuning("gradient_BC", replace(LM, **change))[2] == 1
+
+
+@pytest.mark.parametrize("states", [16, 64, 100, 128])
+def test_what_walked_kernels_load_ahead_fits(states):
+    p = replace(LM, state_dim=states, walks=True)
+    columns, states = p.tile
+    chunk, _, stages = tuning("through_states", p)
+    each = 2 * (2 * chunk * columns + 2 * columns * states)  # as above
+    assert (stages - 1) * each + 2 * chunk * (columns + 3 * states) + 4 * chunk * chunk <= WALK_BYTES
+    chunk, _, stages = tuning("walk", p)
+    each = 2 * (chunk * columns + 2 * chunk * states)  # dy, B, C
+    assert 2 * (stages * each + 2 * columns * states) <= WALK_BYTES + 2**15  # two programs on a multiprocessor
 
 
 def test_nothing_is_loaded_ahead_beside_states_that_are_given():

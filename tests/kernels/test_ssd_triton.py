@@ -42,8 +42,8 @@ def test_in_a_process_of_its_own(passes_in_the_interpreter):
     passes_in_the_interpreter()
 
 
-def check(inputs: dict[str, Any], dtype: torch.dtype = torch.float32, **flags: Any) -> None:
-    flags = {"dt_softplus": True, **flags, "return_final_state": True}
+def check(inputs: dict[str, Any], dtype: torch.dtype = torch.float32, *, final: bool = True, **flags: Any) -> None:
+    flags = {"dt_softplus": True, **flags, "return_final_state": final}
     with use_backend("triton"), nan_filled_empty():
         actual = outputs_and_gradients(ssd, inputs, **flags)
     wide = {k: v.double() for k, v in inputs.items()}
@@ -60,6 +60,29 @@ def test_equals_reference(name, reverse):
     inputs = make_inputs(CASES[name])
     check(inputs, reverse=reverse)
     check({k: v for k, v in inputs.items() if k not in OPTIONAL}, reverse=reverse)
+
+
+@interpreted
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_equals_reference_without_states(name, reverse, gated):
+    """No state is given, nor a gradient of the last: dx may come from the walk of the gradients of states."""
+    inputs = make_inputs(CASES[name]) | make_weights(CASES[name])
+    inputs = {k: v for k, v in inputs.items() if k != "initial_state" and (gated or k != "z")}
+    check(inputs, final=False, reverse=reverse)
+    check({k: v for k, v in inputs.items() if k not in ("weight", "own_weight", "D")}, final=False, reverse=reverse)
+
+
+@interpreted
+@pytest.mark.parametrize("offsets", PACKED, ids=str)
+@pytest.mark.parametrize("groups", [1, 4])
+def test_packed_equals_reference_without_states(groups, offsets):
+    inputs = make_inputs(Case(1, 70, 4, 5, groups, 7, "packed"))
+    del inputs["initial_state"]
+    cu_seqlens = torch.tensor(offsets, dtype=torch.int32)
+    check(inputs, final=False, cu_seqlens=cu_seqlens)
+    check({k: v for k, v in inputs.items() if k != "z"}, final=False, cu_seqlens=cu_seqlens, reverse=True)
 
 
 @interpreted
