@@ -32,13 +32,15 @@ GRADIENTS_PER_SM = 1
 # Backward of a long sequence takes pieces of it whose states and their gradients fit into so many bytes.
 PIECE_BYTES = 2**15 if INTERPRETED else 640 * 2**20
 # (chunk, warps, stages) of each kernel, for up to 128 and up to 256 states: the longest chunks whose tiles registers
-# nearly hold. A chunk divides TRITON_KEEP, and is that in backward. Float32 tiles take twice the room, and the parts of
-# them as much again.
+# nearly hold. A chunk divides TRITON_KEEP, and is that in backward; but `carry` keeps no states where it looks for the
+# ends of segments. Float32 tiles take twice the room, and the parts of them as much again.
 TUNING = {
     ("scan", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
     ("scan", torch.float32): ((32, 8, 1), (32, 8, 1)),
     ("carry", torch.bfloat16): ((64, 4, 2), (64, 8, 1)),
     ("carry", torch.float32): ((32, 4, 1), (32, 8, 1)),
+    ("ends", torch.bfloat16): ((2 * TRITON_KEEP, 4, 2), (TRITON_KEEP, 8, 1)),
+    ("ends", torch.float32): ((32, 4, 1), (32, 8, 1)),
     ("gradient_x", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),
     ("gradient_x", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
     ("gradient_BC", torch.bfloat16): ((TRITON_KEEP, 4, 1), (TRITON_KEEP, 8, 1)),

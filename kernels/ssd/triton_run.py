@@ -129,7 +129,7 @@ class Run:
             *self.limits,
             *(*x.stride(), *self.dt.stride(), *self.A.stride(), *B.stride(), *strides(z, 4), *strides(self.bias, 1)),
             *(*strides(incoming, 4), *strides(weight, 3)),),
-            lambda: self.tuned("carry") | self.step_flags | {
+            lambda: self.tuned("carry" if ends is None else "ends") | self.step_flags | {
                 "HAS_Z": z is not None, "HAS_INCOMING": incoming is not None,
                 "HAS_OUTGOING": outgoing is not None and self.initial is not None,
                 "SPLIT": starts is not None and gradient, "GRADIENT": gradient, "SUMMARY": ends is not None,

@@ -66,29 +66,37 @@ def walk(
     row, i_g = i_s * 0 if PACKED else i_s, i_h // per_group
     first_slot = start // Q + i_s if PACKED else i_s * tl.cdiv(L, Q)
     o_l, o_p, o_n = tl.arange(0, Q), tl.arange(0, BP), tl.arange(0, BN)
-    s_p, s_n = o_p.to(tl.int64), o_n.to(tl.int64)
     p_y, sy = first_row(dy + row * sy_b + i_h * sy_h, start, count, sy_l, REVERSE)
     p_z, sz = first_row(z + row * sz_b + i_h * sz_h, start, count, sz_l, REVERSE)
     p_B, sB = first_row(B + row * sB_b + i_g * sB_g, start, count, sB_l, REVERSE)
     p_C, sC = first_row(C + row * sC_b + i_g * sC_g, start, count, sC_l, REVERSE)
     p_dx, s_out = first_row(dx + (row * L * H + i_h) * P, start, count, H * P, REVERSE)
     p_own, so = first_row(own + row * so_b + i_h * so_h, start, count, so_l, REVERSE)
+    # From here on positions are those of the segment, and chunks have pointers that the loop moves, which takes fewer
+    # registers than indices: one that was spilled and is read back waits for all loads before it.
+    ahead = first.to(tl.int64)
+    p_y, p_z = p_y + ahead * sy, p_z + ahead * sz
+    p_B, p_C = p_B + ahead * sB, p_C + ahead * sC
+    p_dx, p_own = p_dx + ahead * s_out, p_own + ahead * so
     dS = tl.zeros([BP, BN], tl.float32)
     if SPLIT:
-        p_start = starts + ((i_s * H + i_h) * num_segments + i_k) * (P * N) + s_p[:, None] * N + s_n[None, :]
+        p_start = starts + ((i_s * H + i_h) * num_segments + i_k) * (P * N)
+        p_start += o_p.to(tl.int64)[:, None] * N + o_n.to(tl.int64)[None, :]
         dS += tl.load(p_start, mask=(o_p < P)[:, None] & (o_n < N)[None, :], other=0.0)
     chunks = tl.cdiv(left, Q)
-    for k in tl.range(0, chunks, num_stages=STAGES):
-        t = (chunks - 1 - k) * Q
-        i_c = (first + t) // Q
+    heads = tl.full([], 0, tl.int64) + H
+    last = first // Q + chunks - 1
+    p_dS = dstates + ((row * kept + start // Q + last - first_chunk) * H + i_h) * (BP * BN)
+    p_steps = chunk_steps + ((first_slot + last) * H + i_h) * (3 * Q)
+    for t in tl.range((chunks - 1) * Q, -1, -Q, num_stages=STAGES):
         if first + t + Q < count:  # no gradient enters a sequence's last chunk
-            p_dS = dstates + ((row * kept + start // Q + i_c - first_chunk) * H + i_h) * (BP * BN)
-            tl.store(p_dS + s_p[:, None] * BN + s_n[None, :], dS.to(dstates.dtype.element_ty))
-        rows, ok = first + t + o_l, t + o_l < left
+            tl.store(p_dS + (o_p[:, None] * BN + o_n[None, :]), dS.to(dstates.dtype.element_ty))
+        rows = t + o_l
+        ok = rows < left
         b_dy = load_tile(pointers(p_y, rows, sy, o_p, sy_p), ok, o_p, P, BP, DT)
         b_B = load_tile(pointers(p_B, rows, sB, o_n, sB_n), ok, o_n, N, BN, DT)
         b_C = load_tile(pointers(p_C, rows, sC, o_n, sC_n), ok, o_n, N, BN, DT)
-        b_w, whole, part, end, end_part = steps_of(chunk_steps, (first_slot + i_c) * H + i_h, o_l, Q)
+        b_w, whole, part, end, end_part = steps_of(p_steps, 0, o_l, Q)
         dX = tl.dot(b_B, tl.trans(dS.to(DT)), input_precision=PRECISION)  # first: it takes most registers
         dX *= (tl.exp2((end - whole) + (end_part - part)) * b_w)[:, None]
         stepped = b_dy.to(tl.float32)
@@ -112,6 +120,8 @@ def walk(
         dX = tl.dot(M.to(DT), b_dy, acc=dX, input_precision=PRECISION)
         ok_out = ok[:, None] & (o_p < P)[None, :]
         tl.store(pointers(p_dx, rows, s_out, o_p, 1), dX.to(dx.dtype.element_ty), mask=ok_out)
+        p_dS -= heads * (BP * BN)
+        p_steps -= heads * (3 * Q)
 
 
 @triton.jit
