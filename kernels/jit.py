@@ -2,13 +2,16 @@
 
 numba looks only at the source file of a function itself when it decides whether kept code is stale, while the code of
 the functions that it calls is compiled into it. So what a kernel calls in other files is hashed into its name.
+Where no folder can be written to, nothing is kept, and a warning says so once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import warnings
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +29,24 @@ def cached_kernel(*modules: ModuleType, fastmath: bool | set[str] = False) -> Ca
 
     def compiled(function: Callable[..., Any]) -> Any:
         function.__qualname__ += f"_{digest}"
-        return numba.njit(nogil=True, fastmath=fastmath, error_model="numpy", boundscheck=False, cache=True)(function)
+        flags: dict[str, Any] = {"fastmath": fastmath, "error_model": "numpy", "boundscheck": False}
+        try:
+            return numba.njit(nogil=True, cache=True, **flags)(function)
+        except RuntimeError as error:  # numba has no class of its own for it
+            if "no locator available" not in str(error):
+                raise
+            _warn_that_nothing_is_kept()
+            return numba.njit(nogil=True, **flags)(function)
 
     return compiled
+
+
+@cache  # once a process, whatever the filters of warnings are
+def _warn_that_nothing_is_kept() -> None:
+    given = numba.config.CACHE_DIR
+    remedy = f", nor into NUMBA_CACHE_DIR={given!r}; set it" if given else "; set the variable NUMBA_CACHE_DIR"
+    warnings.warn(
+        "kernels are compiled anew in every process, which takes seconds to minutes: numba can write their machine "
+        f"code neither beside the package nor into the user's cache folder{remedy} to a folder that can be written to",
+        stacklevel=3,
+    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from mambaverse.kernels.jit import cached_kernel
 from mambaverse.kernels.threads import parallel_for
 
 WORTH_A_CALL = 2**16  # elements of a row kernel that take about 50 µs, where handing them to a thread takes 10 µs
@@ -73,7 +73,7 @@ def sum_rows(partial: Tensor) -> Tensor:
     return total
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", boundscheck=False)
+@cached_kernel()
 def _sum_rows(start, stop, partial, total):
     for item in range(start, stop):
         out = total[item * _COLUMNS : (item + 1) * _COLUMNS]

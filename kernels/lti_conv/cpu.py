@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mambaverse.kernels.jit import cached_kernel
 from mambaverse.kernels.lti_conv.reference import no_state, state_dtype
 from mambaverse.kernels.rows import as_array, dense, flat_rows, sum_rows
 from mambaverse.kernels.threads import parallel_for
@@ -41,9 +42,9 @@ _STEPS = 4
 _WORTH_A_CALL = 2**19  # states that forward advances in about 100 µs, where handing a call to a thread takes 10 µs
 _SHORT = 128  # the longest sequence that float32 carries through
 _ITEMS = 32  # work items of backward at least, where the batch gives them: each holds its own sums over t
-_flags: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy", "boundscheck": False}
-_compiled = numba.njit(nogil=True, cache=True, **_flags)
-_inlined = numba.njit(forceinline=True, **_flags)
+_fastmath = {"contract", "nsz"}
+_compiled = cached_kernel(fastmath=_fastmath)
+_inlined = numba.njit(fastmath=_fastmath, error_model="numpy", boundscheck=False, forceinline=True)
 
 
 def forward(
