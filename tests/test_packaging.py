@@ -1,5 +1,6 @@
 """What pip would install: the wheel and the sdist hold the folders that the links stand for."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -66,3 +67,19 @@ def test_sdist_holds_plain_folders_and_the_tests(built: Path) -> None:
     names = {member.name.partition("/")[2] for member in members}
     assert set(ONE_OF_EACH) | {"tests/test_packaging.py", "pyproject.toml", "LICENSE"} <= names
     assert not [member for member in members if member.issym()]
+
+
+def test_links_of_readme_lead_somewhere_in_the_sdist(built: Path) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        sizes = {member.name.partition("/")[2]: member.size for member in archive.getmembers()}
+    pages = ["README.md", *(name for name in sizes if re.fullmatch(r"docs/\w+\.md", name))]
+    assert len(pages) > 5
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text()):
+            if "://" in link:
+                continue
+            target = (Path(page).parent / link).as_posix().rstrip("/")
+            if target.partition("/")[0] in ("kernels", "tasks", "configs"):  # there they lie where the links point from
+                target = f"mambaverse/{target}"
+            assert target in sizes, f"{page} links to {link}"
+    assert sum(size for name, size in sizes.items() if name.startswith("docs/")) < 2e6  # pages, not what a run left
