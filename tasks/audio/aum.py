@@ -193,8 +193,9 @@ class AuM(Isotropic):
         if lengths is not None:
             inside = torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None]
             x = x.masked_fill(~inside[..., None], 0)
-        x = F.pad(x, (0, 0, 0, -x.shape[1] % width))  # the last patch is filled up with the mean
-        patches = rearrange(self.patch_embed(x.transpose(1, 2)[:, None]), "b d r c -> b r c d")
+        # the last patch is filled up with the mean, and what is over gives none: compiled graphs choke on -T % width
+        x = F.pad(x.transpose(1, 2), (0, width - 1))
+        patches = rearrange(self.patch_embed(x[:, None]), "b d r c -> b r c d")
         _, rows, columns, _ = patches.shape
         if lengths is None:
             tokens = rearrange(patches + self.pos_embed.places(columns), "b r c d -> b (r c) d")

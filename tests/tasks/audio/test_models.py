@@ -159,6 +159,14 @@ def test_longer_clips_stretch_the_positions_and_shorter_ones_take_the_first() ->
     torch.testing.assert_close(longer.mean(2), table.places(8).mean(2), atol=1e-5, rtol=1e-4)
 
 
+def test_a_compiled_model_reads_clips_of_any_length() -> None:
+    model = small(depth=1)
+    compiled = torch.compile(model, backend="aot_eager", dynamic=True)
+    for frames in (20, 31, 32, 33, 3, 50):  # whole patches and not, fewer than one, more than there are places for
+        x = torch.randn(2, frames, 16)
+        torch.testing.assert_close(compiled(x), model(x))
+
+
 @pytest.mark.parametrize("mixer", MIXERS, ids=str)
 def test_a_waveform_gives_the_same_alone_and_in_a_padded_batch(mixer: Any) -> None:
     model = small_raw(mixer=mixer)
