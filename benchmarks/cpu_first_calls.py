@@ -8,6 +8,7 @@ what is shown is compilation. Processor time is what a machine without other wor
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import subprocess
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from mambaverse.bench.operators import list_ops
 
 OPERATORS = ("selective_scan", "ssd", "causal_conv1d", "norm", "lti_conv")
 
@@ -46,7 +49,12 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] == "--one":
         first_calls(sys.argv[2])
         return
-    for op in sys.argv[1:] or OPERATORS:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("op", nargs="*", help=f"an operator of kernels/; if none is given: {', '.join(OPERATORS)}")
+    operators, known = parser.parse_args().op, list_ops()
+    if unknown := [op for op in operators if op not in known]:
+        parser.error(f"no such operator: {', '.join(unknown)}; choose from {', '.join(known)}")
+    for op in operators or OPERATORS:
         with TemporaryDirectory() as folder:
             environment = os.environ | {"NUMBA_CACHE_DIR": folder}
             subprocess.run([sys.executable, __file__, "--one", op], env=environment, check=True)

@@ -4,22 +4,23 @@
     python benchmarks/cpu_models.py --full          # its default path at L = 1024 too, a step of several minutes
 
 Both models have 256 channels, 4 layers and 256 tokens of vocabulary; ours takes over the random weights of theirs.
+Needs transformers and mambapy: `pip install '.[bench]'`.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import sys
 import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-import transformers
+from peers import missing
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
 from mambaverse.backbones.isotropic import Isotropic
 
@@ -55,6 +56,8 @@ def step_seconds(logits: Callable[[Tensor], Tensor], model: nn.Module, tokens: T
 
 
 def s6(length: int, batch: int, repeat: int, full: bool, table: Table) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=DIM, num_hidden_layers=DEPTH, use_mambapy=True)
     theirs = MambaForCausalLM(config).train()
     ours = CausalModel("s6").train()
@@ -74,6 +77,8 @@ def s6(length: int, batch: int, repeat: int, full: bool, table: Table) -> None:
 
 
 def ssd(length: int, batch: int, repeat: int, table: Table) -> None:
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
     config = Mamba2Config(
         vocab_size=VOCABULARY, hidden_size=DIM, num_hidden_layers=DEPTH, num_heads=8, head_dim=64, state_size=64,
         n_groups=1,
@@ -98,10 +103,14 @@ def add_row(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="transformers' default path at L = 1024 too")
     parser.add_argument("--repeat", type=int, default=10)
     arguments = parser.parse_args()
+    if without := missing("transformers", "mambapy"):
+        sys.exit(f"nothing to time ours beside: {without}")
+    import transformers
+
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"

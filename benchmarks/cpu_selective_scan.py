@@ -5,6 +5,7 @@
 Everything is checked against float64 before it is timed. Contenders take turns, round after round, so that they meet
 the same machine; tables show medians and, in brackets, minima of milliseconds. The backward of transformers' loop is
 quadratic in the length, so it is timed at `--loop-length`, beside ours at that length (1024: minutes for one call).
+A peer that is not installed (`pip install '.[bench]'`) is left out.
 """
 
 from __future__ import annotations
@@ -23,13 +24,11 @@ from typing import Any
 
 import numba
 import torch
-import transformers
-from mambapy.mamba import MambaBlock
+from peers import missing
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import silu, softplus
-from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
 from mambaverse.kernels.backend import use_backend
 from mambaverse.kernels.selective_scan import bidirectional_selective_scan, selective_scan
@@ -53,6 +52,8 @@ def ours_reference(**inputs: Any) -> Tensor:
 def transformers_loop(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
+    from transformers.models.mamba.modeling_mamba import mamba_selective_scan
+
     u, delta, z, B, C = (t.transpose(1, 2) for t in (u, delta, z, B, C))
     return mamba_selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True).transpose(1, 2)
 
@@ -60,8 +61,13 @@ def transformers_loop(
 def mambapy_pscan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor
 ) -> Tensor:
+    from mambapy.mamba import MambaBlock
+
     y = MambaBlock.selective_scan(None, u, softplus(delta + delta_bias), A, B, C, D)
     return y * silu(z)
+
+
+PEERS: dict[Scan, str] = {transformers_loop: "transformers", mambapy_pscan: "mambapy"}
 
 
 def prepare(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -143,6 +149,7 @@ def against_peers(console: Console, runs: int, loop_length: int) -> None:
         "transformers, loop": transformers_loop,
         "mambapy, parallel scan": mambapy_pscan,
     }
+    scans = {name: scan for name, scan in scans.items() if scan not in PEERS or not missing(PEERS[scan])}
     errors = {name: error(scan, inputs if scan is ours else small) for name, scan in scans.items()}
     fast = [name for name in scans if scans[name] in (ours, mambapy_pscan)]
     slow = [name for name in scans if scans[name] in (ours, transformers_loop)]
@@ -228,11 +235,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     runs, loop_length = (3, 64) if arguments.quick else (arguments.runs, arguments.loop_length)
     console = Console(width=130)
+    peers = "".join(f", {name} {version(name)}" for name in PEERS.values() if not missing(name))
     console.print(
         f"{platform.processor() or platform.machine()}, {arguments.threads} threads; torch {torch.__version__}, "
-        f"numba {numba.__version__}, transformers {transformers.__version__}, mambapy {version('mambapy')}; "
-        f"{datetime.date.today()}"
+        f"numba {numba.__version__}{peers}; {datetime.date.today()}"
     )
+    if without := missing(*PEERS.values()):
+        console.print(without, markup=False)
     against_peers(console, runs, loop_length)
     memory(console)
     after_matmul(console, runs)

@@ -4,7 +4,7 @@
 
 Errors are relative RMS against float64 on the first sequence, the worst of the output and the gradients. "of peak" is
 the arithmetic that the chunked algorithm needs, over the time, over what torch reaches here in one large float32 matrix
-product.
+product. transformers (`pip install '.[bench]'`) is left out where it is not installed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numba
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
+from peers import missing
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 
 from mambaverse.kernels.ssd import ssd
 from mambaverse.kernels.ssd.cases import TIMED, Case
@@ -79,6 +79,8 @@ def chunked_torch(inputs: Inputs) -> Tensor:
 
 def transformers_torch(inputs: Inputs) -> Tensor:
     """The torch path of transformers' Mamba-2, with the chunk that its configurations have."""
+    from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
+
     x, dt, A, B, C, D, dt_bias = inputs.values()
     result = mamba2_chunk_scan(x, dt, A, B, C, chunk_size=256, D=D, dt_bias=dt_bias, dt_softplus=True)
     return result[0] if isinstance(result, tuple) else result
@@ -137,6 +139,9 @@ def main() -> None:
     torch.manual_seed(0)
     cases, seconds = (TIMED[:1], 2.0) if arguments.quick else (TIMED, arguments.seconds)
     console = Console()
+    if without := missing("transformers"):
+        del OPS["transformers"]
+        console.print(without, markup=False)
     peak = peak_gflops()
     console.print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
