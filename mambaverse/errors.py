@@ -26,7 +26,7 @@ def as_text(name: str) -> str:
 def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
     """Return ", did you mean 'x'?" for the nearest of `known`, else the start of the list of what exists.
 
-    The one that begins with `name` is nearest: accuracy, not mcc, for acc.
+    The one that begins with `name` is nearest: accuracy, not mcc, for acc. Names with commas in them are quoted.
     """
     names = sorted(known)
     longer = [other for other in names if name and other.startswith(name)]
@@ -34,7 +34,8 @@ def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
         return f", did you mean {close[0]!r}?"
     if not names:
         return "; there are none"
-    return f"; known: {', '.join(names[:limit])}" + (", ..." if len(names) > limit else "")
+    listed = [repr(name) if "," in "".join(names) else name for name in names[:limit]]
+    return f"; known: {', '.join(listed)}" + (", ..." if len(names) > limit else "")
 
 
 def of_module(error: Exception) -> Exception:

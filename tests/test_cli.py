@@ -156,7 +156,7 @@ def test_explain_draws_what_a_run_looks_at(
         (["data", "no.fa"], "data no.fa: no such file; expected a genome's, or a data set's name"),
         (["data", "vision/digitz"], "did you mean 'vision/digits'"),
         (["bench", "selective_scam"], "did you mean 'selective_scan'"),
-        (["bench", "norm", "--case", "zzz"], "no case 'zzz'"),
+        (["bench", "norm", "--case", "zzz"], "no case 'zzz'; known: 'shape (2048, 256), group_size 256', '"),
         (["config", "vision/digits", "--config-dir", "no/such/folder"], "no folder 'no/such/folder'"),
     ],
     ids=lambda value: " ".join(value[-1:]) if isinstance(value, list) else "",
