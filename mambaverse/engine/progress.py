@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from time import monotonic
 from types import TracebackType
@@ -15,6 +16,7 @@ from mambaverse.errors import leave_stdout, warn
 Item = TypeVar("Item")
 REDRAW_S = 0.2  # least time between two drawings of the bar
 LINE_S = 30.0  # without a terminal: least time between two lines within an epoch
+_BEHIND = len("  9:59:59 left  best")  # what an epoch's line may end with
 
 
 class Screen(Console):
@@ -91,14 +93,29 @@ class Display:
             self._bar.refresh()
 
     def epoch(self, row: dict[str, Any], updates: int, *, best: bool) -> None:
-        """Print the line of a finished epoch, from its row of metrics.jsonl."""
+        """Print the line of a finished epoch, from its row of metrics.jsonl; on a terminal as much as fits."""
         self._drawn = monotonic()
         self._mark(updates, self._drawn)
         if best:
             self._best = f"best {self._metric} {row[self._metric]:.4f}"
-        named = {"eval loss" if k == "loss" else k.replace("_", " "): v for k, v in row.items() if isinstance(v, float)}
-        parts = [f"{name} {value:.4f}" for name, value in named.items()] + self._left(updates) + ["best"] * best
-        self._print(f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  {'  '.join(parts)}")
+        place = f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}"
+        parts = self._fitting({name: value for name, value in row.items() if isinstance(value, float)}, len(place))
+        self._print("  ".join([place, *parts, *self._left(updates), *["best"] * best]))
+
+    def _fitting(self, values: dict[str, float], before: int) -> list[str]:
+        """Return "name 0.1234" of each value, on a terminal of those that fit behind `before` characters.
+
+        Losses are named in short there before a metric is left out, and the last ones are, but never the monitored.
+        """
+        room = self._console.width - before - _BEHIND if self._console.is_terminal else math.inf
+        for names in ({"loss": "eval loss"}, {"train_loss": "train", "loss": "eval"}):
+            parts = {k: f"{names.get(k, k).replace('_', ' ')} {value:.4f}" for k, value in values.items()}
+            if _width(parts) <= room:
+                break
+        for name in reversed([k for k in values if k not in ("train_loss", "loss", self._metric)]):
+            if _width(parts) > room:
+                del parts[name]
+        return list(parts.values())
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -116,6 +133,10 @@ class Display:
             return []  # one step tells nothing
         seconds = (monotonic() - then) / max(taken - since, 1) * to_go
         return [f"{format_seconds(seconds)} left"]
+
+
+def _width(parts: dict[str, str]) -> int:
+    return sum(2 + len(part) for part in parts.values())
 
 
 class Counter:

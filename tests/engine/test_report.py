@@ -51,6 +51,25 @@ def test_without_a_terminal_there_is_a_plain_line_an_epoch(tmp_path: Path) -> No
     assert "\x1b" not in _text(console)
 
 
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (120, "epoch  3/12  train loss 1.8535  eval loss 1.1215  accuracy 0.6581  mcc 0.6104  macro f1 0.3616  best"),
+        (88, "epoch  3/12  train 1.8535  eval 1.1215  accuracy 0.6581  mcc 0.6104  best"),
+        (80, "epoch  3/12  train 1.8535  eval 1.1215  mcc 0.6104  best"),  # at most 9:59:59 left would be in it
+    ],
+)
+def test_the_line_of_an_epoch_fits_on_a_terminal(width: int, line: str) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    row = {"epoch": 3, "train_loss": 1.8535, "loss": 1.1215, "accuracy": 0.6581, "mcc": 0.6104, "macro_f1": 0.3616}
+    display = progress.Display(console, epochs=12, total=120, done=29, metric="mcc")
+    display.epoch(row, 30, best=True)
+    assert _text(console).splitlines() == [line]
+    display = progress.Display(Console(file=io.StringIO(), width=width), epochs=12, total=120, done=29, metric="mcc")
+    display.epoch(row, 30, best=True)
+    assert len(_text(display._console).splitlines()[0]) == 100  # in a file all of it, in one line
+
+
 def test_a_long_epoch_shows_lines_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_S", 0.0)
     console = Console(file=io.StringIO(), width=120)
