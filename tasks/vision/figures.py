@@ -79,7 +79,8 @@ def label_sheet(
 
     rows = math.ceil(len(images) / COLUMNS)
     figure = Figure(figsize=(COLUMNS * CELL_INCHES, (1.35 * rows + 0.6) * CELL_INCHES))
-    shown = f"{total:,} images" if len(images) == total else f"the first {len(images)} of {total:,} images"
+    shown = f"{total:,} image{'s' * (total != 1)}"
+    shown = shown if len(images) == total else f"the first {len(images)} of {shown}"
     texts = [f"{_short(label)}\n{share:.0%}" for label, share in zip(labels, probabilities, strict=True)]
     _draw_cells(figure, f"{shown}, with label and confidence", rows, images, texts, [False] * len(images))
     write_figure(figure, path, dpi=120)

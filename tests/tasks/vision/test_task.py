@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from mambaverse.config import compose, to_yaml
 from mambaverse.errors import UserError
+from mambaverse.tasks.vision.figures import label_sheet
 from mambaverse.tasks.vision.task import VisionTask
 
 Make = Callable[..., VisionTask]
@@ -284,3 +286,16 @@ def red_pixels(image: Image.Image) -> int:
         torch.frombuffer(bytearray(c.tobytes()), dtype=torch.uint8).int() for c in image.convert("RGB").split()
     )
     return int(((red > 150) & (green < 90) & (blue < 90)).sum())
+
+
+@pytest.mark.parametrize(
+    ("images", "total", "title"), [(1, 1, "1 image,"), (2, 2, "2 images,"), (2, 1500, "the first 2 of 1,500 images,")]
+)
+def test_the_sheet_counts_its_images(
+    images: int, total: int, title: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("mambaverse.tasks.vision.figures.write_figure", lambda figure, path, dpi: drawn.append(figure))
+    pictures = [torch.zeros(1, 8, 8, dtype=torch.uint8)] * images
+    label_sheet(tmp_path / "sheet.png", pictures, ["a"] * images, [0.5] * images, total)
+    assert drawn[0].get_suptitle().startswith(title)
