@@ -271,6 +271,12 @@ def test_the_lists_can_be_read_in_80_columns(
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_summaries_that_python_stripped_are_said_to_be() -> None:
+    command = [sys.executable, "-OO", "-m", "mambaverse", "list", "mixers", "s*", "-v"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "d_state=16" in out and "Python runs with -OO, which strips the docstrings" in out
+
+
 def test_data_says_where_and_how(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["data", "vision/cifar10", "--root", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -208,3 +210,20 @@ def test_the_kit_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     check_mixer(Decay, dim=8, checks=["shapes", "gradients", "meta"])
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_docstrings_the_kit_still_finds_what_is_broken() -> None:
+    program = (
+        "import torch, mambaverse\n"
+        "class Reversed(mambaverse.Mixer):\n"
+        "    def __init__(self, dim, device=None, dtype=None):\n"
+        "        super().__init__()\n"
+        "        self.proj = torch.nn.Linear(dim, dim, device=device, dtype=dtype)\n"
+        "    def mix(self, x):\n"
+        "        return self.proj(x).flip(1)\n"
+        "mambaverse.register_mixer('reversed')(Reversed)\n"
+        "mambaverse.check_mixer('reversed', checks=['direction'])\n"
+    )
+    done = subprocess.run([sys.executable, "-OO", "-c", program], capture_output=True, text=True)
+    assert "AssertionError: reversed(dim=16) breaks 1 promise(s):" in done.stderr
+    assert "the contract: (a docstring, which python -OO strips)" in done.stderr

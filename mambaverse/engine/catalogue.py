@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from rich.padding import Padding
@@ -28,6 +29,8 @@ def print_described(entries: Sequence[dict[str, str]], counted: bool) -> None:
             takes.setdefault((about["source"], about["arguments"]), []).append(about["name"])
     screen = Screen()
     screen.print(table)
+    if sys.flags.optimize > 1:
+        screen.print("Python runs with -OO, which strips the docstrings that summaries are taken from.")
     if counted:
         screen.print("Arguments, with the defaults of the class; a name sets the sizes of its own:")
     for (source, taken), names in takes.items():

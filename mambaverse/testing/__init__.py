@@ -86,7 +86,8 @@ def check_mixer(
             results[name] = f"skipped: {reason}"
         except Exception as error:  # whatever a mixer raises is a broken promise of that mixer
             what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
-            failures.append((name, f"{name}: {what}\n    the contract: {inspect.getdoc(check)}", error))
+            contract = inspect.getdoc(check) or "(a docstring, which python -OO strips)"
+            failures.append((name, f"{name}: {what}\n    the contract: {contract}", error))
     if failures:
         lines = "\n  ".join(text for _, text, _ in failures)
         raise AssertionError(f"{subject} breaks {len(failures)} promise(s):\n  {lines}") from failures[0][2]
