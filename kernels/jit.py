@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -43,7 +44,7 @@ def cached_kernel(*modules: ModuleType, fastmath: bool | set[str] = False) -> Ca
 
 @cache  # once a process, whatever the filters of warnings are
 def _warn_that_nothing_is_kept() -> None:
-    given = numba.config.CACHE_DIR
+    given = os.environ.get("NUMBA_CACHE_DIR")
     remedy = f", nor into NUMBA_CACHE_DIR={given!r}; set it" if given else "; set the variable NUMBA_CACHE_DIR"
     warnings.warn(
         "kernels are compiled anew in every process, which takes seconds to minutes: numba can write their machine "

@@ -61,7 +61,7 @@ def nowhere(monkeypatch):
 
 @pytest.mark.parametrize("given", ["", "/given"])
 def test_a_kernel_that_cannot_be_kept_runs_and_the_warning_names_the_variable(nowhere, monkeypatch, given):
-    monkeypatch.setattr(numba.config, "CACHE_DIR", given)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", given)
     with pytest.warns(UserWarning, match=f"NUMBA_CACHE_DIR={given!r}" if given else "NUMBA_CACHE_DIR to") as warned:
 
         @jit.cached_kernel()
