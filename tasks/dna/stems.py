@@ -197,4 +197,5 @@ def kmer_rows(ids: Tensor, spans: Sequence[int]) -> Tensor:
 
 def _grouped(x: Tensor, stride: int) -> Tensor:
     """Return (B, ceil(L / stride), stride, d) of x (B, L, d), zeros behind its end."""
+    x = x.contiguous()  # a pad of none keeps other strides, which a compiled graph for any L does not expect
     return F.pad(x, (0, 0, 0, -x.shape[1] % stride)).unflatten(1, (-1, stride))

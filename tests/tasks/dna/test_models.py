@@ -294,3 +294,11 @@ def test_compiled_models_agree() -> None:
     model, ids = small("caduceus_ps_d32_n2"), batch()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(ids), model(ids))
+
+
+@pytest.mark.parametrize("stem", STEMS[1:], ids=lambda stem: str(stem["stem"]))
+def test_compiled_models_read_sequences_of_any_length(stem: dict[str, Any]) -> None:
+    model = small(**stem, depth=1)
+    compiled = torch.compile(model, backend="aot_eager", dynamic=True)
+    for length in (24, 25, 7, 40):  # groups of bases that are full, and not
+        torch.testing.assert_close(compiled(batch(length)), model(batch(length)))
