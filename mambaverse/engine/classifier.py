@@ -93,6 +93,14 @@ class Classifier(Task):
         warn(f"{path}: its head knows other classes {theirs}, not {ours}; {what}")
         return True
 
+    def check_output(self, output: Tensor, batch: Batch) -> None:
+        """Raise UserError for what is not a score for each class and sample."""
+        if output.shape != (expected := (len(batch["target"]), len(self.classes))):
+            raise UserError(
+                f"the model {self.config.model.name} returns {tuple(output.shape)} for a batch of {expected[0]}, "
+                f"expected {expected}, a score for each class; what model.args sets may change that"
+            )
+
     def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the cross-entropy and the logits.
 

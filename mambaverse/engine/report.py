@@ -30,11 +30,11 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def sample_cost(task: Task, model: nn.Module, device: torch.device) -> Cost:
-    """Return what a forward pass of one sample costs, in eval mode."""
+    """Return what a forward pass of one sample costs, in eval mode, and have the task check what comes out."""
     batch = to_device(task.collate([task.eval_set.sample(0, None)], None), device)
     training = model.training
     model.eval()
-    cost = count_flops(lambda: task.forward(model, batch))
+    cost = count_flops(lambda: task.check_output(task.forward(model, batch), batch))
     model.train(training)
     return cost
 

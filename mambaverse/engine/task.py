@@ -187,6 +187,9 @@ class Task:
         """Return the model's output, batch first, for a batch that may have no targets."""
         raise NotImplementedError
 
+    def check_output(self, output: Tensor, batch: Batch) -> None:
+        """Raise UserError for an output of `forward`, in eval mode, that this task could not score."""
+
     def step(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": mean loss, "output": what `update` scores, ...scalars to log}.
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mambaverse.config import compose, to_yaml
+from mambaverse.engine.run import train
 from mambaverse.errors import UserError
 from mambaverse.tasks.vision.figures import label_sheet
 from mambaverse.tasks.vision.task import VisionTask
@@ -299,3 +300,10 @@ def test_the_sheet_counts_its_images(
     pictures = [torch.zeros(1, 8, 8, dtype=torch.uint8)] * images
     label_sheet(tmp_path / "sheet.png", pictures, ["a"] * images, [0.5] * images, total)
     assert drawn[0].get_suptitle().startswith(title)
+
+
+def test_a_model_that_scores_tokens_is_refused_before_it_trains(tmp_path: Path) -> None:
+    here = ["model.args.depth=1", f"trainer.output_dir={tmp_path}", "trainer.run_name=tokens"]
+    with pytest.raises(UserError, match=r"returns \(1, 17, 10\) for a batch of 1, expected \(1, 10\)"):
+        train(compose("vision/digits", ["model.args.global_pool=''", *here]))
+    assert not list(tmp_path.rglob("metrics.jsonl"))
