@@ -126,10 +126,14 @@ class Block(nn.Module):
         self.residual_in_fp32 = residual_in_fp32
         self.norm = Norm(dim, norm, eps, **dd)
         self.mixer = mixer
+        if layer_scale is not None and not math.isfinite(layer_scale):
+            raise UserError(f"layer_scale: expected a finite number, or None for no factor, got {layer_scale!r}")
         self.scale = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.mlp: Mlp | None = None
         if mlp_ratio > 0:
+            if dim * mlp_ratio < 1:
+                raise UserError(f"mlp_ratio: {mlp_ratio!r} of {dim} channels is none; expected 0 for no MLP, or more")
             self.norm2 = Norm(dim, norm, eps, **dd)
             self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
             self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale, **dd)
@@ -218,7 +222,7 @@ def check_stack(depths: Sequence[int], mlp_ratio: float, drop_path_rate: float, 
     """
     for depth in depths:
         check_counts(0, depth=depth)
-    if not is_a(mlp_ratio, float) or not mlp_ratio >= 0:
+    if not is_a(mlp_ratio, float) or not 0 <= mlp_ratio < math.inf:
         raise UserError(f"mlp_ratio: expected 0 for no MLP, or more, got {mlp_ratio!r}")
     check_rates(drop_path_rate=drop_path_rate)
     if not is_a(eps, float) or not 0 <= eps < math.inf:

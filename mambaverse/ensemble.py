@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mambaverse.errors import UserError
+
 
 class _Identity(torch.autograd.Function):
     """x, with the gradient scale g + decay x."""
@@ -64,6 +66,9 @@ class LinearScores(nn.Module):
         decay: Of the penalty decay/2 Σ weight², per sample.
         device: Of the parameters.
         dtype: Of the parameters.
+
+    Raises:
+        UserError: a penalty that would be none.
     """
 
     def __init__(
@@ -75,6 +80,8 @@ class LinearScores(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not 0 <= decay < math.inf:
+            raise UserError(f"wide_decay: expected a finite number of at least 0, got {decay!r}")
         self.weight = nn.Parameter(torch.empty(*shape, num_classes, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(num_classes, device=device, dtype=dtype))
         self.decay = decay

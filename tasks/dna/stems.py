@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaverse.backbones.isotropic import INTEGERS, check_lengths
+from mambaverse.blocks import check_counts
 from mambaverse.errors import UserError
 from mambaverse.tasks.dna.tokens import PAD, VOCAB_SIZE, A, T
 
@@ -102,6 +103,7 @@ class ConvStem(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        _check_width(width)
         self.stride, width = stride, width or dim
         self.word_embeddings = OneHot()
         self.conv = nn.Conv1d(4, width, kernel, padding=kernel // 2, **dd)
@@ -141,6 +143,7 @@ class KmerStem(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        _check_width(width)
         self.spans = (kernel,) if isinstance(kernel, int) else tuple(kernel)
         self.stride = stride
         unknown = sum(4**k for k in self.spans)
@@ -193,6 +196,11 @@ def kmer_rows(ids: Tensor, spans: Sequence[int]) -> Tensor:
             start = sum(4**k for k in spans[: list(spans).index(i + 1)])
             rows[i + 1] = torch.where(known, number + start, none)
     return torch.stack([rows[k] for k in spans], dim=2)
+
+
+def _check_width(width: int | None) -> None:
+    if width is not None:
+        check_counts(1, stem_dim=width)
 
 
 def _grouped(x: Tensor, stride: int) -> Tensor:

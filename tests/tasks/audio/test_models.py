@@ -286,6 +286,11 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         ("aum_nano_patch16_128x128", {"direction_type": "Fo-Bi", "mixer": "ssd"}, "leave out mixer='ssd', or it"),
         ("aum_nano_patch16_128x128", {"mixer": "s7"}, "did you mean 's6'"),
         ("aum_nano_patch16_128x128", {"wide": -1}, "wide: expected at least 0, got -1"),
+        (
+            "aum_nano_patch16_128x128",
+            {"wide": 2, "wide_decay": -0.1},
+            "wide_decay: expected a finite number of at least",
+        ),
         ("aum_nano_patch16_128x128", {"bins": 0}, "bins: expected at least 1, got 0"),
         ("aum_nano_patch16_128x128", {"depht": 2}, "unknown argument 'depht', did you mean 'depth'"),
         ("aum_nano_patch16_128x128", {"pretrained": True}, "no published weights in our format"),

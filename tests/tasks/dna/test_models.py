@@ -270,6 +270,8 @@ def test_mutations_are_bases_and_leave_everything_else() -> None:
         ({"stem": "conv", "stem_kernel": 4}, "stem_kernel: expected an odd number of bases, got 4"),
         ({"stem": "kmer", "stem_kernel": 11}, "stem_kernel: expected k from 1 to 10, or several, got 11"),
         ({"stem": "conv", "stem_stride": 0}, "stem_stride: expected at least 1, got 0"),
+        ({"stem": "conv", "stem_dim": 0}, "stem_dim: expected at least 1, got 0"),
+        ({"stem": "kmer", "stem_kernel": 3, "stem_dim": -2}, "stem_dim: expected at least 1, got -2"),
         ({"stem_stride": 2}, "stem_stride=2 merges bases, which stem='embedding' does not"),
         ({"position": True}, "need the longest sequence: max_length"),
         ({"pool": "place"}, "need the longest sequence: max_length"),
