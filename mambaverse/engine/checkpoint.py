@@ -75,7 +75,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy `weights` into `model`, or change nothing and raise a CheckpointError that names the first differences."""
+    """Copy `weights` into `model`, or change nothing and raise a CheckpointError that names the first differences.
+
+    Likewise for floats that are whole or complex numbers there, not finite, or not there at all.
+    """
     own = model.state_dict()
     if without_prefix(own).keys() == own.keys():  # it is not the model's own
         weights = without_prefix(weights)
@@ -95,6 +98,10 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
     if any(found.values()):
         parts = [f"{len(names)} {what} ({_first(names)})" for what, names in found.items() if names]
         raise CheckpointError(f"{source}: weights of another model: {'; '.join(parts)}")
+    flaws = {name: flaw for name, tensor in own.items() if (flaw := _flaw(weights[name], tensor.dtype))}
+    if flaws:
+        found_first = _first([f"{name} {flaw}" for name, flaw in flaws.items()])
+        raise CheckpointError(f"{source}: {len(flaws)} of {len(own)} weights cannot be used: {found_first}")
     model.load_state_dict(weights)
 
 
@@ -121,6 +128,20 @@ def _find(content: Any, path: Path) -> dict[str, Tensor]:
 def _members(weights: Mapping[str, Any]) -> int:
     """Return how many models an ensemble's weights are of; 0 for those of one model."""
     return len({name.split(".")[1] for name in weights if name.startswith("members.")})
+
+
+def _flaw(weight: Tensor, dtype: torch.dtype) -> str:
+    """Return why `weight` cannot be copied into a tensor of `dtype` and mean the same; "" where it can."""
+    if weight.is_meta:
+        return "has no values: it was saved from the device meta"
+    if weight.layout != torch.strided or weight.is_quantized:
+        return "is sparse or quantized, expected a dense tensor"
+    if not dtype.is_floating_point:
+        return ""
+    if not weight.is_floating_point():
+        return f"is of {str(weight.dtype)[6:]}, expected {str(dtype)[6:]} or other floats"
+    shortest = weight.float() if weight.itemsize < 2 else weight  # torch has no isfinite of 8 bits
+    return "" if shortest.isfinite().all() else "holds numbers that are not finite"
 
 
 def _first(names: list[str]) -> str:

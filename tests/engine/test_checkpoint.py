@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mambaverse.engine.checkpoint import CheckpointError, load_state, load_weights, read_weights
 from mambaverse.engine.files import write_weights
@@ -90,3 +91,33 @@ def test_an_ensembles_weights_are_said_to_be_such() -> None:
 def test_long_lists_of_names_are_cut() -> None:
     with pytest.raises(CheckpointError, match=r"6 missing \(stem\.weight, stem\.bias, norm\.weight, \.\.\.\)"):
         load_state(Net(0.0), {}, "here")
+
+
+@pytest.mark.parametrize(
+    ("change", "flaw"),
+    [
+        (lambda x: x.to(torch.int8), "is of int8, expected float32 or other floats"),
+        (lambda x: x.to(torch.complex64), "is of complex64, expected float32 or other floats"),
+        (lambda x: x.to("meta"), "has no values: it was saved from the device meta"),
+        (lambda x: x.to_sparse(), "is sparse or quantized, expected a dense tensor"),
+        (lambda x: torch.full_like(x, torch.nan), "holds numbers that are not finite"),
+        (lambda x: torch.full_like(x, torch.nan).to(torch.float8_e4m3fn), "holds numbers that are not finite"),
+    ],
+)
+def test_weights_that_would_not_mean_the_same_are_refused_and_change_nothing(
+    change: Callable[[Tensor], Tensor], flaw: str
+) -> None:
+    model = Net(0.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_state(model, before | {"head.bias": change(before["head.bias"])}, "w.pth")
+    assert f"w.pth: 1 of 6 weights cannot be used: head.bias {flaw}" in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_weights_of_other_floats_are_rounded(dtype: torch.dtype) -> None:
+    model = Net(0.0)
+    weights = {name: value.to(dtype) for name, value in Net(0.0).state_dict().items()}
+    load_state(model, weights, "w.pth")
+    assert all(torch.equal(value, weights[name].float()) for name, value in model.state_dict().items())
