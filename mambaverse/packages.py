@@ -19,6 +19,9 @@ from pathlib import Path
 from mambaverse.errors import UserError
 
 SUFFIXES = (".deb", ".whl")
+DAMAGED = (  # RuntimeError: encrypted, or compressed in a way that zipfile does not know
+    OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, RuntimeError,
+)  # fmt: skip
 _MAGIC, _HEADER = b"!<arch>\n", 60
 
 
@@ -41,7 +44,7 @@ def unpacked(package: Path) -> Iterator[Path]:
             else:
                 with zipfile.ZipFile(package) as archive:
                     archive.extractall(folder)
-        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error) as error:
+        except DAMAGED as error:
             raise UserError(f"{package}: a damaged package ({' '.join(str(error).split())}); get it again") from None
         yield Path(folder)
 
@@ -53,7 +56,10 @@ def _unpack_deb(package: Path, folder: Path) -> None:
         while header := file.read(_HEADER):
             if len(header) < _HEADER:
                 raise EOFError("it is cut short")
-            name, size = header[:16].decode("ascii", "replace").strip().rstrip("/"), int(header[48:58])
+            name, number = header[:16].decode("ascii", "replace").strip().rstrip("/"), header[48:58].strip()
+            if not number.isdigit():
+                raise tarfile.TarError(f"a member's size is {number.decode('ascii', 'replace')!r}")
+            size = int(number)
             content = file.read(size + size % 2)
             if len(content) < size:
                 raise EOFError("it is cut short")

@@ -83,6 +83,25 @@ def test_a_damaged_deb_is_named(tmp_path: Path, keep: int) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_deb_with_a_size_that_is_no_number_is_named(tmp_path: Path) -> None:
+    path = make_deb(tmp_path / "x.deb")
+    content = path.read_bytes()
+    at = content.index(b"data.tar") + 48
+    path.write_bytes(content[:at] + b"\xff1" + content[at + 2 :])
+    with pytest.raises(UserError, match=r"x\.deb: a damaged package \(a member's size is"), unpacked(path):
+        pass
+
+
+def test_an_encrypted_wheel_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+        archive.writestr("raw.txt", "abc")
+    content = bytearray((tmp_path / "x.whl").read_bytes())
+    content[6] = content[content.index(b"PK\x01\x02") + 8] = 1  # the flag of an encrypted member
+    (tmp_path / "x.whl").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.whl: a damaged package .*encrypted"), unpacked(tmp_path / "x.whl"):
+        pass
+
+
 def test_a_damaged_wheel_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.whl").write_bytes(b"no")
     with pytest.raises(UserError, match=r"x\.whl: a damaged package"), unpacked(tmp_path / "x.whl"):
