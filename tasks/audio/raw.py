@@ -134,11 +134,11 @@ class AudioRaw(Isotropic):
             ValueError: x of another shape or dtype, or lengths that are none of its clips.
         """
         check_floats(x, expected := "waveforms of shape (B, L)", self)
-        if x.ndim != 2:
+        if x.ndim != 2 or not x.shape[1]:
             raise UserError(f"expected {expected}, got {tuple(x.shape)}")
         lengths = padded_lengths(lengths, x.shape[0], x.shape[1])
         if lengths is not None:  # a clip shorter than the stem's reach sees zeros behind it, whatever the batch holds
-            x = x * (torch.arange(x.shape[1], device=x.device) < lengths.to(x.device)[:, None])
+            x = x.masked_fill(torch.arange(x.shape[1], device=x.device) >= lengths.to(x.device)[:, None], 0)
         tokens = self.stem(x)
         if lengths is None:
             return self.head(self.head_drop(self.forward_layers(tokens).mean(1)))

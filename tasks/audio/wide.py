@@ -42,6 +42,9 @@ class TimeScores(LinearScores):
         """Return (B, num_classes) of x (B, T, F), of which each clip has `lengths` (B,) frames; None: T."""
         if lengths is None:
             lengths = torch.full((x.shape[0],), x.shape[1])
+        else:  # the frame behind the last has no share in it, but no share of what is not finite is not finite either
+            behind = torch.arange(x.shape[1], device=x.device) >= lengths.to(x.device)[:, None]
+            x = x.masked_fill(behind[..., None], 0)
         last = (lengths - 1).to(x.device, torch.float32)
         at = torch.linspace(0, 1, self.weight.shape[0], device=x.device) * last[:, None]
         return torch.einsum("bpf,pfc->bc", interpolate(x, at, 1), self.penalised()) + self.bias

@@ -115,6 +115,21 @@ def test_padding_changes_nothing_for_any_patch_and_cls_position(cls_position: st
         torch.testing.assert_close(together, model(x, lengths=lengths), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("build", [small, small_raw, lambda: small(wide=3), lambda: small(global_pool="avg")])
+def test_padding_of_any_value_changes_nothing(build: Any, value: float) -> None:
+    model, lengths = build(), torch.tensor([20, 7])
+    x = torch.randn(2, 20, 16)
+    if isinstance(model, AudioRaw):
+        x, lengths = torch.randn(2, 2000), 100 * lengths
+    else:
+        for wide in [model.wide] if model.wide is not None else []:
+            nn.init.normal_(wide.weight)
+    other = x.clone()
+    other[1, int(lengths[1]) :] = value
+    assert torch.equal(model(other, lengths), model(x, lengths))
+
+
 def test_gradients_of_a_padded_batch_are_those_of_its_clips() -> None:
     model = small()
     x, lengths = torch.randn(2, 24, 16), torch.tensor([24, 9])
@@ -309,6 +324,8 @@ def test_spectrograms_that_do_not_fit(shape: tuple[int, ...]) -> None:
         small()(torch.randn(shape))
     with pytest.raises(UserError, match=r"expected waveforms of shape \(B, L\), got"):
         small_raw()(torch.randn(1, 2, 3))
+    with pytest.raises(UserError, match=r"expected waveforms of shape \(B, L\), got \(2, 0\)"):
+        small_raw()(torch.randn(2, 0))
 
 
 def test_models_run_in_half_precision() -> None:
