@@ -15,6 +15,7 @@ from timm.layers.trace_utils import _assert
 from timm.models import register_notrace_function
 from torch import Tensor
 
+from mambaverse.blocks import check_counts
 from mambaverse.errors import UserError
 from mambaverse.registry import is_a
 
@@ -46,6 +47,7 @@ class PatchEmbed(timm.layers.PatchEmbed):
         strict_img_size: bool = True,
         **factory: Any,
     ) -> None:
+        check_counts(1, patch_size=patch_size)
         step = patch_size if stride is None else stride
         if not 1 <= step <= patch_size:
             raise UserError(f"stride: expected 1 to patch_size = {patch_size} pixels, got {step}")

@@ -59,6 +59,8 @@ class Vim(Isotropic):
         UserError: sizes or options that do not fit each other, named with the nearest that would.
     """
 
+    _version = 2  # torch keeps it beside a state dict's weights: the original's is 1, see `vim_checkpoints`
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,

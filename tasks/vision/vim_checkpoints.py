@@ -6,8 +6,10 @@ hustvl/Vim   what its training script saves, a dictionary with the weights under
 ours         a plain state dict or a file of timm's training script ("state_dict", "state_dict_ema"), cls first
 
 Either may have been made for another image or patch size, number of channels or of classes. Nothing in the weights
-themselves tells one layout from the other: a state dict taken out of an original file goes back under the key "model",
-and timm's own `checkpoint_path`, which takes the weights out before we see them, is for our files alone. For files of
+themselves tells one layout from the other, but what `state_dict()` of ours returns carries the model's version, and
+torch.save keeps it: so saved, ours are known under "model", too. A copy of ours as a plain dict is not. A state dict
+taken out of an original file goes back under the key "model", and timm's own `checkpoint_path`, which takes the weights
+out before we see them, is for our files alone. For files of
 either layout there are `mambaverse.create_model(..., checkpoint_path=...)`, the config's `model.checkpoint`, and
 `timm.create_model(..., pretrained=True, pretrained_cfg_overlay={"file": ...})`.
 """
@@ -23,7 +25,7 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
-from mambaverse.engine.checkpoint import CheckpointError, load_state, read_torch, read_weights, without_prefix
+from mambaverse.engine.checkpoint import PREFIXES, CheckpointError, load_state, read_torch, read_weights, without_prefix
 from mambaverse.errors import suggest
 from mambaverse.tasks.vision.fine_tune import fitted
 
@@ -81,12 +83,21 @@ def convert(content: Mapping[str, Any], model: Vim, source: str, key: str | None
         expected = ", ".join((*ORIGINAL_KEYS, *OWN_KEYS))
         raise CheckpointError(f"{source}: holds no weights; expected a state dict, or one under {expected}")
     if "pos_embed" in weights:
-        weights["pos_embed"] = _position(weights, model, source, original=key in ORIGINAL_KEYS)
+        original = key in ORIGINAL_KEYS and not _is_ours(inner, model)
+        weights["pos_embed"] = _position(weights, model, source, original)
     name = "patch_embed.proj.weight"
     size = model.patch_embed.patch_size
     if name in weights and weights[name].ndim == 4 and tuple(weights[name].shape[2:]) != tuple(size):
         weights[name] = resample_patch_embed(weights[name], list(size))
     return weights
+
+
+def _is_ours(inner: Mapping[str, Any], model: Vim) -> bool:
+    """Return whether `inner` is a state dict of a model of ours, maybe wrapped, by what torch keeps beside it."""
+    of_modules = getattr(inner, "_metadata", {})
+    parts = {prefix.rstrip(".") for prefix in PREFIXES} | {""}
+    wrapped = [about for name, about in of_modules.items() if set(name.split(".")) <= parts]
+    return any(about.get("version", 1) >= model._version for about in wrapped)
 
 
 def _position(weights: Mapping[str, Tensor], model: Vim, source: str, original: bool) -> Tensor:

@@ -161,6 +161,7 @@ def test_weight_decay_and_layer_groups() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"patch_size": 0}, "patch_size: expected at least 1, got 0"),
         ({"img_size": 30}, "30 is no multiple of patch_size 4; the nearest is 32"),
         ({"img_size": 2}, "2 is no multiple of patch_size 4; the nearest is 4"),
         ({"img_size": (32,)}, r"img_size: expected a number of pixels from 1, or height and width, got \(32,\)"),

@@ -122,6 +122,17 @@ def test_our_own_files_load_as_they_are(tmp_path: Path) -> None:
         assert torch.equal(build(checkpoint_path=tmp_path / name).pos_embed, model.pos_embed)
 
 
+@pytest.mark.parametrize("wrap", [lambda m: m, torch.nn.parallel.DataParallel, torch.compile])
+def test_our_own_files_load_as_they_are_under_the_originals_keys(wrap: Any, tmp_path: Path) -> None:
+    model = build(seed=0)
+    path = tmp_path / "w.pth"
+    torch.save({"model": wrap(model).state_dict(), "epoch": 3}, path)
+    for key in (None, "model"):
+        assert torch.equal(build(checkpoint_path=path, checkpoint_key=key).pos_embed, model.pos_embed)
+    loaded: Any = timm.create_model("test_vim", pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **SIZES)
+    assert torch.equal(loaded.pos_embed, model.pos_embed)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"img_size": 96}, {"img_size": (32, 96)}, {"stride": 8}, {"patch_size": 8}, {"in_chans": 1}, {"num_classes": 3}],
