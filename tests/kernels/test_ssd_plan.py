@@ -8,6 +8,7 @@ pytest.importorskip("triton")
 
 import torch
 
+from mambaverse.kernels.ssd.layout import TRITON_COLUMNS, TRITON_KEEP
 from mambaverse.kernels.ssd.triton_plan import AHEAD_BYTES, INTERPRETED, WALK_BYTES, Plan, tuning
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter has one plan")
@@ -45,6 +46,10 @@ def test_what_walked_kernels_load_ahead_fits(states):
     chunk, _, stages = tuning("walk", p)
     each = 2 * (chunk * columns + 2 * chunk * states)  # dy, B, C
     assert 2 * (stages * each + 2 * columns * states) <= WALK_BYTES + 2**15  # two programs on a multiprocessor
+
+
+def test_a_row_that_walked_kernels_leave_holds_a_number_a_position_or_a_column():
+    assert TRITON_COLUMNS == TRITON_KEEP
 
 
 def test_nothing_is_loaded_ahead_beside_states_that_are_given():

@@ -162,9 +162,11 @@ def test_strong_and_weak_decays_side_by_side():
     inputs = {k: v for k, v in make_inputs(Case(1, 70, 4, 8, 2, 8, "")).items() if k not in OPTIONAL}
     inputs["dt"] = torch.where(torch.arange(70)[:, None] % 7 < 3, 3.0, 1e-3) * (inputs["dt"] - 2).exp()
     inputs["A"] = torch.tensor([-1e-3, -1.0, -16.0, -160.0])
-    check(inputs, dt_softplus=False)
-    check(inputs | {"A": torch.full((4,), -40.0), "dt": inputs["dt"].clamp(0.5)}, dt_softplus=False)
-    check(inputs | {"A": torch.full((4,), -1e30)}, dt_softplus=False)
+    for final in (False, True):
+        check(inputs, final=final, dt_softplus=False)
+        strong = {"A": torch.full((4,), -40.0), "dt": inputs["dt"].clamp(0.5)}
+        check(inputs | strong, final=final, dt_softplus=False)
+        check(inputs | {"A": torch.full((4,), -1e30)}, final=final, dt_softplus=False)
 
 
 @interpreted
@@ -289,6 +291,20 @@ def test_nan_stays_in_its_sequence_and_head():
     others[0, :, 1] = others[1, :, 2] = False
     assert y[others].isfinite().all()
     assert results["dx"][others].isfinite().all()
+
+
+@interpreted
+@pytest.mark.parametrize("groups", [1, 4])
+def test_nan_stays_in_its_sequence_and_head_without_states(groups):
+    inputs = make_inputs(Case(2, 40, 4, 5, groups, 7, "gradients are walked"))
+    del inputs["initial_state"], inputs["z"]
+    inputs["x"][0, 20, 1, 3] = inputs["dt"][1, 20, 2] = float("nan")
+    with use_backend("triton"), nan_filled_empty():
+        results = outputs_and_gradients(ssd, inputs, dt_softplus=True)
+    others = torch.ones(2, 40, 4, dtype=torch.bool)
+    others[0, :, 1] = others[1, :, 2] = False
+    assert all(results[name][others].isfinite().all() for name in ("out0", "dx", "ddt"))
+    assert all(results[name][[0, 3]].isfinite().all() for name in ("dA", "dD", "ddt_bias"))
 
 
 @interpreted
