@@ -17,7 +17,7 @@ r) W[s, r]; from S to the outputs from t on; from before t to dS; and from S to 
 its columns less that of its rows, from t on, but where decays are strong their difference is rounding alone.)
 
 Everything is parallel over chunks of Q positions, where `scan` and `carry` left states and their gradients. `steps`
-finds the step sizes and decays of a chunk once, for the two kernels that follow: `gradient_x` has a program a head,
+finds the step sizes and decays of a chunk once, for the kernels that follow: `gradient_x` has a program a head,
 whose few tiles leave room for several on a multiprocessor; `gradient_BC` has one for the heads of a group, or a part of
 them, one after the other, and keeps dB, dC and dK of its chunk in registers all the while. `gradient_BC_of_one` is for
 programs of one head: dC is written before dB is begun, so that only one of them takes registers.

@@ -47,7 +47,8 @@ TUNING = {
     ("gradient_BC", torch.float32): ((TRITON_KEEP, 8, 1), (TRITON_KEEP, 8, 1)),
 }
 # By states, of kernels that load ahead what they read of a head or two: `gradient_BC`, where that fits into so much
-# shared memory, which not every GPU has, and those of `triton_walk`, which are for GPUs with WALK_BYTES alone.
+# shared memory, which not every GPU has, and those of `triton_walk`, which are for GPUs with WALK_BYTES alone (but
+# `rest_of_one` has no loop).
 AHEAD = {
     "gradient_BC": {64: (TRITON_KEEP, 4, 3), 128: (TRITON_KEEP, 8, 3), 256: (TRITON_KEEP, 8, 2)},
     "walk": {64: (TRITON_KEEP, 4, 3), 128: (TRITON_KEEP, 4, 2)},
@@ -102,9 +103,9 @@ class Plan:
 
     @property
     def one(self) -> bool:
-        """Whether `gradient_BC_of_one` runs: where a program of dB and dC has one head, and at least 128 states.
+        """Whether a program of dB and dC has one head, and at least 128 states: it has a kernel of its own then.
 
-        On a GPU narrower tiles came out wrong in it in bfloat16, as elsewhere (`layout.triton_tile`).
+        On a GPU narrower tiles came out wrong in `gradient_BC_of_one` in bfloat16, as elsewhere (`layout.triton_tile`).
         """
         return self.parts == self.heads // self.groups and (INTERPRETED or self.tile[1] >= 128)
 

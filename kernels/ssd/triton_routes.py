@@ -78,7 +78,7 @@ class Apart:
         run, p, to, dfinal = self.run, self.run.p, self.to, self.dfinal
         chunk_steps, parts_B, parts_C, params = self.buffers
         *place, states, dstates = piece
-        programs = run.programs(piece)
+        programs = run.programs(piece.num_chunks)
         of_y, of_x = (*self.dy.stride(), *strides(dfinal, 4)), run.x.stride()
         of_BC = *run.B.stride(), *run.C.stride()
         flags = {
@@ -151,7 +151,7 @@ class Walked:
         run, p, to = self.run, self.run.p, self.to
         chunk_steps, parts_B, parts_C, _ = self.buffers
         *place, states, dstates = piece
-        programs = run.programs(piece)
+        programs = run.programs(piece.num_chunks)
         tiles = self.dy, run.x, run.B, run.C
         of_tiles = *self.dy.stride(), *run.x.stride(), *run.B.stride(), *run.C.stride()
         if p.one:

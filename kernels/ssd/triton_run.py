@@ -76,9 +76,9 @@ class Run:
         """Return how many states of a sequence are kept of `segments`."""
         return self.p.kept if self.p.piece == 0 else len(segments) * (TRITON_FAR // TRITON_KEEP)
 
-    def programs(self, piece: Any) -> int:
-        """Return the number of chunks of a `Piece`."""
-        return self.p.slots if self.p.packed else int(self.p.batch * piece.num_chunks)
+    def programs(self, num_chunks: int) -> int:
+        """Return how many chunks there are where `num_chunks` of each sequence are taken; of packed ones all."""
+        return self.p.slots if self.p.packed else self.p.batch * num_chunks
 
     def steps(self) -> Tensor:
         """Return step sizes and sums of log decays, (slots, H, 3, TRITON_KEEP)."""
