@@ -120,9 +120,7 @@ def _gradients(run: Run, dy: Tensor, dfinal: Tensor | None, states: Tensor, to: 
         )  # fmt: skip
 
 
-def _pieces(
-    run: Run, route: Apart | Walked, dy: Tensor, dfinal: Tensor | None, states: Tensor
-) -> Iterator[Piece]:  # fmt: skip
+def _pieces(run: Run, route: Apart | Walked, dy: Tensor, dfinal: Tensor | None, states: Tensor) -> Iterator[Piece]:
     """Work out the gradients of states, and of a long sequence the states that `scan` did not keep, by pieces."""
     p = run.p
     starts = None

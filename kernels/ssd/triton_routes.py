@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.kernels.launch import launch
-from mambaverse.kernels.ssd.layout import TRITON_KEEP
+from mambaverse.kernels.ssd.layout import TRITON_KEEP, boundary_dtype
 from mambaverse.kernels.ssd.triton_backward import gradient_BC, gradient_BC_of_one, gradient_x
 from mambaverse.kernels.ssd.triton_run import Run, strides
 from mambaverse.kernels.ssd.triton_walk import ROWS, rest_of_one, sum_up, through_states, walk, within
@@ -124,7 +124,7 @@ class Walked:
         self.flags = {"HAS_D": run.D is not None, "HAS_Z": run.z is not None, "HAS_OWN": run.own is not None}
         if not p.one:
             square = p.slots, p.groups * p.parts, TRITON_KEEP, TRITON_KEEP
-            self.dK = torch.empty(square, dtype=run.state_dtype, device=dy.device)
+            self.dK = torch.empty(square, dtype=boundary_dtype(run.x, "triton"), device=dy.device)
 
     @staticmethod
     def goes(run: Run, dfinal: Tensor | None) -> bool:
@@ -179,10 +179,7 @@ class Walked:
 
     def finish(self) -> None:
         """Write the gradients of dt and weights, and of what has a number a head."""
-        run, p, to = self.run, self.run.p, self.to
-        launch(
-            run.memo, "sum_up", sum_up, run.grid_of_steps,
-            (*(run.dt, run.A, *run.or_x(run.bias, run.cu), self.buffers.steps, self.left_over),
-            *(to.dt, to.weight, self.buffers.params, *run.bounds, p.heads, *run.of_steps),),
-            lambda: run.flags_of_steps | {"HAS_D": run.D is not None},
-        )  # fmt: skip
+        run, to = self.run, self.to
+        left = self.buffers.steps, self.left_over
+        tensors = *run.or_x(run.bias, run.cu), *left, to.dt, to.weight, self.buffers.params
+        run.over_steps(sum_up, tensors, HAS_D=run.D is not None)

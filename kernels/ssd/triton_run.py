@@ -49,14 +49,7 @@ class Run:
             "PACKED": p.packed, "REVERSE": reverse, "FAST": not INTERPRETED,
         }  # fmt: skip
         self.step_flags = {"HAS_BIAS": bias is not None, "SOFTPLUS": softplus}
-        self.state_dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32  # of those that are kept
         self.bounds = p.length, p.sequences, p.sequences.bit_length()
-        self.grid_of_steps = p.slots, ceil_div(p.heads, HEADS)
-        self.of_steps = *self.limits, *dt.stride(), *A.stride(), *strides(bias, 1)
-        self.flags_of_steps = self.step_flags | {
-            "Q": TRITON_KEEP, "HEADS": HEADS, "HAS_WEIGHT": weight is not None, "PACKED": p.packed,
-            "REVERSE": reverse, "num_warps": 4,
-        }  # fmt: skip
 
     def or_x(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """Put x, which a flag tells the kernels not to read, in the place of what is not there."""
@@ -80,17 +73,25 @@ class Run:
         """Return how many chunks there are where `num_chunks` of each sequence are taken; of packed ones all."""
         return self.p.slots if self.p.packed else self.p.batch * num_chunks
 
+    def over_steps(self, function: Any, tensors: tuple[Tensor, ...], *more: int, **flags: bool) -> None:
+        """Launch a kernel that takes the step sizes of a chunk and HEADS heads a program."""
+        p = self.p
+        launch(
+            self.memo, function.__name__, function, (p.slots, ceil_div(p.heads, HEADS)),
+            (*(self.dt, self.A, *tensors, *self.bounds, p.heads, *self.limits),
+            *(*self.dt.stride(), *self.A.stride(), *strides(self.bias, 1), *more)),
+            lambda: self.step_flags | flags | {
+                "Q": TRITON_KEEP, "HEADS": HEADS, "HAS_WEIGHT": self.weight is not None, "PACKED": p.packed,
+                "REVERSE": self.flags["REVERSE"], "num_warps": 4,
+            },
+        )  # fmt: skip
+
     def steps(self) -> Tensor:
         """Return step sizes and sums of log decays, (slots, H, 3, TRITON_KEEP)."""
         p = self.p
         out = torch.empty((p.slots, p.heads, 3, TRITON_KEEP), dtype=torch.float32, device=self.x.device)
         if p.slots:
-            launch(
-                self.memo, "steps", steps, self.grid_of_steps,
-                (*(self.dt, self.A, *self.or_x(self.bias, self.weight, self.cu), out, *self.bounds, p.heads),
-                *(*self.of_steps, *strides(self.weight, 3)),),
-                lambda: self.flags_of_steps,
-            )  # fmt: skip
+            self.over_steps(steps, (*self.or_x(self.bias, self.weight, self.cu), out), *strides(self.weight, 3))
         return out
 
     def scan(self, y: Tensor, final: Tensor, states: Tensor, starts: Tensor | None, save: bool) -> None:
@@ -129,7 +130,7 @@ class Run:
             *self.limits,
             *(*x.stride(), *self.dt.stride(), *self.A.stride(), *B.stride(), *strides(z, 4), *strides(self.bias, 1)),
             *(*strides(incoming, 4), *strides(weight, 3)),),
-            lambda: self.tuned("carry" if ends is None else "ends") | self.step_flags | {
+            lambda: self.tuned("carry" if ends is None else "carry_to_ends") | self.step_flags | {
                 "HAS_Z": z is not None, "HAS_INCOMING": incoming is not None,
                 "HAS_OUTGOING": outgoing is not None and self.initial is not None,
                 "SPLIT": starts is not None and gradient, "GRADIENT": gradient, "SUMMARY": ends is not None,
