@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mambaverse.kernels.backend import BackendError
+
 Memo = dict[Hashable, tuple[Any, tuple[Any, ...]]]  # by name: a compiled kernel, and the values of its constants
 
 
@@ -124,6 +126,9 @@ def launch(
         grid: Three numbers, or fewer.
         arguments: Tensors and numbers, all parameters that are not constants.
         constants: Returns the constants by name, and options such as num_warps; called where `memo` has no `name`.
+
+    Raises:
+        BackendError: where the GPU has less shared memory, say, than a program takes.
     """
     call, found = _call.get(), memo.get(name)
     if found is None:
@@ -134,7 +139,21 @@ def launch(
         memo[name] = found = kernel, tuple(values[parameter] for parameter in function.arg_names[len(arguments) :])
     if call is None or not call.unfinished:
         kernel, tail = found
-        kernel[(*grid, 1, 1)[:3]](*arguments, *tail)
+        try:
+            kernel[(*grid, 1, 1)[:3]](*arguments, *tail)
+        except Exception as error:
+            if type(error).__name__ != "OutOfResources":  # Triton's
+                raise
+            raise _too_large(function, error) from None
+
+
+def _too_large(function: Any, error: Any) -> BackendError:
+    """Return what to raise where a GPU has less of something than a kernel takes."""
+    operator = function.__module__.removeprefix(__package__ + ".").split(".")[0]
+    return BackendError(
+        f"{operator}: at these sizes the kernel {function.__name__!r} of backend 'triton' takes {error.required} of "
+        f'{error.name} a program, and this GPU has {error.limit}; use_backend("reference") runs anywhere'
+    )
 
 
 def _compiled(

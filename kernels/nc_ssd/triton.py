@@ -58,7 +58,8 @@ def backward(
             launch(
                 call.memo, "gradient", kernels.gradient, (x.shape[0] * blocks * B.shape[2],),
                 (dy, x, dt, A, B, C, D, dt_bias, state.contiguous(), dstate, dx, ddt, dB, dC, parts, blocks,
-                 x.shape[1], *dy.stride(), *x.stride(), *dt.stride(), *B.stride(), *C.stride()), lambda: call.flags,
+                 x.shape[1], *dy.stride(), *x.stride(), *dt.stride(), *B.stride(), *C.stride()),
+                lambda: call.flags | {"num_stages": call.stages_of_gradient},
             )  # fmt: skip
     dA, dD, dbias = parts.sum(0).unbind(0)
     nothing = x.new_empty(0)
@@ -96,7 +97,9 @@ class _Call:
         self.runs = max(1, -(-length // rows))
         self.programs = batch * self.runs * heads
         self.sizes = self.runs, length, rows
-        self.stages = 2 if small else 3  # of `write`: in flight, tiles take from what other programs have
+        self.stages = 2 if small or columns > 256 else 3  # of `write`: in flight, tiles take from what others have
+        # Of `gradient`, whose tiles and states of the next heads are in flight: wider ones do not fit.
+        self.stages_of_gradient = 3 if columns <= 64 and states <= 128 else 1
         full = all(t.dtype == torch.float32 for t in (x, B, C))
         self.flags: dict[str, Any] = {
             "H": heads, "R": heads // groups, "P": head_dim, "N": state_dim, "BP": columns, "BN": states, "BT": tokens,

@@ -85,7 +85,7 @@ def combine(
             h = decay[k] * h + end[k]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # a 1 would be a constant, which has no type
 def gate(
     ys, z, y, total, num_rows, L, dim, sz_b, sz_l, sz_d,
     SCALE: tl.constexpr, SAVE: tl.constexpr, FAST: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.launch import Memo, compiled_together, launch
 
 triton: Any = pytest.importorskip("triton")
@@ -142,4 +143,19 @@ def test_a_kernel_that_does_not_compile_says_so_every_time(log):
     call = call_of({}, jit(add), jit(wrong))
     for _ in range(2):
         with pytest.raises(triton.CompilationError, match="does not compile"):
+            call()
+
+
+def test_a_kernel_that_is_too_large_for_a_gpu_names_the_backend_that_can(log, monkeypatch):
+    from triton.compiler import compiler
+    from triton.runtime.errors import OutOfResources
+
+    def refuse(kernel):
+        raise OutOfResources(300_000, 232_448, "shared memory")
+
+    monkeypatch.setattr(compiler.CompiledKernel, "_init_handles", refuse)
+    monkeypatch.setattr(compiler.CompiledKernel, "run", property(lambda kernel: kernel._init_handles()))
+    call = call_of({}, jit(add))
+    for _ in range(2):
+        with pytest.raises(BackendError, match=r"kernel 'add'.* takes 300000 of shared memory.*232448.*reference"):
             call()

@@ -81,7 +81,8 @@ def test_triton_is_within_tolerance() -> None:
 def test_a_gpu_is_within_tolerance() -> None:
     check_all("auto", "cuda")
     largest = Case(1, 5000, 2, 32, 1, 256, ""), Case(2, 300, 2, 128, 2, 64, ""), Case(2, 300, 2, 64, 1, 128, "")
-    for case in (Case(3, 197, 6, 64, 1, 64, ""), *largest, TESTED[3]):
+    wide = Case(1, 300, 6, 65, 1, 32, ""), Case(2, 130, 4, 128, 1, 64, ""), Case(1, 70, 2, 16, 1, 512, "")
+    for case in (Case(3, 197, 6, 64, 1, 64, ""), *largest, *wide, Case(1, 70, 2, 300, 1, 16, ""), TESTED[3]):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             check(make_inputs(case, dtype=dtype, device="cuda"), dtype)
 

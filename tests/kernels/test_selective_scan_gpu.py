@@ -27,6 +27,7 @@ CHAINS = (
     Case("resting", "states that rest in memory between tiles", 50, 141, 40, 20),
     Case("alone", "one thread a channel, programs of two warps", 150, 141, 64, 3),
 )
+ONE_ROW = Case("one row", "a size of 1 is a constant to Triton", 1, 1, 40, 16)
 PACKED = Case("packed", "see LENGTHS", 1, 3 + 0 + 64 + 1 + 130 + 65, 70, 4)
 LENGTHS = (3, 0, 64, 1, 130, 65)
 FLAGS: dict[str, Any] = {"delta_softplus": True, "return_final_state": True}  # a negative Δ would let states explode
@@ -271,8 +272,9 @@ def test_compiles_without_graph_breaks(function):
 
 @pytest.mark.parametrize("merge", ["add", "mean"])
 @pytest.mark.parametrize("names", [(), ("A",), ("u", "delta", "A", "B", "C", "D", "delta_bias"), ("z",)], ids=str)
-def test_bidirectional_equals_reference(names, merge):
-    inputs, other = gpu_inputs(CASES[2]), gpu_inputs(CASES[2], seed=1)
+@pytest.mark.parametrize("case", [CASES[2], ONE_ROW], ids=lambda case: case.name)
+def test_bidirectional_equals_reference(case, names, merge):
+    inputs, other = gpu_inputs(case), gpu_inputs(case, seed=1)
     inputs = {k: torch.stack((v, other[k])) if k in names else v for k, v in inputs.items()}
     inputs = {k: v.unsqueeze(-2) if k in ("B", "C") else v for k, v in inputs.items()}
     flags: dict[str, Any] = {"merge": merge, "delta_softplus": True, "return_final_state": True}
