@@ -136,11 +136,17 @@ def spec_augment(x: Tensor, draws: Tensor, lengths: Tensor, freq_mask: int, time
 
 
 def mix_waveforms(
-    waveforms: Sequence[Tensor], targets: Tensor, num_classes: int, alpha: float, generator: Generator
+    waveforms: Sequence[Tensor],
+    targets: Tensor,
+    num_classes: int,
+    alpha: float,
+    generator: Generator,
+    smoothing: float = 0.0,
 ) -> tuple[list[Tensor], Tensor]:
     """Mix each clip with another of the batch, λ : 1 - λ with λ ~ Beta(α, α) for each pair.
 
-    Both are padded to the longer one; returns the clips and the weights of their classes (B, classes).
+    Both are padded to the longer one; returns the clips and the weights of their classes (B, classes), of which
+    `smoothing` is the share that is spread over all classes.
     """
     order = torch.randperm(len(waveforms), generator=generator)
     numpy_draws = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
@@ -150,7 +156,7 @@ def mix_waveforms(
         longest = max(len(waveform), len(waveforms[other]))
         a, b = (F.pad(part, (0, longest - len(part))) for part in (waveform, waveforms[other]))
         mixed.append(share * a + (1 - share) * b)
-    weights = F.one_hot(targets, num_classes).float()
+    weights = F.one_hot(targets, num_classes).float() * (1 - smoothing) + smoothing / num_classes
     return mixed, shares[:, None] * weights + (1 - shares[:, None]) * weights[order]
 
 

@@ -138,8 +138,8 @@ class AudioTask(Classifier):
         if generator is None:
             waveforms, batch["owner"] = self._pieces(waveforms)
         elif self.options.mixup and float(torch.rand((), generator=generator)) < self.options.mixup_prob:
-            mixed = mix_waveforms(waveforms, batch["target"], len(self.classes), self.options.mixup, generator)
-            waveforms, batch["target"] = mixed
+            how = (len(self.classes), self.options.mixup, generator, self.options.label_smoothing)
+            waveforms, batch["target"] = mix_waveforms(waveforms, batch["target"], *how)
         if generator is None:
             batch["input"], batch["lengths"] = self.front(waveforms)
             return batch

@@ -76,6 +76,14 @@ def test_the_same_draws_make_the_same_batch(make_task: Make, tiny: str, draw: Dr
     assert first["target"].shape == (9, 4) and "owner" not in first
 
 
+def test_mixed_labels_are_smoothed_too(make_task: Make, tiny: str, draw: Draw) -> None:
+    sharp, soft = (
+        batch_of(make_task(tiny, "task.mixup=0.4", f"task.label_smoothing={share}"), 9, draw) for share in (0, 0.2)
+    )
+    assert soft["input"].equal(sharp["input"])
+    torch.testing.assert_close(soft["target"], 0.8 * sharp["target"] + 0.2 / sharp["target"].shape[1])
+
+
 def test_a_worker_process_makes_the_same_batch(make_task: Make, tiny: str, draw: Draw) -> None:
     task = make_task(tiny, *AUGMENTED)
     samples, collate = pickle.loads(pickle.dumps((task.train_set, task.collate)))
