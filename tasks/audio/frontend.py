@@ -19,6 +19,7 @@ from mambaverse.tasks.audio.fbank import Fbank, centres, cosine_transform
 STATISTICS_CLIPS = 1000  # evenly spaced training clips, of which mean and deviation are taken
 Vary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 LEAST_STD = 1e-5  # of a clip: silence stays 0
+PORTION = 2**20  # samples whose spectrograms are computed at once: on the way each takes over 100 bytes
 
 
 class FrontEnd:
@@ -83,8 +84,9 @@ class FrontEnd:
 
     @torch.no_grad()
     def spectrogram(self, waveforms: Tensor) -> Tensor:
-        """Return log-mel energies (B, T, F) of waveforms (B, L)."""
-        return self.fbank(waveforms)
+        """Return log-mel energies (B, T, F) of waveforms (B, L); of many they are computed some rows at a time."""
+        rows = max(PORTION // max(waveforms.shape[1], 1), 1)
+        return torch.cat([self.fbank(part) for part in waveforms.split(rows)])
 
     def statistics(self, waveforms: Sequence[Tensor]) -> tuple[list[float], list[float]]:
         """Return mean and deviation of the inputs that clips make: of all numbers, or of each coefficient."""

@@ -20,6 +20,7 @@ from mambaverse.cli import main
 from mambaverse.config import compose, to_yaml
 from mambaverse.errors import UserError
 from mambaverse.mixers import MIXERS, list_mixers
+from mambaverse.tasks.audio import frontend
 from mambaverse.tasks.audio.baselines import mfcc
 from mambaverse.tasks.audio.task import AudioTask
 from mambaverse.tasks.audio.wav import write_wav
@@ -89,6 +90,19 @@ def test_a_worker_process_makes_the_same_batch(make_task: Make, tiny: str, draw:
     samples, collate = pickle.loads(pickle.dumps((task.train_set, task.collate)))
     batch = collate([samples.sample(i, draw(i)) for i in range(6)], draw(99))
     assert batch["input"].equal(batch_of(task, 6, draw)["input"])
+
+
+def test_spectrograms_of_long_clips_take_little_memory(
+    make_task: Make, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task(tiny, "data.max_seconds=0.1")
+    sample = {"waveform": torch.from_numpy(tone(300, 1.0))}
+    whole, sizes = task.collate([sample], None), []
+    monkeypatch.setattr(frontend, "PORTION", 4000)
+    task.front.fbank.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].numel()))
+    parts = task.collate([sample], None)
+    assert sizes == [3200] * 5 and parts["input"].shape == (10, 8, 32)
+    torch.testing.assert_close(parts["input"], whole["input"])
 
 
 def test_fixed_frames_are_padded_with_zeros_before_they_are_normalised(make_task: Make, tiny: str) -> None:
