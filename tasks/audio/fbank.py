@@ -85,11 +85,18 @@ class Fbank(nn.Module):
         self.register_buffer("filters", mel_filters(self.options).T.contiguous(), persistent=False)  # (K, bins)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Return log-mel energies (..., T, bins) of waveforms (..., L) in [-1, 1], in their dtype (float32 or 64).
+        """Return log-mel energies (..., T, bins) of waveforms (..., L), floats in [-1, 1], in their dtype.
 
-        Of a batch padded behind its clips, the frames i < `num_frames(length)` see no padding. The spectrum is
-        computed in float64: in float32 its rounding, 1e-7 of the loudest band, shows in the quiet ones, by up to 3e-4.
+        Of a batch padded behind its clips, the frames i < `num_frames(length)` see no padding. All is computed in
+        float64, which autocast leaves alone: in float32 the rounding of the spectrum, 1e-7 of the loudest band, shows
+        in the quiet ones, by up to 3e-4.
+
+        Raises:
+            UserError: waveforms that are no floats, such as the 16-bit integers of a file.
         """
+        if not waveform.is_floating_point():
+            given = str(waveform.dtype).removeprefix("torch.")
+            raise UserError(f"fbank: expected waveforms of floats in [-1, 1], got {given}")
         options = self.options
         if waveform.shape[-1] < options.frame_samples:
             waveform = F.pad(waveform, (0, options.frame_samples - waveform.shape[-1]))
@@ -102,8 +109,8 @@ class Fbank(nn.Module):
             ..., :-1
         ]  # the filters end below Nyquist's
         parts = torch.view_as_real(spectrum)  # squared apart: a sum over the last axis, of 2, takes 15 times as long
-        power = (parts[..., 0].square() + parts[..., 1].square()).to(waveform.dtype)  # (..., T, K)
-        return (power @ self.filters.to(waveform.dtype)).clamp(min=EPSILON).log()
+        power = parts[..., 0].square() + parts[..., 1].square()  # (..., T, K)
+        return (power @ self.filters.double()).clamp(min=EPSILON).log().to(waveform.dtype)
 
     def num_frames(self, lengths: Tensor) -> Tensor:
         """Return the numbers of frames (B,) of clips of `lengths` (B,) samples."""

@@ -76,6 +76,20 @@ def test_gradients_are_right() -> None:
     assert torch.autograd.gradcheck(bank, x, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_autocast_changes_nothing_and_shorter_floats_are_rounded_once(dtype: torch.dtype, error: float) -> None:
+    x = speech()[2000:6000].to(dtype)
+    alone = Fbank()(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Fbank()(x).equal(alone) and alone.dtype == dtype
+    torch.testing.assert_close(alone.double(), Fbank()(x.double()), atol=error, rtol=0)
+
+
+def test_integers_are_refused() -> None:
+    with pytest.raises(UserError, match=r"fbank: expected waveforms of floats in \[-1, 1\], got int16"):
+        Fbank()((speech() * 32768).to(torch.int16))
+
+
 def test_frames_of_a_padded_batch_see_no_padding() -> None:
     bank, clips = Fbank(), [speech(), speech("f/020_4.wav")[:3000], speech()[:100]]
     lengths = torch.tensor([len(clip) for clip in clips])
