@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from mambaverse.config import DataConfig
-from mambaverse.errors import UserError
+from mambaverse.errors import UserError, suggest
 from mambaverse.packages import is_package, unpacked
 from mambaverse.registry import Registry
 
@@ -191,10 +191,15 @@ def get_dataset(name: str, domain: str = "") -> Dataset:
 
     Raises:
         RegistryError: unknown data set, or one whose import fails.
+        UserError: a data set of another domain.
     """
     if domain and "/" not in name and ":" not in name:
         name = f"{domain}/{name}"
-    return DATASETS.get(name)(name)
+    found = DATASETS.get(name)
+    if domain and ":" not in name and not name.startswith(f"{domain}/"):
+        named = suggest(name.partition("/")[2], list_datasets(f"{domain}/*"))
+        raise UserError(f"data.name={name}: expected a data set of {domain}{named}")
+    return found(name)
 
 
 def list_datasets(pattern: str = "*") -> list[str]:

@@ -59,6 +59,11 @@ def test_an_unknown_name_brings_the_nearest() -> None:
         get_dataset("digit", "vision")
 
 
+def test_one_of_another_domain_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data.name=dna/fasta: expected a data set of audio; known: audio/drums, "):
+        get_dataset("dna/fasta", "audio")
+
+
 def test_what_is_no_dataset_or_has_no_domain_is_refused() -> None:
     with pytest.raises(RegistryError, match=r"expected a subclass of mambaverse\.datasets\.Dataset, got 3"):
         register_dataset("vision/zz")(3)  # type: ignore[type-var]
