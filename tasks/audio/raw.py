@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mambaverse.backbones.isotropic import Isotropic, check_floats, padded_lengths
 from mambaverse.blocks import check_counts, check_rates, reset_parameters
 from mambaverse.errors import UserError
+from mambaverse.registry import is_a
 
 STEM = ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2))  # (width, stride): 160 samples a token, 10 ms at 16 kHz
 
@@ -114,11 +115,10 @@ class AudioRaw(Isotropic):
             raise UserError("a mixer here needs a grid of tokens; a waveform has none")
         check_counts(0, num_classes=num_classes)
         check_rates(drop_rate=drop_rate)
-        layers = [tuple(layer) for layer in stem]
-        if not layers or any(len(layer) != 2 or layer[0] < layer[1] or layer[1] < 1 for layer in layers):
+        if not stem or not all(map(_is_layer, stem)):
             raise UserError(f"stem: expected [width, stride] pairs, width >= stride >= 1, got {list(stem)}")
         self.num_classes = num_classes
-        self.stem = Stem(embed_dim, [(layer[0], layer[1]) for layer in layers], **dd)
+        self.stem = Stem(embed_dim, [(layer[0], layer[1]) for layer in stem], **dd)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self._init_head()
@@ -160,3 +160,7 @@ class AudioRaw(Isotropic):
         if isinstance(self.head, nn.Linear):
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
+
+
+def _is_layer(layer: Any) -> bool:
+    return is_a(layer, Sequence[int]) and len(layer) == 2 and layer[0] >= layer[1] >= 1

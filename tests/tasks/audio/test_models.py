@@ -311,6 +311,8 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         ("aum_nano_patch16_128x128", {"pretrained": True}, "no published weights in our format"),
         ("audio_raw_nano", {"pretrained": True}, "there are no published weights yet"),
         ("audio_raw_nano", {"stem": [[4, 5]]}, r"stem: expected \[width, stride\] pairs"),
+        ("audio_raw_nano", {"stem": [10, 5]}, r"width >= stride >= 1, got \[10, 5\]"),
+        ("audio_raw_nano", {"stem": [[10.5, 5]]}, r"width >= stride >= 1, got \[\[10.5, 5\]\]"),
     ],
 )
 def test_wrong_arguments_are_one_line(name: str, overrides: dict, message: str) -> None:
