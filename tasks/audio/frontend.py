@@ -18,7 +18,7 @@ from mambaverse.tasks.audio.fbank import Fbank, centres, cosine_transform
 
 STATISTICS_CLIPS = 1000  # evenly spaced training clips, of which mean and deviation are taken
 Vary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-LEAST_STD = 1e-5  # of a clip: silence stays 0
+LEAST_STD = 1e-5  # of what is normalised: silence stays 0
 PORTION = 2**20  # samples whose spectrograms are computed at once: on the way each takes over 100 bytes
 
 
@@ -98,7 +98,12 @@ class FrontEnd:
             count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
-        return [round(m, 4) for m in mean.tolist()], [round(s, 4) or 1.0 for s in std.tolist()]
+        return [_rounded(m) for m in mean.tolist()], [_rounded(s) if s > LEAST_STD else 1.0 for s in std.tolist()]
+
+
+def _rounded(value: float) -> float:
+    """Return four decimals of a number, or below 1 four digits: the deviation of quiet waveforms is 0.0001."""
+    return round(value, 4) if abs(value) >= 1 else float(f"{value:.4g}")
 
 
 def _inside(x: Tensor, lengths: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from mambaverse.tasks.audio import frontend
 from mambaverse.tasks.audio.baselines import mfcc
 from mambaverse.tasks.audio.task import AudioTask
 from mambaverse.tasks.audio.wav import write_wav
-from tests.tasks.audio.conftest import tone
+from tests.tasks.audio.conftest import raw_wav, tone
 
 Make = Callable[..., AudioTask]
 Draw = Callable[[int], torch.Generator]
@@ -69,6 +69,17 @@ def test_normalised_by_itself_a_clip_is_the_same_at_any_level(make_task: Make, t
         means = values.mean(0) if how == "band" else values.mean()
         assert means.abs().max() < 1e-4 and values.square().mean().item() == pytest.approx(1, abs=1e-3)
         assert row[length:].eq(0).all()
+
+
+def test_quiet_waveforms_are_normalised_like_loud_ones(make_task: Make, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(2):  # at -80 dB, as a recording of 24 bits may be
+            quiet = tone(500, level=1e-4, seed=i) - tone(500, level=0, seed=i)  # without its noise
+            (tmp_path / name / f"{i}.wav").write_bytes(raw_wav(quiet.tobytes(), bits=32, code=3))
+    task = make_task("audio/folder", f"data.root={tmp_path}", "model.name=audio_raw_nano")
+    assert task.data.std == [pytest.approx(1e-4 / 2**0.5, rel=1e-3)]
+    assert batch_of(task, 2)["input"].std().item() == pytest.approx(1, rel=1e-3)
 
 
 def test_the_same_draws_make_the_same_batch(make_task: Make, tiny: str, draw: Draw) -> None:
