@@ -17,7 +17,7 @@ import numpy as np
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # format codes
 DTYPES = {(PCM, 8): "u1", (PCM, 16): "<i2", (PCM, 32): "<i4", (FLOAT, 32): "<f4", (FLOAT, 64): "<f8"}
-UNKNOWN = 0xFFFFFFFF  # the size that a program writes into a stream whose end it does not know
+UNKNOWN = 0x7FFF0000  # from here on a size is of a stream whose end was not known: SoX's 0x7FFFF000, FFmpeg's -1
 CODECS = {2: "Microsoft ADPCM", 6: "A-law", 7: "µ-law", 17: "IMA ADPCM", 49: "GSM 6.10", 85: "MP3"}
 
 
@@ -115,9 +115,7 @@ def _chunks(data: bytes) -> tuple[int, int, int, int, memoryview]:
             if head is None:
                 raise WavError("its samples come before their format")
             there = len(data) - start
-            if size == UNKNOWN:
-                size = there
-            if size > there:
+            if there < size < UNKNOWN:
                 raise WavError(f"it is cut short: {size:,} bytes of samples expected, {there:,} there")
             return *head, memoryview(data)[start : start + size]
         at = start + size + size % 2

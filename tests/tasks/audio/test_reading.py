@@ -58,12 +58,13 @@ def test_what_is_written_is_read() -> None:
     assert wav.rate == 8000 and wav.samples()[:, 0].tolist() == [-1.0, -1.0, 0.0, 0.25, 32767 / 32768]
 
 
-def test_extensible_headers_other_chunks_and_streams_without_a_size_are_read() -> None:
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000], ids=["ffmpeg", "sox"])
+def test_extensible_headers_other_chunks_and_streams_without_a_size_are_read(size: int) -> None:
     body = np.array([0, 16384, -16384], "<i2").tobytes()
     guid = struct.pack("<H", 1) + bytes.fromhex("000000001000800000aa00389b71")
     fmt = struct.pack("<4sIHHIIHHHHI", b"fmt ", 40, 0xFFFE, 1, RATE, 2 * RATE, 2, 16, 22, 16, 4) + guid
     junk = struct.pack("<4sI", b"LIST", 3) + b"abc\0"  # an odd size is padded
-    data = struct.pack("<4sI", b"data", 0xFFFFFFFF) + body
+    data = struct.pack("<4sI", b"data", size) + body
     wav = decode_wav(b"RIFF\0\0\0\0WAVE" + junk + fmt + data)
     assert wav.samples()[:, 0].tolist() == [0, 0.5, -0.5]
 
