@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,7 +18,7 @@ import numpy as np
 
 from mambaverse.datasets import files_below
 from mambaverse.errors import UserError, warn
-from mambaverse.tasks.audio.wav import CompressedWavError, WavError, decode_wav, is_wav
+from mambaverse.tasks.audio.wav import UNKNOWN, CompressedWavError, WavError, decode_wav, is_wav
 
 WAV_EXTENSIONS = {".wav", ".wave"}
 EXTENSIONS = WAV_EXTENSIONS | {".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus"}
@@ -28,6 +29,8 @@ LOUDEST = 2.0**31  # of a sample: floats that were integers and never scaled pas
 FULL_SCALE, CLIPPED_SHARE = 0.999, 0.01  # so large a share of samples so near the limit are a clipped recording
 BLOCK = 2**20  # frames that are decoded at once
 COMPRESSED = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"FORM", b".snd", b"caff", b"RIFX", b"RF64")  # first bytes
+SLACK = 2304  # frames that a compressed file may lack: two of MP3, whose encoders count differently
+SIZES = re.compile(r"(\d+) \(should be (\d+)\)")  # of chunks in libsndfile's log: by the header, by the file
 SILENCE = 1e-4  # -80 dB of full scale: what dither and a sound card's noise leave of nothing
 
 
@@ -158,6 +161,7 @@ def _decode(data: bytes, name: str) -> tuple[int, Iterator[np.ndarray]]:
 
 def _blocks(file: Any, name: str) -> Iterator[np.ndarray]:
     """Yield blocks of samples (L, channels) float32 of an open `soundfile.SoundFile`, and close it."""
+    there = 0
     with file:
         while True:
             try:
@@ -165,8 +169,21 @@ def _blocks(file: Any, name: str) -> Iterator[np.ndarray]:
             except RuntimeError as error:
                 raise UserError(_damaged(name, error)) from None
             if not len(block):
-                return
+                break
+            there += len(block)
             yield block
+        if there + SLACK < file.frames or _ends_early(file.extra_info):
+            raise UserError(f"{name}: it is cut short after {there / file.samplerate:.3f} s; get it again")
+
+
+def _ends_early(log: str) -> bool:
+    """Whether libsndfile's log of a file says that it ends before its header's sizes do, or within a page of Ogg.
+
+    The last byte may be missing, which only fills a chunk up, and an Ogg stream may end without saying so.
+    """
+    sizes = ((int(said), int(found)) for said, found in SIZES.findall(log))
+    cut = any(found + 1 < said < UNKNOWN for said, found in sizes)
+    return cut or ("lacks an end-of-stream bit" in log and "Junk after the last page" in log)
 
 
 def _damaged(name: str, error: Exception) -> str:

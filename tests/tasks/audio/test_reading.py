@@ -204,6 +204,16 @@ def test_a_damaged_compressed_file_is_one_line(content: bytes, tmp_path: Path) -
         read_audio(tmp_path / "bad.flac", RATE)
 
 
+@pytest.mark.parametrize("name", ["x.flac", "x.ogg", "x.mp3", "x.aiff", "x.au", "x.caf"])
+def test_a_compressed_file_that_was_cut_short_is_one_line(name: str, tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile", reason="the optional extra audio")
+    soundfile.write(path := tmp_path / name, tone(440, 5), RATE)
+    assert len(read_audio(path, RATE)) >= 5 * RATE
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    with pytest.raises(UserError, match=rf"{name}: (it is cut short after [23]\.\d+ s; get it|not an audio file)"):
+        read_audio(path, RATE)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
