@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from mambaverse.config import RunConfig
+from mambaverse.config import ConfigError, RunConfig
 from mambaverse.datasets import get_dataset
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.data import to_device
 from mambaverse.engine.task import Batch, Sample, SampleSet, fact, register_task
+from mambaverse.ensemble import members_of
 from mambaverse.errors import UserError
 from mambaverse.models import MODELS
 from mambaverse.splits import write_split
@@ -120,6 +121,16 @@ class AudioTask(Classifier):
             if self.data.frames is not None and "frames" not in self.config.model.args:
                 arguments["frames"] = self.data.frames
         return arguments
+
+    def build_model(self) -> nn.Module:
+        """See `Classifier.build_model`; a mixer that needs a grid needs clips of one length."""
+        model = super().build_model()
+        if self.data.frames is None and any(getattr(one, "needs_spatial_shape", False) for one in members_of(model)):
+            raise UserError(
+                f"model.mixer={self.config.model.mixer}: needs the tokens to be one grid, the same for all clips; set "
+                "data.frames, to which they are filled up or cut"
+            )
+        return model
 
     def load_checkpoint(self, model: nn.Module, path: Path) -> None:
         """Start from a weights file, ours or Audio or Vision Mamba's authors'; a head for other classes starts anew."""
@@ -232,12 +243,17 @@ class AudioTask(Classifier):
         return Clips(part, classes, self.data.rate, self.data.cache_mb * 2**20)
 
     def _kind(self) -> str:
-        """Return what the model takes: fbank or waveform."""
-        if self.data.input is not None:
-            return self.data.input
-        name = self.config.model.name
+        """Return what the model takes: fbank or waveform.
+
+        Raises:
+            ConfigError: `data.input` is not what it takes.
+        """
+        name, asked = self.config.model.name, self.data.input
         model = MODELS.entry(name).tags.get("model") if name in MODELS else None
-        return getattr(model, "input_kind", "fbank")
+        takes = getattr(model, "input_kind", asked or "fbank")
+        if asked not in (None, takes):
+            raise ConfigError(f"data.input={asked}: the model {name} takes {takes}; leave it out")
+        return takes
 
     def _pieces(self, waveforms: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Cut long clips into the fewest equal pieces; return them and the clip that each is of."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,22 @@ def test_coefficients_are_each_normalised_and_are_the_floors_own(make_task: Make
     waveform = task.train_set.sample(0, None)["waveform"]
     theirs = scipy.fft.dct(task.front.fbank(waveform).numpy(), axis=1, norm="ortho")[:, :20]
     np.testing.assert_allclose(mfcc(waveform, task.front.fbank), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.name=audio_raw_nano", "data.input=fbank"], "data.input=fbank: the model audio_raw_nano takes wav"),
+        (["data.input=waveform"], "the model aum_nano_patch128x2_128x128 takes fbank; leave it out"),
+        (["model.mixer=ss2d"], "model.mixer=ss2d: needs the tokens to be one grid, the same for all clips; set "),
+        (["model.mixer=[s6,ss2d]", "model.members=2"], "needs the tokens to be one grid"),
+    ],
+)
+def test_what_the_model_cannot_take_is_told_before_it_trains(
+    make_task: Make, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_task("audio/mandarin_tones", *overrides).build_model()
 
 
 def test_the_model_decides_what_it_is_given(make_task: Make, tiny: str) -> None:
