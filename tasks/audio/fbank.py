@@ -42,8 +42,9 @@ class FbankOptions:
         """Check that they fit each other."""
         if not 2 <= self.bins <= 1024:
             raise UserError(f"fbank: bins: expected 2 to 1024, got {self.bins}")
-        if self.frame_ms <= 0 or self.shift_ms <= 0 or self.shift_samples < 1 or self.frame_samples < 2:
-            raise UserError(f"fbank: frames of {self.frame_ms} ms every {self.shift_ms} ms are too short")
+        if self.frame_ms <= 0 or self.shift_ms <= 0 or self.shift_samples < 1 or self.frame_samples < 3:
+            what = f"fbank: frames of {self.frame_ms} ms every {self.shift_ms} ms are too short at {self.rate} Hz"
+            raise UserError(f"{what}: expected 3 samples (a window of 2 is all 0) every 1 or more")
         if not 0 <= self.low_hz < self.high_hz <= self.rate / 2:
             raise UserError(
                 f"fbank: expected 0 <= low_hz < high_hz <= {self.rate / 2:g} (half the sample rate), "

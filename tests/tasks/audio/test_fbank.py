@@ -131,6 +131,7 @@ def test_it_is_a_hundred_times_faster_than_real_time() -> None:
     [
         ({"bins": 1}, "bins: expected 2 to 1024, got 1"),
         ({"frame_ms": 0.0}, "frames of 0.0 ms every 10.0 ms are too short"),
+        ({"rate": 100, "high_hz": 50.0}, "25.0 ms every 10.0 ms are too short at 100 Hz: expected 3 samples"),
         ({"shift_ms": 0.01}, "frames of 25.0 ms every 0.01 ms are too short"),
         ({"rate": 8000}, r"expected 0 <= low_hz < high_hz <= 4000 \(half the sample rate\), got 20 and 8000"),
         ({"low_hz": 9000.0}, "expected 0 <= low_hz < high_hz"),
