@@ -103,7 +103,7 @@ def write_split(target: Path, rows: Iterable[SplitRow]) -> Path:
     sizes = [len(r.content) if isinstance(r.content, bytes) else r.content.stat().st_size for r in rows]
     hashed = sum(sizes) <= HASH_LIMIT_BYTES
     with ThreadPoolExecutor(8) as pool, target.open("w", newline="", encoding="utf-8", errors=NO_TEXT) as file:
-        digests = pool.map(_sha256, (row.content for row in rows)) if hashed else iter([""] * len(rows))
+        digests = pool.map(_digest, rows) if hashed else iter([""] * len(rows))
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for row, size, digest in zip(rows, sizes, digests, strict=True):
@@ -217,6 +217,15 @@ def _note(config: SplitConfig) -> str:
         return f"fold {config.fold} of {config.folds}{by}{seed}"
     share = "held out" if config.group else "of each class held out"
     return f"{config.val_fraction:.0%} {share}{by}, seed {config.split_seed}"
+
+
+def _digest(row: SplitRow) -> str:
+    try:
+        return _sha256(row.content)
+    except OSError:
+        if row.set == "skipped":  # that it cannot be read may be why
+            return ""
+        raise
 
 
 def _sha256(content: Path | bytes) -> str:

@@ -128,6 +128,14 @@ def test_a_file_name_that_is_no_text_is_written_with_backslashes(tmp_path: Path)
     assert row["name"] == "a/\\udcff,é.png"
 
 
+def test_a_skipped_file_that_cannot_be_opened_has_no_hash(tmp_path: Path) -> None:
+    (closed := tmp_path / "x.wav").mkdir()  # opening a folder fails for root, too
+    target = write_split(tmp_path / "split.csv", [SplitRow("skipped", "", "x.wav", closed)])
+    assert [row["sha256"] for row in csv.DictReader(target.read_text().splitlines())] == [""]
+    with pytest.raises(IsADirectoryError):
+        write_split(target, [SplitRow("train", "a", "x.wav", closed)])
+
+
 def test_the_split_is_written_with_hashes_of_files_and_of_records(tmp_path: Path) -> None:
     (tmp_path / "x.wav").write_bytes(b"sound")
     rows = [SplitRow("train", "a", "x.wav", tmp_path / "x.wav", "g1"), SplitRow("eval", "b", "record 2", b"ACGT")]
