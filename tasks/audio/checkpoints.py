@@ -1,21 +1,23 @@
 """Weights of other code for Audio Mamba: those of its authors, and of Vision Mamba's, from which they began.
 
 Audio Mamba     names as ours, perhaps behind "module."; `pos_embed.pos_embed` with the cls token's row first, as ours
-Vision Mamba    `pos_embed` in the order of the sequence: the row of the cls token is the middle one and moves to the
-                front; the filters of red, green and blue are averaged
+Vision Mamba    what hustvl/Vim's training script saved, under "model": `pos_embed` in the order of the sequence, where
+                the row of the cls token is the middle one and moves to the front; in our own files of a `vim_*` it
+                comes first. The filters of red, green and blue are averaged
 
 Another number of frames stretches the position embedding; a head for other classes is left as it is initialised.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mambaverse.engine.checkpoint import CheckpointError, load_state, read_weights
+from mambaverse.engine.checkpoint import CheckpointError, load_state, read_torch, read_weights, without_prefix
 from mambaverse.errors import warn
 from mambaverse.tasks.audio.aum import AuM, stretch
 
@@ -28,35 +30,60 @@ def load_aum(model: nn.Module, path: Path) -> None:
     """
     weights = read_weights(path)
     if isinstance(model, AuM):
-        weights = convert(weights, model, str(path))
+        weights = convert(weights, model, str(path), cls_first=not _is_original(path))
     load_state(model, weights, str(path))
 
 
-def convert(weights: dict[str, Tensor], model: AuM, source: str) -> dict[str, Tensor]:
-    """Return weights of Audio Mamba or Vision Mamba under the names and in the shapes of `model`."""
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+def convert(weights: dict[str, Tensor], model: AuM, source: str, cls_first: bool) -> dict[str, Tensor]:
+    """Return weights of Audio Mamba or Vision Mamba under the names and in the shapes of `model`.
+
+    Args:
+        weights: By name.
+        model: Of the sizes wanted.
+        source: Their file, for messages.
+        cls_first: Whether the cls token's row comes first in the positions of a Vision Mamba.
+
+    Raises:
+        CheckpointError: a position embedding that is none.
+    """
+    weights = without_prefix(weights)
     rows, columns = model.pos_embed.grid
     prefix = model.pos_embed.prefix
-    old_rows = rows
-    if "pos_embed" in weights:
-        table = weights.pop("pos_embed")
-        if prefix:
+    name, filters, old_rows = "pos_embed.pos_embed", "patch_embed.proj.weight", rows
+    if "pos_embed" in weights and filters in weights and weights[filters].ndim == 4:
+        table = _table(weights.pop("pos_embed"), prefix, source)
+        if prefix and not cls_first:
             middle = (table.shape[1] - 1) // 2
             table = torch.cat([table[:, middle : middle + 1], table[:, :middle], table[:, middle + 1 :]], 1)
-        weights["pos_embed.pos_embed"] = table
+        weights[name] = table
         old_rows = round((table.shape[1] - prefix) ** 0.5)  # images are square
-        weights["patch_embed.proj.weight"] = weights["patch_embed.proj.weight"].mean(1, keepdim=True)
-    name = "pos_embed.pos_embed"
+        weights[filters] = weights[filters].mean(1, keepdim=True)
     if name in weights and weights[name].shape != model.pos_embed.pos_embed.shape:
-        weights[name] = _resize(weights[name], prefix, old_rows, (rows, columns), source)
+        weights[name] = _resize(_table(weights[name], prefix, source), prefix, old_rows, (rows, columns), source)
     own = model.state_dict()
     if "head.weight" in own and "head.weight" in weights and weights["head.weight"].shape != own["head.weight"].shape:
         warn(
             f"{source}: its head knows {len(weights['head.weight'])} classes and is left out; "
             f"that for {len(own['head.weight'])} classes starts anew"
         )
-        weights |= {key: own[key] for key in ("head.weight", "head.bias")}
+        weights |= {key: own[key] for key in own if key in weights and key.startswith(("head.", "wide."))}
     return weights
+
+
+def _is_original(path: Path) -> bool:
+    """Whether a weights file is one of those that hustvl/Vim's training script saves; our runs write safetensors."""
+    if path.suffix == ".safetensors":
+        return False
+    content = read_torch(path)
+    return any(isinstance(content.get(key), Mapping) for key in ("model", "model_ema"))
+
+
+def _table(table: Tensor, prefix: int, source: str) -> Tensor:
+    """Return a position embedding (1, prefix + M, D); CheckpointError if it is none."""
+    if table.ndim != 3 or len(table) != 1 or table.shape[1] <= prefix:
+        rule = f"(1, {prefix} cls tokens and the patches, D)"
+        raise CheckpointError(f"{source}: weights of another model: pos_embed {tuple(table.shape)}, expected {rule}")
+    return table
 
 
 def _resize(table: Tensor, prefix: int, old_rows: int, grid: tuple[int, int], source: str) -> Tensor:

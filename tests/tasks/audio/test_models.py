@@ -1,6 +1,5 @@
-"""Audio Mamba and the raw-waveform classifier: sizes, names, any mixer, any length, other people's weights."""
+"""Audio Mamba and the raw-waveform classifier: sizes, names, any mixer, any length."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import mambaverse
-from mambaverse.engine.checkpoint import CheckpointError
 from mambaverse.errors import UserError
-from mambaverse.tasks.audio.checkpoints import load_aum
 from mambaverse.tasks.audio.raw import AudioRaw
 
 MIXERS = ["vim", "s6", "ssd", "s4d", "mamba3", "bissd", "attention", ["s6", "attention"]]
@@ -240,54 +237,6 @@ def test_a_mixer_that_needs_a_grid_gets_one() -> None:
         small(mixer="grid_audio_test", cls_position="first")
 
 
-def test_the_authors_checkpoints_load(tmp_path: Path) -> None:
-    model, other = small(), small()
-    torch.save({f"module.{name}": value for name, value in model.state_dict().items()}, tmp_path / "aum.pth")
-    load_aum(other, tmp_path / "aum.pth")
-    x = torch.randn(1, 32, 16)
-    torch.testing.assert_close(other(x), model(x))
-
-
-def test_a_checkpoint_for_longer_clips_and_other_classes_is_fitted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model, other = small(frames=64), small(num_classes=5)
-    torch.save(model.state_dict(), tmp_path / "aum.pth")
-    load_aum(other, tmp_path / "aum.pth")
-    assert "its head knows 3 classes and is left out; that for 5 classes starts anew" in capsys.readouterr().err
-    ours, theirs = other.pos_embed.pos_embed, model.pos_embed.pos_embed
-    torch.testing.assert_close(ours[:, 0], theirs[:, 0])
-    pairs = theirs[:, 1:].unflatten(1, (4, 8, 2)).mean(3)
-    torch.testing.assert_close(ours[:, 1:].unflatten(1, (4, 8)), pairs)
-
-
-def test_a_vision_mamba_checkpoint_is_turned_into_one(tmp_path: Path) -> None:
-    vim = mambaverse.create_model("vim_nano_patch4_32", embed_dim=16, depth=2, num_classes=3)  # 8 x 8 patches
-    weights = vim.state_dict()
-    cls_first = weights["pos_embed"]
-    middle = torch.cat([cls_first[:, 1:33], cls_first[:, :1], cls_first[:, 33:]], 1)  # in the order of the sequence
-    torch.save({"model": weights | {"pos_embed": middle}}, tmp_path / "vim.pth")
-    model = small()
-    load_aum(model, tmp_path / "vim.pth")
-    pos_embed, proj = model.pos_embed.pos_embed, model.patch_embed.proj
-    torch.testing.assert_close(pos_embed[:, 0], cls_first[:, 0])
-    pairs = cls_first[:, 1:].unflatten(1, (4, 2, 8)).mean(2)  # 8 rows of patches become 4
-    torch.testing.assert_close(pos_embed[:, 1:].unflatten(1, (4, 8)), pairs)
-    torch.testing.assert_close(proj.weight, weights["patch_embed.proj.weight"].mean(1, keepdim=True))
-
-
-def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    torch.save(small(embed_dim=24).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="weights of another model"):
-        load_aum(small(), tmp_path / "other.pth")
-    odd = small().state_dict() | {"pos_embed.pos_embed": torch.zeros(1, 1 + 30, 16)}
-    torch.save(odd, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match="a position embedding of 30 places, no multiple of 4 bands of patches"):
-        load_aum(small(), tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match="weights of another model"):
-        load_aum(small_raw(), tmp_path / "odd.pth")
-
-
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
@@ -367,19 +316,3 @@ def test_floats_of_the_weights_or_under_autocast_shorter_ones_are_read() -> None
         with torch.autocast("cpu", torch.bfloat16):
             assert all(model(x.to(dtype)).isfinite().all() for dtype in (torch.float32, torch.float16, torch.bfloat16))
         assert model.double()(x.double()).dtype == torch.float64
-
-
-@pytest.mark.parametrize("build", [small, small_raw])
-def test_a_head_for_as_many_other_classes_starts_anew(
-    build: Any, make_task: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    old, path = build(num_classes=2), tmp_path / "best.pt"
-    torch.save(old.state_dict(), path)
-    (tmp_path / "facts.json").write_text('{"classes": ["cat", "dog"]}')
-    task = make_task("audio/mandarin_tones", setup=False)
-    for classes, kept in ((["cat", "dog"], True), (["cup", "jug"], False)):
-        task.classes, new = classes, build(num_classes=2)
-        task.load_checkpoint(new, path)
-        assert torch.equal(new.norm_f.weight, old.norm_f.weight)
-        assert torch.equal(new.head.weight, old.head.weight) == kept
-        assert ("its head knows other classes (cat, dog, ...), not (cup, jug, ...)" in capsys.readouterr().err) != kept
