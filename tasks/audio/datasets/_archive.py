@@ -18,17 +18,17 @@ FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # of the members, so that a build is the sam
 
 
 def read_manifest(archive: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Return the rows of the manifest in a zip; each has `columns`, "file" among them, and its file is in the zip.
+    """Return the rows of the manifest in a zip; each fills `columns`, "file" among them, and its file is in the zip.
 
     Raises:
-        UserError: no zip, no manifest, a column or a file that is missing; the message names it.
+        UserError: no zip, no manifest, a column, a cell or a file that is missing; the message names it.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             names = set(opened.namelist())
             if MANIFEST not in names:
                 raise UserError(f"{archive}: has no {MANIFEST}")
-            rows = list(csv.DictReader(io.StringIO(opened.read(MANIFEST).decode("utf-8-sig"))))
+            rows = list(csv.DictReader(io.StringIO(opened.read(MANIFEST).decode("utf-8-sig")), strict=True))
     except (OSError, zipfile.BadZipFile, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{archive}: not readable as a zip with a {MANIFEST}: {error}") from None
     if not rows:
@@ -36,7 +36,11 @@ def read_manifest(archive: Path, columns: Sequence[str]) -> list[dict[str, str]]
     for column in columns:
         if column not in rows[0]:
             raise UserError(f"{archive}: its {MANIFEST} has no column {column!r}{suggest(column, rows[0])}")
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise UserError(f"{archive}: row {number} of its {MANIFEST} has not as many cells as its head")
+        if empty := [column for column in columns if not row[column]]:
+            raise UserError(f"{archive}: row {number} of its {MANIFEST} has nothing in the column {empty[0]!r}")
         if row["file"] not in names:
             raise UserError(f"{archive}: {MANIFEST} names {row['file']!r}, which is not in it")
     return rows

@@ -81,7 +81,11 @@ class SpeechCommands(Dataset):
 
     def _read_list(self, path: Path, known: set[str]) -> set[str]:
         """Return the names in a list; all must be there."""
-        names = {line.strip() for line in path.read_text().splitlines() if line.strip()}
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not readable as a list of files: {error}") from None
+        names = {line.strip() for line in text.splitlines() if line.strip()}
         if missing := sorted(names - known):
             raise UserError(f"{path}: names {missing[0]!r} ({len(missing)} such), which is not in {path.parent}")
         return names

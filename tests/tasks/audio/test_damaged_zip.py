@@ -1,7 +1,8 @@
-"""A zip of clips of which one member is damaged."""
+"""A zip of clips of which one member, or the manifest, is damaged."""
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -36,3 +37,20 @@ def test_a_damaged_member_of_a_zip_is_named_or_skipped_counted_and_listed(tmp_pa
     assert "1 unusable file skipped" in splits.note
     rows = splits.rows()
     assert len(rows) == 24 and [Path(row.name).name for row in rows if row.set == "skipped"] == [names[5]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("a.wav", "row 2 of its manifest.csv has not as many cells as its head"),
+        ("a.wav,1,a,f,g", "row 2 of its manifest.csv has not as many cells as its head"),
+        ("a.wav,,a,f", "row 2 of its manifest.csv has nothing in the column 'tone'"),
+        ('a.wav,1,"a,f', "not readable as a zip with a manifest.csv: unexpected end of data"),
+    ],
+)
+def test_rows_of_a_manifest_that_say_too_little_or_too_much_are_named(line: str, message: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(path := tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.wav", encode_wav(tone(300), 16_000))
+        archive.writestr("manifest.csv", f"file,tone,zhuyin,speaker\na.wav,1,a,f\n{line}\n")
+    with pytest.raises(UserError, match=re.escape(message)):
+        get_dataset("mandarin_tones", "audio").open(AudioDataConfig(name="mandarin_tones", root=str(path)))

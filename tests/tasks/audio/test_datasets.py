@@ -254,6 +254,8 @@ def test_lists_of_another_version_are_refused(commands: Path) -> None:
     assert "testing_list.txt: names 'maybe/1.wav' (1 such), which is not in" in fails(
         "speech_commands", root=str(commands)
     )
+    (commands / "testing_list.txt").write_bytes(b"\xff")
+    assert "testing_list.txt: not readable as a list of files: 'utf-8'" in fails("speech_commands", root=str(commands))
     (commands / "testing_list.txt").write_text("\n")
     assert "no clips for the test set" in fails("speech_commands", root=str(commands))
     for word in ("yes", "no"):
