@@ -205,7 +205,7 @@ def warn_of(lines: Sequence[str], where: str) -> None:
     """Print one warning for the clips that are silent or clipped, by what they are."""
     by_kind: dict[str, list[str]] = {}
     for line in lines:
-        name, _, oddity = line.partition(": ")
+        name, _, oddity = line.rpartition(": ")  # names of files may hold colons
         by_kind.setdefault(oddity.partition(" (")[0], []).append(name)
     for kind, names in by_kind.items():
         named = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

@@ -343,7 +343,7 @@ def test_silent_and_clipped_clips_are_one_warning_a_kind(
     clips: Path, make_task: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(4):
-        write_wav(clips / f"low/silent{i}.wav", np.zeros(1600), 16_000)
+        write_wav(clips / f"low/none: {i}.wav", np.zeros(1600), 16_000)
     write_wav(clips / "high/loud.wav", np.sign(tone(100)), 16_000)
     make_task("audio/folder", f"data.root={clips}")
     lines = [line for line in capsys.readouterr().err.splitlines() if " clip" in line]
