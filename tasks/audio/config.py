@@ -10,6 +10,7 @@ from mambaverse.tasks.audio.fbank import FbankOptions
 
 INPUTS = ("fbank", "waveform")
 NORMALIZE = ("dataset", "clip", "band")
+MAX_GAIN = 120  # dB, from the softest sample of 20 bits to full scale; far beyond it floats end
 
 
 @dataclass
@@ -61,7 +62,9 @@ class AudioDataConfig(SplitConfig):
                 raise ConfigError(f"data.{key}: expected one number, or one for each coefficient, got {values}")
         if self.std is not None and min(self.std) <= 0:
             raise ConfigError(f"data.std: expected more than 0, got {self.std}")
-        for key in ("cache_mb", "gain_db", "roll_ms", "noise", "freq_mask", "time_mask"):
+        if not 0 <= self.gain_db <= MAX_GAIN:
+            raise ConfigError(f"data.gain_db: expected 0 to {MAX_GAIN} dB, got {self.gain_db}")
+        for key in ("cache_mb", "roll_ms", "noise", "freq_mask", "time_mask"):
             if (value := getattr(self, key)) < 0:
                 raise ConfigError(f"data.{key}: expected at least 0, got {value}")
         for key in ("speed", "tempo", "warp"):

@@ -220,6 +220,7 @@ def test_a_clip_is_labelled_the_same_in_any_batch(make_task: Make) -> None:
         ("data.mean=[0,1]", "data.mean: expected one number, or one for each coefficient, got [0.0, 1.0]"),
         ("data.coefficients=200", "data.coefficients: expected 1 to 128 (data.bins), got 200"),
         ("data.noise=-1", "data.noise: expected at least 0, got -1.0"),
+        ("data.gain_db=1e9", "data.gain_db: expected 0 to 120 dB, got 1000000000.0"),
         ("data.time_mask=-1", "data.time_mask: expected at least 0, got -1"),
         ("data.speed=1", "data.speed: expected a share in [0, 1), got 1.0"),
         ("data.bins=1", "fbank: bins: expected 2 to 1024, got 1"),
