@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mambaverse.config import ConfigError, RunConfig
-from mambaverse.datasets import get_dataset
+from mambaverse.datasets import get_dataset, refuse_unread
 from mambaverse.engine.classifier import Classifier
 from mambaverse.engine.data import to_device
 from mambaverse.engine.task import Batch, Sample, SampleSet, fact, register_task
@@ -81,6 +81,8 @@ class AudioTask(Classifier):
     def setup(self) -> None:
         """Open the data set. The inputs' mean and deviation go into the config, so that a run keeps them."""
         data = self.data
+        if self._kind() == "waveform":
+            refuse_unread(data, f"model.name={self.config.model.name}", "waveform", "frames", "coefficients")
         splits: AudioSplits = get_dataset(data.name, "audio").open(data)
         parts = (splits.train, splits.eval, splits.test)
         sets = [None if part is None else self._clips(part, splits.classes) for part in parts]

@@ -145,6 +145,7 @@ def test_coefficients_are_each_normalised_and_are_the_floors_own(make_task: Make
     [
         (["model.name=audio_raw_nano", "data.input=fbank"], "data.input=fbank: the model audio_raw_nano takes wav"),
         (["data.input=waveform"], "the model aum_nano_patch128x2_128x128 takes fbank; leave it out"),
+        (["model.name=audio_raw_nano", "data.frames=9"], "raw_nano: data.frames=9 is read of no waveform; take it out"),
         (["model.mixer=ss2d"], "model.mixer=ss2d: needs the tokens to be one grid, the same for all clips; set "),
         (["model.mixer=[s6,ss2d]", "model.members=2"], "needs the tokens to be one grid"),
     ],
