@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambaverse.kernels import columns
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.launch import Spec, launch, memo_of, num_multiprocessors, on_device, power_of_2
 from mambaverse.kernels.nc_ssd import triton_kernels as kernels
@@ -28,6 +29,8 @@ def forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None, dt_softplus: bool
 ) -> tuple[Tensor, Tensor]:
     """Return y and the states, as `reference.forward`."""
+    if width := _columns_of_parts(x, B):
+        return columns.forward(forward, width, x=x, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, dt_softplus=dt_softplus)
     A, D, dt_bias = A.contiguous(), _dense(D), _dense(dt_bias)
     call = _Call((x, dt, A, B, C, D, dt_bias), dt_softplus)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -46,6 +49,11 @@ def backward(
     state: Tensor, dt_softplus: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the gradients of x, dt, A, B, C, D and dt_bias, as `reference.backward`."""
+    if width := _columns_of_parts(x, B):
+        return columns.backward(
+            backward, width, ("x", "dt", "A", "B", "C", "D", "dt_bias"), dy=dy, x=x, dt=dt, A=A, B=B, C=C, D=D,
+            dt_bias=dt_bias, state=state, dt_softplus=dt_softplus,
+        )  # fmt: skip
     A, D, dt_bias = A.contiguous(), _dense(D), _dense(dt_bias)
     call = _Call((x, dt, A, B, C, D, dt_bias, dy), dt_softplus)
     make = torch.empty if x.numel() else torch.zeros
@@ -81,12 +89,7 @@ class _Call:
         x, _, _, B, C, *_ = tensors
         assert x is not None and B is not None and C is not None
         (batch, length, heads, head_dim), (groups, state_dim) = x.shape, B.shape[2:]
-        columns, states = (max(16, power_of_2(size)) for size in (head_dim, state_dim))
-        if columns * states > MAX_STATE:
-            raise BackendError(
-                f"nc_ssd: backend 'triton' takes heads of up to {MAX_STATE} channels times states, each rounded up to "
-                f'a power of two of at least 16, not {head_dim} and {state_dim}; use_backend("reference") runs anywhere'
-            )
+        columns, states = _tile(head_dim), _tile(state_dim)
         bf16 = x.dtype == torch.bfloat16 and not INTERPRETED  # whose products know no bfloat16
         small = columns * states <= 4096
         tokens = 64 if bf16 or small else 32
@@ -129,6 +132,27 @@ class _Call:
                 (parts, state, state.numel(), self.runs), lambda: {"BLOCK": 1024, "num_warps": 4},
             )  # fmt: skip
         return state
+
+
+def _tile(size: int) -> int:
+    return max(16, power_of_2(size))
+
+
+def _columns_of_parts(x: Tensor, B: Tensor) -> int:
+    """Return into how many columns heads are cut whose states are larger than MAX_STATE; 0 where they are not.
+
+    Raises:
+        BackendError: if 16 columns are too many.
+    """
+    head_dim, state_dim = x.shape[3], B.shape[3]
+    if _tile(head_dim) * _tile(state_dim) <= MAX_STATE:
+        return 0
+    if (width := MAX_STATE // _tile(state_dim)) < 16:
+        raise BackendError(
+            f"nc_ssd: backend 'triton' takes up to {MAX_STATE // 16} states, not {state_dim}; "
+            'use_backend("reference") runs anywhere'
+        )
+    return width
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:

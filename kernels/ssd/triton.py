@@ -14,12 +14,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from mambaverse.kernels import columns
 from mambaverse.kernels.launch import launch, on_device
 from mambaverse.kernels.ssd.layout import TRITON_FAR, TRITON_KEEP, boundary_dtype, boundary_states, ceil_div
 from mambaverse.kernels.ssd.triton_backward import reduce_params, reduce_parts
-from mambaverse.kernels.ssd.triton_plan import plan_of
+from mambaverse.kernels.ssd.triton_plan import MAX_HEAD_DIM, plan_of
 from mambaverse.kernels.ssd.triton_routes import Apart, Buffers, Gradients, Piece, Walked
 from mambaverse.kernels.ssd.triton_run import Run
+
+GRADIENTS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state", "weight", "own_weight")
 
 
 def forward(
@@ -28,6 +31,12 @@ def forward(
     reverse: bool, chunk_size: int, save: bool, weight: Tensor | None = None, own_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y, the final state, and the states that backward needs (0 rows unless `save`); see `layout`."""
+    if x.shape[3] > MAX_HEAD_DIM:
+        return columns.forward(
+            forward, MAX_HEAD_DIM, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, initial_state=initial_state,
+            cu_seqlens=cu_seqlens, dt_softplus=dt_softplus, dt_min=dt_min, dt_max=dt_max, reverse=reverse,
+            chunk_size=chunk_size, save=save, weight=weight, own_weight=own_weight,
+        )  # fmt: skip
     p = plan_of(x, B, C, cu_seqlens)
     y = _outputs(x, x.dtype, cu_seqlens)
     final = torch.empty((p.sequences, p.heads, p.head_dim, p.state_dim), dtype=torch.float32, device=x.device)
@@ -54,6 +63,13 @@ def backward(
 
     An absent one's is an empty tensor.
     """
+    if x.shape[3] > MAX_HEAD_DIM:
+        return columns.backward(
+            backward, MAX_HEAD_DIM, GRADIENTS, dy=dy, dfinal=dfinal, x=x, dt=dt, A=A, B=B, C=C, D=D, z=z,
+            dt_bias=dt_bias, initial_state=initial_state, cu_seqlens=cu_seqlens, chunk_states=chunk_states,
+            dt_softplus=dt_softplus, dt_min=dt_min, dt_max=dt_max, reverse=reverse, chunk_size=chunk_size,
+            weight=weight, own_weight=own_weight,
+        )  # fmt: skip
     p = plan_of(x, B, C, cu_seqlens).backward()
     absent = x.new_empty(0)
     if dy is None:

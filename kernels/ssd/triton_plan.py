@@ -22,7 +22,7 @@ from mambaverse.kernels.ssd.layout import (
 )
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-MAX_HEAD_DIM, MAX_STATES = 128, 256
+MAX_HEAD_DIM, MAX_STATES = 48 if INTERPRETED else 128, 256  # heads of more columns are cut: `kernels.columns`
 # The length is split until there are so many programs a multiprocessor, if that takes at least so many segments: each
 # of them costs a pass over x and B more.
 PROGRAMS_PER_SM, LEAST_SEGMENTS = 2, 2
@@ -136,7 +136,7 @@ def plan_of(x: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> Plan:
     """Return the plan of a call's forward.
 
     Raises:
-        BackendError: if a head or a state is larger than the kernels take.
+        BackendError: if there are more states than the kernels take.
     """
     dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float16
     if {x.dtype, B.dtype, C.dtype} == {torch.float32}:
@@ -152,11 +152,11 @@ def _plan(
 ) -> Plan:  # fmt: skip
     """Cut the work: see `PROGRAMS_PER_SM` and `GRADIENTS_PER_SM`."""
     batch, length, heads, head_dim = shape
-    for name, size, most in (("columns a head", head_dim, MAX_HEAD_DIM), ("states", state_dim, MAX_STATES)):
-        if size > most:
-            raise BackendError(
-                f"ssd: backend 'triton' takes up to {most} {name}, not {size}; use_backend(\"reference\") runs anywhere"
-            )
+    if state_dim > MAX_STATES:
+        raise BackendError(
+            f"ssd: backend 'triton' takes up to {MAX_STATES} states, not {state_dim}; use_backend(\"reference\") runs "
+            "anywhere"
+        )
     p = Plan(batch, length, heads, groups, head_dim, state_dim, sequences, packed, dtype, segment=max(length, 1))
     if not p.programs or not length:
         return p

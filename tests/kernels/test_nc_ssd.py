@@ -82,7 +82,8 @@ def test_a_gpu_is_within_tolerance() -> None:
     check_all("auto", "cuda")
     largest = Case(1, 5000, 2, 32, 1, 256, ""), Case(2, 300, 2, 128, 2, 64, ""), Case(2, 300, 2, 64, 1, 128, "")
     wide = Case(1, 300, 6, 65, 1, 32, ""), Case(2, 130, 4, 128, 1, 64, ""), Case(1, 70, 2, 16, 1, 512, "")
-    for case in (Case(3, 197, 6, 64, 1, 64, ""), *largest, *wide, Case(1, 70, 2, 300, 1, 16, ""), TESTED[3]):
+    cut = Case(1, 130, 4, 160, 2, 64, ""), Case(1, 70, 2, 64, 1, 256, "")
+    for case in (Case(3, 197, 6, 64, 1, 64, ""), *largest, *wide, *cut, TESTED[3]):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             check(make_inputs(case, dtype=dtype, device="cuda"), dtype)
 
@@ -185,10 +186,15 @@ def test_opcheck() -> None:
 
 
 @interpreted
-def test_heads_that_a_tile_does_not_hold_are_refused() -> None:
-    inputs: dict[str, Any] = make_inputs(Case(1, 2, 1, 130, 1, 40, ""))
-    message = "up to 8192 channels times states, each rounded up to a power of two of at least 16, not 130 and 40"
-    with use_backend("triton"), pytest.raises(BackendError, match=message):
+def test_heads_that_a_tile_does_not_hold_are_cut() -> None:
+    for case in (Case(1, 9, 2, 130, 1, 40, "128 and 2 columns"), Case(2, 3, 2, 20, 2, 300, "16 and 4")):
+        check(make_inputs(case), backend="triton")
+
+
+@interpreted
+def test_more_states_than_a_tile_holds_are_refused() -> None:
+    inputs: dict[str, Any] = make_inputs(Case(1, 2, 1, 3, 1, 513, ""))
+    with use_backend("triton"), pytest.raises(BackendError, match="up to 512 states, not 513; use_backend"):
         nc_ssd(**inputs)
 
 

@@ -317,13 +317,16 @@ def test_compiles_without_graph_breaks(dtype):
         assert_close(name, actual[name], expected[name], dtype)
 
 
-@pytest.mark.parametrize(
-    ("head_dim", "state_dim", "message"),
-    [(129, 8, "up to 128 columns a head, not 129"), (8, 257, "up to 256 states, not 257")],
-)
-def test_sizes_past_the_limits_are_refused_clearly(head_dim, state_dim, message):
-    with pytest.raises(BackendError, match=message):
-        ssd(**gpu_inputs(Case(1, 1, 1, head_dim, 1, state_dim, "past a limit")))
+def test_states_past_the_limit_are_refused_clearly():
+    with pytest.raises(BackendError, match="up to 256 states, not 257"):
+        ssd(**gpu_inputs(Case(1, 1, 1, 8, 1, 257, "past the limit")))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("final", [True, False])
+def test_heads_of_many_columns_are_cut(dtype, final):
+    inputs = weighted_inputs(Case(2, 150, 2, 300, 1, 64, "three calls of the kernels"), dtype)
+    check({k: v for k, v in inputs.items() if final or k not in ("initial_state", "z")}, dtype, final=final)
 
 
 def test_offsets_past_2_to_the_31():

@@ -3,7 +3,8 @@
 Triton reads TRITON_INTERPRET when it is imported, so these tests are a pytest process of their own, which the first
 test starts. There a chunk has 16 positions, and the GPU has four multiprocessors: a sequence is split into segments if
 there are at most 4 programs, a group's heads if there are less than 4 chunks and groups. A state is kept every 16
-positions, from a length of 70 on every 32, and backward takes such a sequence in pieces of 32 kB of states.
+positions, from a length of 70 on every 32, and backward takes such a sequence in pieces of 32 kB of states. Heads of
+more than 48 columns, three tiles, are cut.
 """
 
 import os
@@ -28,7 +29,7 @@ CASES = {
     "whole": Case(2, 20, 4, 16, 2, 16, "so many programs that nothing is split; two heads a group; full tiles"),
     "boundary": Case(1, 32, 5, 3, 5, 4, "the length is a multiple of what is kept; multi-input: a group for each head"),
     "shared": Case(1, 17, 6, 4, 1, 33, "multi-value: one B and C for all heads, which are split among programs"),
-    "wide": Case(1, 40, 1, 80, 1, 20, "two tiles of a head, the second not full"),
+    "wide": Case(1, 40, 1, 80, 1, 20, "cut into 48 and 32 columns, of three and two tiles"),
     "one_step": Case(2, 1, 3, 5, 3, 7, "as in decoding"),
     "scalar": Case(1, 33, 1, 1, 1, 1, "one scalar recurrence; one position in the last chunk"),
 }
@@ -46,7 +47,7 @@ def check(inputs: dict[str, Any], dtype: torch.dtype = torch.float32, *, final: 
     flags = {"dt_softplus": True, **flags, "return_final_state": final}
     with use_backend("triton"), nan_filled_empty():
         actual = outputs_and_gradients(ssd, inputs, **flags)
-    wide = {k: v.double() for k, v in inputs.items()}
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
     expected = outputs_and_gradients(ssd, wide, **flags)
     assert actual.keys() == expected.keys()
     for name in actual:
@@ -308,12 +309,26 @@ def test_nan_stays_in_its_sequence_and_head_without_states(groups):
 
 
 @interpreted
-@pytest.mark.parametrize(("head_dim", "state_dim", "message"), [(129, 8, "up to 128 columns a head, not 129"),
-                                                                (8, 257, "up to 256 states, not 257")])  # fmt: skip
-def test_sizes_past_the_limits_are_refused_clearly(head_dim, state_dim, message):
-    inputs: dict[str, Any] = make_inputs(Case(1, 1, 1, head_dim, 1, state_dim, "past a limit"))
-    with use_backend("triton"), pytest.raises(BackendError, match=message):
+def test_states_past_the_limit_are_refused_clearly():
+    inputs: dict[str, Any] = make_inputs(Case(1, 1, 1, 8, 1, 257, "past the limit"))
+    with use_backend("triton"), pytest.raises(BackendError, match="up to 256 states, not 257"):
         ssd(**inputs)
+
+
+@interpreted
+@pytest.mark.parametrize("state", [None, "initial", "final"])
+@pytest.mark.parametrize("name", ["x", "packed", "D"])
+def test_heads_of_many_columns_are_cut(name, state):
+    case = Case(1, 40, 2, 100, 1, 6, "three calls of the kernels, the last with few columns")
+    inputs: dict[str, Any] = make_inputs(case) | make_weights(case)
+    if name == "D":
+        inputs["D"] = torch.randn(2, 100)
+    if name == "packed":
+        inputs["cu_seqlens"] = torch.tensor([0, 7, 7, 40], dtype=torch.int32)
+        inputs["initial_state"] = inputs["initial_state"].expand(3, -1, -1, -1).clone()
+    if state != "initial":
+        del inputs["initial_state"], inputs["z"]
+    check(inputs, final=state == "final")
 
 
 @interpreted
