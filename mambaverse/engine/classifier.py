@@ -95,9 +95,10 @@ class Classifier(Task):
 
     def check_output(self, output: Tensor, batch: Batch) -> None:
         """Raise UserError for what is not a score for each class and sample."""
-        if output.shape != (expected := (len(batch["target"]), len(self.classes))):
+        shape = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        if shape != (expected := (len(batch["target"]), len(self.classes))):
             raise UserError(
-                f"the model {self.config.model.name} returns {tuple(output.shape)} for a batch of {expected[0]}, "
+                f"the model {self.config.model.name} returns {shape} for a batch of {expected[0]}, "
                 f"expected {expected}, a score for each class; what model.args sets may change that"
             )
 

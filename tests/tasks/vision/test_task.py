@@ -307,3 +307,13 @@ def test_a_model_that_scores_tokens_is_refused_before_it_trains(tmp_path: Path) 
     with pytest.raises(UserError, match=r"returns \(1, 17, 10\) for a batch of 1, expected \(1, 10\)"):
         train(compose("vision/digits", ["model.args.global_pool=''", *here]))
     assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+@pytest.mark.parametrize(("wrapped", "kind"), [(lambda y: (y, y), "a tuple"), (lambda y: {"logits": y}, "a dict")])
+def test_a_model_that_returns_no_tensor_is_told_so(
+    make_task: Make, tiny: str, wrapped: Callable[[torch.Tensor], Any], kind: str
+) -> None:
+    task = make_task(tiny)
+    batch = batch_of(task, 2)
+    with pytest.raises(UserError, match=rf"returns {kind} for a batch of 2, expected \(2, 10\), a score for each"):
+        task.check_output(wrapped(task.forward(task.build_model(), batch)), batch)
