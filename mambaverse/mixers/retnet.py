@@ -163,7 +163,7 @@ class RetNet(Mixer):
         Of fewer tokens than channels v itself is the smaller one: None, as where layers must be called.
         """
         layers = [self.q_proj, self.k_proj, self.v_proj, self.g_proj]
-        if x.shape[0] * x.shape[1] < x.shape[2] or not joins(layers, x):
+        if not joins(layers, x) or x.shape[0] * x.shape[1] < x.shape[2]:  # in this order: no program asks for sizes
             return None
         biases = [layer.bias for layer in layers if layer.bias is not None]
         if len(biases) not in (0, 4):

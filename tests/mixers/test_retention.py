@@ -60,6 +60,14 @@ def test_one_product_for_retnets_projections_changes_no_number(bias: bool) -> No
         assert_close("gradient", actual, expected)
 
 
+def test_an_exported_retnet_of_few_tokens_takes_any_batch() -> None:
+    mixer, x = built("retnet", num_heads=3)
+    x = x[:, : DIM // 4]  # two sequences have fewer tokens than channels, eight have more
+    program = torch.export.export(mixer, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=8)},))
+    for tokens in (x[:1], x.repeat(4, 1, 1)):
+        assert_close("y", program.module()(tokens), mixer(x=tokens))
+
+
 def test_linear_attention_is_attention_with_the_kernel_of_its_features():
     mixer, x = built("linear_attention", num_heads=3)
     y = mixer(x=x)
