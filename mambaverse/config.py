@@ -19,7 +19,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mambaverse.errors import UserError, suggest
+from mambaverse.errors import UserError, of_import, suggest
 from mambaverse.overrides import explain, take_as_written
 
 MAX_THREADS = 8192  # as many processors as a Linux kernel is built for
@@ -268,8 +268,7 @@ def import_plugins(names: Any, source: str = "plugins") -> None:
         try:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever a module may do when it is imported
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ConfigError(f"{source}: plugin {name!r} cannot be imported: {reason}") from error
+            raise ConfigError(f"{source}: plugin {name!r} cannot be imported: {of_import(error, name)}") from error
 
 
 def to_yaml(config: RunConfig) -> str:

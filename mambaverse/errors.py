@@ -46,6 +46,19 @@ def of_module(error: Exception) -> Exception:
     return UserError(f"no module {name!r}, which this needs: `pip check` says what mambaverse lacks")
 
 
+def of_import(error: BaseException, module: str) -> str:
+    """Return in one line why `module` cannot be imported, and, where its file is here, by what name Python finds it."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    file = module.removesuffix(".py")
+    first = file.partition(".")[0] if file == module else file
+    missing = isinstance(error, ModuleNotFoundError) and error.name == first
+    here = next((path for path in (f"{first}.py", first) if os.path.exists(path)), None)
+    if here and (missing or file != module):
+        folder, name = os.path.split(first)
+        return f"{reason}; {here} is the module {name!r}, which Python finds with PYTHONPATH={folder or '.'}"
+    return reason
+
+
 def warn(text: str) -> None:
     """Print `text` on stderr, once where several processes train: something to know that stops nothing."""
     if os.environ.get("RANK", "0") == "0":

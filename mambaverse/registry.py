@@ -26,7 +26,7 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mambaverse.errors import UserError, suggest
+from mambaverse.errors import UserError, of_import, suggest
 
 T = TypeVar("T")
 PLUGINS_VARIABLE = "MAMBAVERSE_PLUGINS"  # "off", or the distributions (comma-separated) whose entry points are used
@@ -267,7 +267,7 @@ class Registry(Generic[T]):
             for part in attribute.split("."):
                 obj = getattr(obj, part)
         except (Exception, SystemExit) as error:  # whatever a plug-in's import raises is reported as its failure
-            raise RegistryError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+            raise RegistryError(f"{what} cannot be imported: {of_import(error, module)}") from error
         return obj
 
 

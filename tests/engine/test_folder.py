@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from mambaverse.config import ConfigError, compose, to_yaml
+from mambaverse.config import ConfigError, compose, import_plugins, to_yaml
 from mambaverse.engine.checkpoint import CheckpointError
 from mambaverse.engine.files import write_weights
 from mambaverse.engine.folder import RunFolder, load_run, make_task, open_run, read_config
 from mambaverse.engine.run import resume, train
 from mambaverse.engine.task import FactError
 from mambaverse.errors import UserError
+from mambaverse.mixers import mixer_class
 from tests.engine.toy import CLASSES, toy_config
 
 
@@ -233,6 +234,21 @@ def test_a_plugin_that_cannot_be_imported_is_named(
     config.plugins = ["broken_plugin"]
     with pytest.raises(ConfigError, match="'broken_plugin'"):
         train(config, console=quiet)
+
+
+@pytest.mark.parametrize("given", ["beside", "beside.py", "./beside.py", "beside.inner"])
+def test_a_plugin_that_lies_beside_is_told_how_python_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    (tmp_path / "beside.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    for ask in (lambda: import_plugins([given]), lambda: mixer_class(f"{given}:Mine")):
+        with pytest.raises(UserError, match=r"imported: .*; (\./)?beside\.py is the module 'beside', .*PYTHONPATH=\.$"):
+            ask()
+    for given in ("", "..", "nowhere.py", "json.nothing"):  # no file of it is here
+        with pytest.raises(UserError, match=r"imported: (?!.*PYTHONPATH)"):
+            import_plugins([given])
 
 
 def test_a_run_cut_off_at_its_very_beginning_can_begin_again(run: Path, finished: Path, quiet: Console) -> None:
