@@ -76,7 +76,12 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> nn.Mo
     else:
         check_arguments(factory, overrides, where)
     check_complete(factory, where, pretrained=pretrained, **overrides)
-    model: Any = factory(pretrained=pretrained, **overrides)
+    try:
+        model: Any = factory(pretrained=pretrained, **overrides)
+    except TypeError as error:  # of a factory that hands on whatever it is given
+        if not any(str(error).endswith(f"unexpected keyword argument {name!r}") for name in overrides):
+            raise
+        raise UserError(f"{where}: {error}; its factory was given {', '.join(sorted(overrides))}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{where}: expected its factory to return a torch.nn.Module, got {model!r}")
     return model

@@ -86,6 +86,10 @@ def with_width(pretrained: bool = False, *, width: int) -> nn.Module:
     return nn.Linear(width, 1)
 
 
+def handing_on(pretrained: bool = False, **overrides: Any) -> nn.Module:
+    return nn.Linear(1, **overrides)
+
+
 def of_no_module(pretrained: bool = False) -> Any:
     return 3
 
@@ -97,6 +101,11 @@ def of_no_module(pretrained: bool = False) -> Any:
         ("math:pi", {}, "expected a factory f(pretrained=False, **overrides) -> torch.nn.Module, got 3.14"),
         (f"{__name__}:with_width", {}, f"{__name__}.with_width: missing a required argument: 'width'"),
         (f"{__name__}:with_width", {"width": 2, "widht": 3}, "unknown argument 'widht', did you mean 'width'?"),
+        (
+            f"{__name__}:handing_on",
+            {"out_features": 2, "img_size": 8},
+            "unexpected keyword argument 'img_size'; its factory was given img_size, out_features",
+        ),
         (f"{__name__}:of_no_module", {}, "expected its factory to return a torch.nn.Module, got 3"),
     ],
 )
