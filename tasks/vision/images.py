@@ -22,7 +22,7 @@ from mambaverse.errors import UserError
 
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 DECODE_ERRORS = (  # what Pillow was seen to raise, or may raise, on damaged files
-    OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, struct.error, zlib.error,
+    OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, RuntimeError, struct.error, zlib.error,
     Image.DecompressionBombError,
 )  # fmt: skip
 STATISTICS_FILES = 256  # images of a folder that its mean and standard deviation are estimated from
@@ -134,6 +134,8 @@ def _to_tensor(image: Image.Image, in_chans: int) -> Tensor:
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
+    if image.mode == "LAB":  # of which Pillow makes RGB, and no grey
+        image = image.convert("RGB")
     pixels = np.array(image.convert(MODES[in_chans]))
     return torch.from_numpy(np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1)))
 

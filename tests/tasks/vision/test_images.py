@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from mambaverse.errors import UserError
 from mambaverse.tasks.vision.images import (
@@ -23,7 +23,7 @@ from mambaverse.tasks.vision.images import (
 Save = Callable[..., Path]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_any_mode_becomes_grey_or_rgb(mode: str, in_chans: int) -> None:
     image = to_tensor(Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode), in_chans)
@@ -91,6 +91,16 @@ def test_a_truncated_image_is_named(save_image: Save, tmp_path: Path, suffix: st
     path = save_image(tmp_path / f"half{suffix}", size=(64, 64))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=f"half{suffix}: .*(cannot be decoded|not an image)"):
+        read_image(path, 3)
+    assert unreadable([path]) == [path]
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_damaged_avif_is_named_whatever_its_file_is_called(save_image: Save, tmp_path: Path) -> None:
+    whole = save_image(tmp_path / "x.avif", size=(64, 64)).read_bytes()
+    path = tmp_path / "x.jpg"
+    path.write_bytes(whole.replace(b"iloc", b"lost"))
+    with pytest.raises(UserError, match=r"x\.jpg: the image cannot be decoded: Failed to decode"):  # a RuntimeError
         read_image(path, 3)
     assert unreadable([path]) == [path]
 
