@@ -114,8 +114,8 @@ def decode_image(data: bytes, in_chans: int) -> Tensor:
 def to_tensor(image: Image.Image, in_chans: int) -> Tensor:
     """Return a Pillow image as uint8 (in_chans, H, W): 1 channel is its luminance; transparency is dropped.
 
-    16-bit images keep their upper 8 bits. Images of floats and of 32-bit integers have no agreed range and raise
-    ValueError.
+    Images of 16 bits, and of 12, keep their upper 8. Images of floats and of 32-bit integers have no agreed range and
+    raise ValueError.
     """
     _check_range(image)
     return _to_tensor(image, in_chans)
@@ -123,15 +123,21 @@ def to_tensor(image: Image.Image, in_chans: int) -> Tensor:
 
 def _check_range(image: Image.Image) -> None:
     """Raise ValueError where it is not known what number is white. Pillow opens some 16-bit files as 32-bit ones."""
-    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (32,))[0] if image.format == "TIFF" else 32
-    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM") and bits > 16):
+    unknown = image.mode == "I" and image.format not in ("PNG", "PPM") and _bits(image, 32) > 16
+    if image.mode == "F" or unknown:
         kind = "floats" if image.mode == "F" else "32-bit integers"
         raise ValueError(f"pixels are {kind}, which have no agreed range; save it with 8 or 16 bits a channel")
 
 
+def _bits(image: Image.Image, else_: int) -> int:
+    """Return the bits of a grey value, as a TIFF file says; of other images `else_`."""
+    return getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (else_,))[0] if image.format == "TIFF" else else_
+
+
 def _to_tensor(image: Image.Image, in_chans: int) -> Tensor:
-    if image.mode.startswith("I"):  # 16-bit grey, whatever the byte order
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16-bit grey, whatever the byte order, or 12-bit grey of a TIFF
+        upper = np.asarray(image).astype(np.int64) >> (_bits(image, 16) - 8)
+        image = Image.fromarray(upper.clip(0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode == "LAB":  # of which Pillow makes RGB, and no grey

@@ -1,5 +1,6 @@
 """Reading images: every mode becomes uint8 (C, H, W), and what cannot be read is named."""
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def test_any_mode_becomes_grey_or_rgb(mode: str, in_chans: int) -> None:
 def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 5), 0x80FF, np.uint16)).save(tmp_path / "deep.png")
     assert read_image(tmp_path / "deep.png", 3).unique().tolist() == [0x80]
+
+
+def test_twelve_bits_of_a_tiff_keep_the_upper_eight(tmp_path: Path) -> None:
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}  # size, bits, where 3 bytes lie
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    pixels = bytes.fromhex("fff80000")  # 0xfff, 0x800, and a byte that fills the word
+    (tmp_path / "x.tif").write_bytes(b"II*\0\x0c\0\0\0" + pixels + struct.pack("<H", len(tags)) + entries + bytes(4))
+    assert read_image(tmp_path / "x.tif", 1).tolist() == [[[0xFF, 0x80]]]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".pgm", ".tif"])
