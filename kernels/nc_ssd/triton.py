@@ -16,12 +16,13 @@ from torch import Tensor
 
 from mambaverse.kernels import columns
 from mambaverse.kernels.backend import BackendError
-from mambaverse.kernels.launch import Spec, launch, memo_of, num_multiprocessors, on_device, power_of_2
+from mambaverse.kernels.launch import Spec, launch, memo_of, num_multiprocessors, on_device, power_of_2, shared_memory
 from mambaverse.kernels.nc_ssd import triton_kernels as kernels
 from mambaverse.kernels.nc_ssd.reference import state_dtype
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_STATE = 64 * 128  # numbers of a state, sizes rounded up to powers of two: backward has two of them on chip
+AHEAD_BYTES = 160 * 2**10  # of shared memory a program: GPUs that have less load nothing ahead
 _PROGRAMS = 4  # that a multiprocessor runs side by side
 
 
@@ -39,7 +40,8 @@ def forward(
         if x.numel():
             launch(
                 call.memo, "read", kernels.read, (call.programs,),
-                (x, C, D, state, y, *call.sizes, *x.stride(), *C.stride()), lambda: call.flags | {"num_stages": 2},
+                (x, C, D, state, y, *call.sizes, *x.stride(), *C.stride()),
+                lambda: call.flags | {"num_stages": min(call.stages, 2)},
             )  # fmt: skip
     return y, state
 
@@ -100,9 +102,11 @@ class _Call:
         self.runs = max(1, -(-length // rows))
         self.programs = batch * self.runs * heads
         self.sizes = self.runs, length, rows
-        self.stages = 2 if small or columns > 256 else 3  # of `write`: in flight, tiles take from what others have
-        # Of `gradient`, whose tiles and states of the next heads are in flight: wider ones do not fit.
-        self.stages_of_gradient = 3 if columns <= 64 and states <= 128 else 1
+        # Loads that are in flight take shared memory, of `write` from what other programs have, of `gradient`, which
+        # loads the next heads' tiles and states, more than there is where these are large.
+        ahead = not INTERPRETED and shared_memory(x.device) >= AHEAD_BYTES
+        self.stages = 1 if not ahead else 2 if small or columns > 256 else 3
+        self.stages_of_gradient = 3 if ahead and columns <= 64 and states <= 128 else 1
         full = all(t.dtype == torch.float32 for t in (x, B, C))
         self.flags: dict[str, Any] = {
             "H": heads, "R": heads // groups, "P": head_dim, "N": state_dim, "BP": columns, "BN": states, "BT": tokens,

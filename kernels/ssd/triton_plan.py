@@ -57,8 +57,9 @@ AHEAD = {
     "rest_of_one": {128: (TRITON_KEEP, 4, 1)},
 }
 AHEAD_BYTES, WALK_BYTES = 160 * 2**10, 184 * 2**10
-# Of `scan` where no other head reads a head's B and C again, and they are most of what it reads.
-SCAN_OF_OWN = 32, 4, 3
+# Of `scan` where no other head reads a head's B and C again, and they are most of what it reads; and of more than 128
+# states in bfloat16 on GPUs with less shared memory than AHEAD_BYTES.
+SCAN_OF_OWN, SCAN_OF_LESS = (32, 4, 3), (32, 8, 1)
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,8 @@ def tuning(kernel: str, p: Plan, ends: bool = False) -> tuple[int, int, int]:
         return TRITON_KEEP, 4, 1
     if kernel == "scan" and p.dtype == torch.bfloat16 and p.groups == p.heads and p.head_dim <= 64 < p.state_dim <= 128:
         return SCAN_OF_OWN
+    if kernel == "scan" and p.dtype == torch.bfloat16 and p.state_dim > 128 and not p.ahead:
+        return SCAN_OF_LESS
     dtype = torch.bfloat16 if p.dtype == torch.bfloat16 else torch.float32
     fits = dtype == torch.bfloat16 and p.ahead and not (p.one or ends) and p.head_dim <= p.tile[0]
     if kernel in AHEAD and (kernel != "gradient_BC" or fits):
