@@ -54,3 +54,8 @@ def test_a_row_that_walked_kernels_leave_holds_a_number_a_position_or_a_column()
 
 def test_nothing_is_loaded_ahead_beside_states_that_are_given():
     assert tuning("gradient_BC", LM, ends=True)[2] == 1
+
+
+def test_many_states_are_walked_in_shorter_chunks_where_shared_memory_is_little():
+    p = replace(LM, state_dim=256)
+    assert tuning("scan", p)[0] == 2 * tuning("scan", replace(p, ahead=False))[0] == 64
