@@ -54,6 +54,12 @@ def num_multiprocessors(device: torch.device) -> int:
 
 
 @lru_cache
+def capability(device: torch.device) -> int:
+    """Return the major compute capability of a GPU: 8 of an A100, 9 of an H100."""
+    return int(torch.cuda.get_device_properties(device).major)
+
+
+@lru_cache
 def shared_memory(device: torch.device) -> int:
     """Return the most bytes of shared memory that a program may have on a GPU."""
     properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the attribute

@@ -4,7 +4,8 @@ A chunk has Q positions in the order of the recurrence; with REVERSE its rows li
 of log2 decays are kept in two floats, a whole number and the part above it: the difference of two whole numbers is
 exact, so that weak decays beside strong ones are not rounded away.
 
-FAST is False in Triton's interpreter, which knows no inline assembly.
+FAST is 0 in Triton's interpreter, which knows no inline assembly, 1 on a GPU, and 2 on GPUs for which Triton cannot
+pipeline a loop that holds an operation with effects (of compute capability 10 and above; triton 3.8).
 """
 
 # What Triton compiles has its own types.
@@ -94,7 +95,10 @@ def decay_between(like, late, late_part, early, early_part, mask, FAST: tl.const
 
 @triton.jit
 def through_gate(b_y, b_z, FAST: tl.constexpr):
-    """Return y silu(z), worked out once: Triton takes it to have effects, and does not repeat it in another layout."""
+    """Return y silu(z), worked out once: Triton takes it to have effects, and does not repeat it in another layout.
+
+    Not where FAST is 2.
+    """
     if FAST:
         return tl.inline_asm_elementwise(
             """{
@@ -106,7 +110,7 @@ def through_gate(b_y, b_z, FAST: tl.constexpr):
             mul.f32 g, g, $2;
             mul.f32 $0, g, $1;
             }""",
-            "=f,f,f", [b_y, b_z], dtype=tl.float32, is_pure=False, pack=1,
+            "=f,f,f", [b_y, b_z], dtype=tl.float32, is_pure=FAST == 2, pack=1,
         )  # fmt: skip
     else:
         return b_y * b_z * sigmoid(b_z)

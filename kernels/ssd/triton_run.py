@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from mambaverse.kernels.launch import Spec, launch, memo_of
+from mambaverse.kernels.launch import Spec, capability, launch, memo_of
 from mambaverse.kernels.ssd.layout import TRITON_FAR, TRITON_KEEP, ceil_div
 from mambaverse.kernels.ssd.triton_backward import steps
 from mambaverse.kernels.ssd.triton_forward import carry, combine, scan
@@ -46,7 +46,8 @@ class Run:
             "P": p.head_dim, "N": p.state_dim, "BP": p.tile[0], "BN": p.tile[1],
             "DT": tl.bfloat16 if p.dtype == torch.bfloat16 else tl.float32,
             "PRECISION": "tf32x3" if p.dtype == torch.float32 else "tf32",
-            "PACKED": p.packed, "REVERSE": reverse, "FAST": not INTERPRETED,
+            "PACKED": p.packed, "REVERSE": reverse,
+            "FAST": 0 if INTERPRETED else 2 if capability(x.device) >= 10 else 1,
         }  # fmt: skip
         self.step_flags = {"HAS_BIAS": bias is not None, "SOFTPLUS": softplus}
         self.bounds = p.length, p.sequences, p.sequences.bit_length()
