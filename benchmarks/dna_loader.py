@@ -5,6 +5,7 @@ python benchmarks/dna_loader.py
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 
@@ -30,6 +31,7 @@ def best(run: Callable[[], object]) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     for title, overrides in {
         "windows": (),

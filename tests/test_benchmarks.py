@@ -1,4 +1,4 @@
-"""Programs of benchmarks/ that time peers: their help needs none, and what is not installed is said in one line."""
+"""Programs of benchmarks/: each has a help, which needs no peer; a peer that is not installed is said in one line."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-PROGRAMS = ["cpu_first_calls", "cpu_models", "cpu_selective_scan", "cpu_ssd"]
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
 
 
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
