@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("config", help="a config's name, such as dna/gue, or a .yaml file")
     audit.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="changes to the config")
     audit.add_argument(
-        "--similarity", type=float, metavar="S", help="from which on samples are near neighbours, 0 to 1"
+        "--similarity", type=float, metavar="S", help="from which on samples are near neighbours, 0 to 1; DNA: 0.5"
     )
     audit.add_argument("--output", type=Path, metavar="FILE", help="write the pairs to this .csv file")
     config_dir(audit)
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = command("list", _list, "List what there is: mambaverse list models 'vim*'")
     listing.add_argument("kind", choices=("mixers", "models", "datasets", "configs"))
     listing.add_argument("pattern", nargs="?", default="*", help="such as 'vim_*'")
-    listing.add_argument("-v", "--verbose", action="store_true", help="import each and say what it is")
+    listing.add_argument("-v", "--verbose", action="store_true", help="mixers, models: import each and say what it is")
     config_dir(listing)
 
     config = command("config", _config, "Print a resolved config")
