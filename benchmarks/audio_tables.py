@@ -31,7 +31,7 @@ from mambaverse.engine.run import train
 TONES, FSDD = "audio/mandarin_tones", "audio/fsdd"
 MIXERS = ("vim", "s6", "ssd", "s4d", "attention")
 SEEDS = (0, 1, 2)
-FLOOR = "MFCC 20 x 20, SVM"
+FLOORS = ("MFCC 20 x 20, SVM", "MFCC statistics, SVM")
 
 
 @dataclass(frozen=True)
@@ -83,21 +83,23 @@ def main() -> None:
     parser.add_argument("--output", default="runs/audio_tables", help="folder of the runs")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    head = ("run", "parameters", "accuracy, %", f"{FLOOR}, %", "seconds")
+    head = ("run", "parameters", "accuracy, %", *(f"{name}, %" for name in FLOORS), "seconds")
     title = f"{arguments.table}, {arguments.threads} thread(s), torch {torch.__version__}, {date.today()}"
     lines: list[tuple[str, ...]] = []
-    scores: dict[str, list[tuple[float, float]]] = {}
+    scores: dict[str, list[list[float]]] = {}
     for row in rows_of(arguments.table, arguments):
         found = result(row, arguments)
-        ours, floor = (100 * v["accuracy"] for v in (found["metrics"], found["baselines"][FLOOR]))
-        scores.setdefault(row.group, []).append((ours, floor))
-        lines.append((row.name, f"{found['parameters']:,}", f"{ours:.2f}", f"{floor:.2f}", f"{found['seconds']:.0f}"))
+        all_found = (found["metrics"], *(found["baselines"][name] for name in FLOORS))
+        percent = [100 * one["accuracy"] for one in all_found]
+        scores.setdefault(row.group, []).append(percent)
+        cells = [f"{value:.2f}" for value in percent]
+        lines.append((row.name, f"{found['parameters']:,}", *cells, f"{found['seconds']:.0f}"))
         print(" ".join(lines[-1]), flush=True)
-    for group, pairs in scores.items():
-        if len(pairs) > 1:
-            means = [statistics.mean(values) for values in zip(*pairs, strict=True)]
-            spread = statistics.stdev(ours for ours, _ in pairs)
-            lines.append((f"mean, {group}", "", f"{means[0]:.2f} ± {spread:.2f}", f"{means[1]:.2f}", ""))
+    for group, rows in scores.items():
+        if len(rows) > 1:
+            ours, *floors = (f"{statistics.mean(values):.2f}" for values in zip(*rows, strict=True))
+            spread = statistics.stdev(percent[0] for percent in rows)
+            lines.append((f"mean, {group}", "", f"{ours} ± {spread:.2f}", *floors, ""))
     table = Table(*head, title=title)
     for line in lines:
         table.add_row(*line)

@@ -1,5 +1,6 @@
 """Programs of benchmarks/: each has a help, which needs no peer; a peer that is not installed is said in one line."""
 
+import json
 import os
 import subprocess
 import sys
@@ -47,3 +48,14 @@ def test_a_peer_that_is_not_installed_is_left_out(program: str, without: str) ->
     assert done.returncode == 0, done.stderr
     assert f"not installed: {without}; install them with `pip install '.[bench]'`" in " ".join(done.stdout.split())
     assert "ours" in done.stdout
+
+
+def test_audio_tables_have_both_floors(tmp_path: Path) -> None:
+    for seed, ours in enumerate((0.97, 0.98, 0.99)):
+        (folder := tmp_path / f"tones-fold0-seed{seed}-vim").mkdir()
+        floors = {"MFCC 20 x 20, SVM": {"accuracy": 0.5}, "MFCC statistics, SVM": {"accuracy": 0.75}}
+        found = {"metrics": {"accuracy": ours}, "baselines": floors, "parameters": 1000, "seconds": 1.0}
+        (folder / "results.json").write_text(json.dumps(found))
+    done = run("audio_tables", "tones", "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tones.csv").read_text().splitlines()[-1] == '"mean, fold 0, vim",,98.00 ± 1.00,50.00,75.00,'
