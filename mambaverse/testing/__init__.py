@@ -21,7 +21,7 @@ from typing import Any
 from mambaverse.errors import suggest
 from mambaverse.mixers import Mixer
 from mambaverse.testing import checks as _checks
-from mambaverse.testing.subject import Subject, seeded
+from mambaverse.testing.subject import Skip, Subject, seeded
 
 __all__ = ["MIXER_CHECKS", "Subject", "check_mixer"]
 
@@ -82,7 +82,7 @@ def check_mixer(
             if name == "compile" and inductor:
                 _checks.check_compile(subject, "inductor")
             results[name] = "passed"
-        except _checks.Skip as reason:
+        except Skip as reason:
             results[name] = f"skipped: {reason}"
         except Exception as error:  # whatever a mixer raises is a broken promise of that mixer
             what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"

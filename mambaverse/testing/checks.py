@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from mambaverse.kernels.backend import BackendError, use_backend
-from mambaverse.mixers import Mixer
-from mambaverse.testing.subject import GRID, LENGTH, TOLERANCE, Subject, call, refuses, rms, same, seeded, tensors
+from mambaverse.testing.subject import (
+    GRID,
+    LENGTH,
+    TOLERANCE,
+    Skip,
+    Subject,
+    call,
+    needs,
+    refuses,
+    run_and_differentiate,
+    same,
+    same_gradients,
+    seeded,
+    tensors,
+)
 
 BF16_TOLERANCE = 3e-2  # a mixer's few layers, each rounded to bfloat16, which has 8 bits
-
-
-class Skip(Exception):  # noqa: N818 (nothing went wrong)
-    """A check that does not apply here; the message says why."""
 
 
 def check_shapes(subject: Subject) -> None:
@@ -84,7 +91,7 @@ def check_gradients(subject: Subject) -> None:
 def check_step(subject: Subject) -> None:
     """Forward equals step by step, and so do its gradients; either continues from where the other stopped."""
     mixer = subject.build()
-    _needs(mixer, "supports_state")
+    needs(mixer, "supports_state")
     x = subject.tokens()
     state, outputs = mixer.init_state(x.shape[0]), []
     for t, part in enumerate(tensors(state)):
@@ -110,19 +117,19 @@ def check_step(subject: Subject) -> None:
         return torch.stack(outputs, 1)
 
     weight = subject.tokens(seed=2)
-    whole = _run_and_differentiate(mixer, x, weight, [LENGTH])
-    _same_gradients("step by step, against forward", _run_and_differentiate(mixer, x, weight, [LENGTH], stepped), whole)
+    whole = run_and_differentiate(mixer, x, weight, [LENGTH])
+    same_gradients("step by step, against forward", run_and_differentiate(mixer, x, weight, [LENGTH], stepped), whole)
 
 
 def check_chunks(subject: Subject) -> None:
     """Forward equals two chunks with the state carried over; so do the gradients, which flow through it."""
     mixer = subject.build()
-    _needs(mixer, "supports_state")
+    needs(mixer, "supports_state")
     weight = subject.tokens(seed=2)
-    whole = _run_and_differentiate(mixer, subject.tokens(), weight, [LENGTH])
+    whole = run_and_differentiate(mixer, subject.tokens(), weight, [LENGTH])
     for cut in (1, 2, LENGTH - 1):
-        parts = _run_and_differentiate(mixer, subject.tokens(), weight, [cut, LENGTH - cut])
-        _same_gradients(f"in chunks of {cut} and {LENGTH - cut}, against one", parts, whole)
+        parts = run_and_differentiate(mixer, subject.tokens(), weight, [cut, LENGTH - cut])
+        same_gradients(f"in chunks of {cut} and {LENGTH - cut}, against one", parts, whole)
     with torch.no_grad():
         _, state = call(mixer, subject.tokens(), return_state=True)
         kept = [part.clone() for part in tensors(state)]
@@ -208,7 +215,7 @@ def check_cpu_gpu(subject: Subject) -> None:
 
     def run(device: str) -> dict[str, Tensor]:
         weight = subject.tokens(seed=2).to(device)
-        return _run_and_differentiate(subject.build().to(device), subject.tokens().to(device), weight, [LENGTH])
+        return run_and_differentiate(subject.build().to(device), subject.tokens().to(device), weight, [LENGTH])
 
     refused = ""
     try:
@@ -219,7 +226,7 @@ def check_cpu_gpu(subject: Subject) -> None:
         refused = str(error)
         with use_backend("reference"):
             on_gpu = run("cuda")
-    _same_gradients("on the GPU, against the CPU", {name: value.cpu() for name, value in on_gpu.items()}, run("cpu"))
+    same_gradients("on the GPU, against the CPU", {name: value.cpu() for name, value in on_gpu.items()}, run("cpu"))
     if refused:
         raise Skip(f"{refused} (there it gives the numbers of the CPU)")
 
@@ -270,9 +277,9 @@ def check_compile(subject: Subject, backend: str = "eager") -> None:
     x, weight = subject.tokens(), subject.tokens(seed=2)
     torch.compiler.reset()
     compiled = torch.compile(mixer, backend=backend, fullgraph=True)
-    expected = _run_and_differentiate(mixer, x, weight, [LENGTH])
-    actual = _run_and_differentiate(mixer, x, weight, [LENGTH], lambda x: call(compiled, x))
-    _same_gradients("under torch.compile, against eager", actual, expected)
+    expected = run_and_differentiate(mixer, x, weight, [LENGTH])
+    actual = run_and_differentiate(mixer, x, weight, [LENGTH], lambda x: call(compiled, x))
+    same_gradients("under torch.compile, against eager", actual, expected)
     if mixer.supports_cu_seqlens:
         bounds = torch.tensor([0, 5, LENGTH], dtype=torch.int32, device=x.device)
         y = call(compiled, x[:1], cu_seqlens=bounds)
@@ -318,38 +325,3 @@ def check_step_sizes(subject: Subject) -> None:
             raise AssertionError(f"step_sizes[{name!r}] is not at least 0 everywhere")
         if mixer.causal:
             same(f"step_sizes[{name!r}] before a token that changed", changed[name][:, :-1], dt[:, :-1])
-
-
-def _needs(mixer: Mixer, attribute: str) -> None:
-    if not getattr(mixer, attribute):
-        raise Skip(f"{attribute} is False (that it refuses is checked elsewhere)")
-
-
-def _run_and_differentiate(
-    mixer: Mixer, x: Tensor, weight: Tensor, lengths: list[int], run: Callable[[Tensor], Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Return y and all gradients of (y · weight).sum() of a run in chunks of these lengths, the state carried over."""
-    mixer.zero_grad()
-    x = x.detach().clone().requires_grad_()
-    state, outputs = None, []
-    for i, part in enumerate(x.split(lengths, dim=1) if len(lengths) > 1 else [x]):
-        arguments = {"state": state} if i else {}
-        if i < len(lengths) - 1:
-            y, state = call(mixer, part, return_state=True, **arguments)
-        else:
-            y = call(mixer, part, **arguments) if run is None else run(part)
-        outputs.append(y)
-    y = torch.cat(outputs, 1)
-    (y * weight).sum().backward()
-    gradients = {f"gradient of {n}": p.grad.clone() for n, p in mixer.named_parameters() if p.grad is not None}
-    mixer.zero_grad()
-    return {"y": y.detach(), "gradient of x": x.grad, **gradients}  # type: ignore[dict-item]
-
-
-def _same_gradients(what: str, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Compare results of `_run_and_differentiate`; one that all but cancels is held to a tenth of the largest."""
-    least_scale = 0.1 * max(rms(value) for value in expected.values())
-    for name, value in expected.items():
-        if name not in actual:
-            raise AssertionError(f"{name} {what}: there is none")
-        same(f"{name} {what}", actual[name], value, least_scale=least_scale)

@@ -19,6 +19,10 @@ JITTER = 0.1  # added to every parameter, so that one that starts at 0 or 1 take
 TOLERANCE = 2e-5  # relative RMS between two fp32 runs, each of which may be 1e-5 from the truth
 
 
+class Skip(Exception):  # noqa: N818 (nothing went wrong)
+    """A check that does not apply here; the message says why."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A mixer under test: how to build it and what to feed it.
@@ -119,3 +123,39 @@ def refuses(what: str, action: Callable[[], Any]) -> None:
 def tensors(state: Any) -> list[Tensor]:
     """Return the tensors of a nested tuple."""
     return [state] if isinstance(state, Tensor) else [t for part in state for t in tensors(part)]
+
+
+def needs(mixer: Mixer, attribute: str) -> None:
+    """Raise Skip unless the mixer declares that it supports this."""
+    if not getattr(mixer, attribute):
+        raise Skip(f"{attribute} is False (that it refuses is checked elsewhere)")
+
+
+def run_and_differentiate(
+    mixer: Mixer, x: Tensor, weight: Tensor, lengths: list[int], run: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return y and all gradients of (y · weight).sum() of a run in chunks of these lengths, the state carried over."""
+    mixer.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    state, outputs = None, []
+    for i, part in enumerate(x.split(lengths, dim=1) if len(lengths) > 1 else [x]):
+        arguments = {"state": state} if i else {}
+        if i < len(lengths) - 1:
+            y, state = call(mixer, part, return_state=True, **arguments)
+        else:
+            y = call(mixer, part, **arguments) if run is None else run(part)
+        outputs.append(y)
+    y = torch.cat(outputs, 1)
+    (y * weight).sum().backward()
+    gradients = {f"gradient of {n}": p.grad.clone() for n, p in mixer.named_parameters() if p.grad is not None}
+    mixer.zero_grad()
+    return {"y": y.detach(), "gradient of x": x.grad, **gradients}  # type: ignore[dict-item]
+
+
+def same_gradients(what: str, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Compare results of `run_and_differentiate`; one that all but cancels is held to a tenth of the largest."""
+    least_scale = 0.1 * max(rms(value) for value in expected.values())
+    for name, value in expected.items():
+        if name not in actual:
+            raise AssertionError(f"{name} {what}: there is none")
+        same(f"{name} {what}", actual[name], value, least_scale=least_scale)
