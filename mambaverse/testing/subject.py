@@ -74,11 +74,16 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def call(mixer: Any, x: Tensor, **arguments: Any) -> Any:
-    """Run the mixer as backbones do: by keyword, with a grid where it needs one."""
+    """Run the mixer as backbones do: by keyword, with a grid where it needs one; x has to stay as it is."""
     if mixer.needs_spatial_shape:
         height = max(h for h in range(1, x.shape[1] + 1) if x.shape[1] % h == 0 and h * h <= x.shape[1])
         arguments["spatial_shape"] = (height, x.shape[1] // height)
-    return mixer(x=x, **arguments)
+    kept = x.detach().clone()
+    result = mixer(x=x, **arguments)
+    if not (x.is_meta or torch.equal(x, kept)):
+        given = f" with {', '.join(arguments)}" if arguments else ""
+        raise AssertionError(f"forward{given} wrote to its input x {tuple(x.shape)}")
+    return result
 
 
 def same(what: str, actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE, least_scale: float = 0.0) -> None:
