@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambaverse.mixers import Mixer
 from mambaverse.testing import check_mixer
@@ -16,8 +18,35 @@ class ReadsItsInputDense(Decay):
         return super().mix(x if x.stride(-1) == 1 else x.as_strided(x.shape, torch.empty(x.shape).stride()))
 
 
+class HalvesASmallGradient(Decay):
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(dim, device=device, dtype=dtype)
+        self.gain = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
+
+    def mix(self, x: Tensor) -> Tensor:
+        return super().mix(x) * (1 + 0.01 * (self.gain + self.gain.detach()))
+
+
+class _ReadsGradientsDense(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return dy.as_strided(dy.shape, torch.empty(dy.shape).stride())
+
+
+class ReadsGradientsDense(Decay):
+    def mix(self, x: Tensor) -> Tensor:
+        y: Tensor = _ReadsGradientsDense.apply(super().mix(x))
+        return y
+
+
 BROKEN = [
     (ReadsItsInputDense, "shapes", "y of a strided x, channels before length"),
+    (HalvesASmallGradient, "gradients", "gradients differ from finite differences, that of gain by"),
+    (ReadsGradientsDense, "gradients", "where that of y is strided"),
 ]
 
 

@@ -157,10 +157,27 @@ def run_and_differentiate(
     return {"y": y.detach(), "gradient of x": x.grad, **gradients}  # type: ignore[dict-item]
 
 
-def same_gradients(what: str, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def same_gradients(
+    what: str, actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = TOLERANCE
+) -> None:
     """Compare results of `run_and_differentiate`; one that all but cancels is held to a tenth of the largest."""
     least_scale = 0.1 * max(rms(value) for value in expected.values())
     for name, value in expected.items():
-        if name not in actual:
+        if actual.get(name) is None:
             raise AssertionError(f"{name} {what}: there is none")
-        same(f"{name} {what}", actual[name], value, least_scale=least_scale)
+        same(f"{name} {what}", actual[name], value, tolerance, least_scale)
+
+
+def slope_error(mixer: Mixer, x: Tensor, weight: Tensor, leaves: dict[str, tuple[Tensor, Tensor]]) -> float:
+    """Return by how much gradients miss the slope of (y · weight).sum() along a random direction of their leaves."""
+    with seeded(3), torch.no_grad():
+        directions = {name: torch.randn(leaf.shape).to(leaf) for name, (leaf, _) in leaves.items()}
+        slope = sum((gradient * directions[name]).sum().item() for name, (_, gradient) in leaves.items())
+        losses = []
+        for step in (1e-3, -2e-3):  # to one side of where the gradient was taken, then to the other
+            for name, (leaf, _) in leaves.items():
+                leaf.add_(step * directions[name])
+            losses.append((call(mixer, x).double() * weight.double()).sum().item())
+        for name, (leaf, _) in leaves.items():
+            leaf.add_(1e-3 * directions[name])
+    return abs((losses[0] - losses[1]) / 2e-3 - slope)
