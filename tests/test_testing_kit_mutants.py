@@ -43,10 +43,31 @@ class ReadsGradientsDense(Decay):
         return y
 
 
+class LosesItsGradientInBf16(Decay):
+    def mix(self, x: Tensor) -> Tensor:
+        y = super().mix(x)
+        return y.detach() + 0.5 * (y - y.detach()) if y.dtype == torch.bfloat16 else y
+
+
+class StepsInFp32(Decay):
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, h = super().step(x_t, state)
+        return y.float(), h
+
+
+class WidensUnderAutocast(Decay):
+    def mix(self, x: Tensor) -> Tensor:
+        y = super().mix(x)
+        return y.double() if torch.is_autocast_enabled("cpu") else y
+
+
 BROKEN = [
     (ReadsItsInputDense, "shapes", "y of a strided x, channels before length"),
     (HalvesASmallGradient, "gradients", "gradients differ from finite differences, that of gain by"),
     (ReadsGradientsDense, "gradients", "where that of y is strided"),
+    (LosesItsGradientInBf16, "dtypes", "gradient of x in bfloat16, against fp32"),
+    (StepsInFp32, "dtypes", "torch.float32 where torch.bfloat16 was expected"),
+    (WidensUnderAutocast, "dtypes", "under bfloat16 autocast is torch.float64; expected bfloat16 or float32"),
 ]
 
 

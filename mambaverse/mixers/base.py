@@ -95,8 +95,8 @@ class Mixer(nn.Module):
             return_state: Whether to return (y, state) rather than y.
 
         Returns:
-            y (B, L, D), in x's dtype (under autocast, in autocast's); with `return_state` a pair of it and the state
-            after each sequence's last token, through which gradients flow.
+            y (B, L, D), in x's dtype (under autocast, in autocast's or x's); with `return_state` a pair of it and the
+            state after each sequence's last token, through which gradients flow.
 
         Raises:
             ValueError: for what the mixer declares that it does not support.

@@ -42,19 +42,42 @@ def check_shapes(subject: Subject) -> None:
 
 
 def check_dtypes(subject: Subject) -> None:
-    """`mixer.to(bfloat16)` gives y in bfloat16, near the fp32 result of the same weights; so does autocast."""
+    """In bfloat16, by `.to` and by autocast, y and its gradients are near those of the same weights in fp32.
+
+    y is in bfloat16, under autocast in that or in x's dtype; so is that of `step` from `init_state`.
+    """
     mixer = subject.build().to(torch.bfloat16)
-    x = subject.tokens().to(torch.bfloat16)
-    expected = call(subject.build().to(torch.bfloat16).float(), x.float())
-    y = call(mixer, x)
-    if y.dtype != torch.bfloat16:
-        raise AssertionError(f"y of a bfloat16 x and bfloat16 parameters is {y.dtype}")
-    same("y in bfloat16, against fp32", y.float(), expected, BF16_TOLERANCE)
-    mixer = mixer.float()
-    with torch.autocast(torch.device(subject.device).type, dtype=torch.bfloat16):
-        y = call(mixer, x.float())
-    same("y under bfloat16 autocast, against fp32", y.float(), expected, BF16_TOLERANCE)
-    call(mixer, x.float()).sum().backward()
+    wide = subject.build().to(torch.bfloat16).float()
+    x, weight = subject.tokens().to(torch.bfloat16), subject.tokens(seed=2).to(torch.bfloat16)
+    expected = run_and_differentiate(wide, x.float(), weight.float(), [LENGTH])
+
+    def near(what: str, actual: dict[str, Tensor]) -> None:
+        y = actual.pop("y")
+        same(f"y {what}, against fp32", y.float(), expected["y"], BF16_TOLERANCE)
+        actual = {name: gradient.float() for name, gradient in actual.items()}
+        gradients = {name: value for name, value in expected.items() if name != "y"}
+        same_gradients(f"{what}, against fp32", actual, gradients, 2 * BF16_TOLERANCE)
+
+    actual = run_and_differentiate(mixer, x, weight, [LENGTH])
+    if actual["y"].dtype != torch.bfloat16:
+        raise AssertionError(f"y of a bfloat16 x and bfloat16 parameters is {actual['y'].dtype}")
+    near("in bfloat16", actual)
+    if mixer.supports_state:
+        with torch.no_grad():
+            y, state = mixer.step(x[:, 0], mixer.init_state(x.shape[0]))
+            what = "of a step in bfloat16, against forward"
+            same(f"y {what}", y, call(mixer, x)[:, 0], BF16_TOLERANCE)
+            y = call(mixer, x[:, 1:], state=state)
+            same("y of what follows a step in bfloat16, against forward", y, call(mixer, x)[:, 1:], BF16_TOLERANCE)
+
+    def autocast(x: Tensor) -> Tensor:
+        with torch.autocast(torch.device(subject.device).type, dtype=torch.bfloat16):
+            y: Tensor = call(wide, x)
+        if y.dtype not in (torch.bfloat16, x.dtype):
+            raise AssertionError(f"y of an fp32 x under bfloat16 autocast is {y.dtype}; expected bfloat16 or float32")
+        return y
+
+    near("under bfloat16 autocast", run_and_differentiate(wide, x.float(), weight.float(), [LENGTH], autocast))
 
 
 def check_gradients(subject: Subject) -> None:

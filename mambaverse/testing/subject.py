@@ -87,17 +87,19 @@ def call(mixer: Any, x: Tensor, **arguments: Any) -> Any:
 
 
 def same(what: str, actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE, least_scale: float = 0.0) -> None:
-    """Raise AssertionError unless shapes are equal and the RMS difference is within the tolerance.
+    """Raise AssertionError unless shapes and dtypes are equal and the RMS difference is within the tolerance.
 
     Args:
         what: What is compared, for the message.
         actual: Any shape.
-        expected: Same shape.
+        expected: Same shape and dtype.
         tolerance: Allowed RMS difference, relative to the RMS of `expected`,
         least_scale: or to this if it is more.
     """
     if actual.shape != expected.shape:
         raise AssertionError(f"{what}: shape {tuple(actual.shape)} where {tuple(expected.shape)} was expected")
+    if actual.dtype != expected.dtype:
+        raise AssertionError(f"{what}: {actual.dtype} where {expected.dtype} was expected")
     if not torch.isfinite(actual).all():
         raise AssertionError(f"{what}: not finite")
     error = relative_rms(actual, expected)
