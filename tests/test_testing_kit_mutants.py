@@ -61,6 +61,15 @@ class WidensUnderAutocast(Decay):
         return y.double() if torch.is_autocast_enabled("cpu") else y
 
 
+class KeepsAViewOfItsInput(Decay):
+    def mix_sequence(self, x: Tensor, state: Any = None, cu_seqlens: Any = None, spatial_shape: Any = None) -> Any:
+        before = torch.zeros_like(x[:, 0]) if state is None else state
+        return self.proj(x + torch.cat([before[:, None], x[:, :-1]], 1)), x[:, -1]
+
+    def _step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self.proj(x_t + state), state.copy_(x_t)
+
+
 BROKEN = [
     (ReadsItsInputDense, "shapes", "y of a strided x, channels before length"),
     (HalvesASmallGradient, "gradients", "gradients differ from finite differences, that of gain by"),
@@ -68,6 +77,7 @@ BROKEN = [
     (LosesItsGradientInBf16, "dtypes", "gradient of x in bfloat16, against fp32"),
     (StepsInFp32, "dtypes", "torch.float32 where torch.bfloat16 was expected"),
     (WidensUnderAutocast, "dtypes", "under bfloat16 autocast is torch.float64; expected bfloat16 or float32"),
+    (KeepsAViewOfItsInput, "step", "step wrote to x_t, or to the x of the forward whose state it was given"),
 ]
 
 

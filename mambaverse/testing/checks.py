@@ -112,6 +112,7 @@ def check_step(subject: Subject) -> None:
     mixer = subject.build()
     needs(mixer, "supports_state")
     x = subject.tokens()
+    kept = x.clone()
     state, outputs = mixer.init_state(x.shape[0]), []
     for t, part in enumerate(tensors(state)):
         if part.shape[:1] != x.shape[:1]:
@@ -127,6 +128,8 @@ def check_step(subject: Subject) -> None:
         expected = call(mixer, torch.cat([x, more], 1))[:, LENGTH:]
         same("forward from the state that the steps left", call(mixer, more, state=state), expected)
         same("a step from the state that forward left", mixer.step(more[:, 0], carried)[0], expected[:, 0])
+    if not torch.equal(x, kept):
+        raise AssertionError("step wrote to x_t, or to the x of the forward whose state it was given")
 
     def stepped(x: Tensor) -> Tensor:
         state, outputs = mixer.init_state(x.shape[0]), []
