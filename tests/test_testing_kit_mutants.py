@@ -70,6 +70,39 @@ class KeepsAViewOfItsInput(Decay):
         return self.proj(x_t + state), state.copy_(x_t)
 
 
+class PacksBadly(Decay):
+    supports_cu_seqlens = True
+
+    def mix_sequence(self, x: Tensor, state: Any = None, cu_seqlens: Any = None, spatial_shape: Any = None) -> Any:
+        if cu_seqlens is None:
+            return super().mix_sequence(x, state)
+        before = self.init_state(len(cu_seqlens) - 1) if state is None else state
+        outputs, states = [x[:, :0]], []
+        for i, row in enumerate(x.split(cu_seqlens.diff().tolist(), 1)):
+            y, h = row, self.empty(before[i : i + 1])
+            if row.shape[1] > 0:
+                y, h = super().mix_sequence(row, before[i : i + 1])
+            outputs.append(self.output(y))
+            states.append(h)
+        return torch.cat(outputs, 1), torch.cat(states)
+
+    def output(self, y: Tensor) -> Tensor:
+        return y
+
+    def empty(self, h: Tensor) -> Tensor:
+        return h
+
+
+class PacksWithHalfTheGradient(PacksBadly):
+    def output(self, y: Tensor) -> Tensor:
+        return 0.5 * (y + y.detach())
+
+
+class PacksAndForgetsEmptyOnes(PacksBadly):
+    def empty(self, h: Tensor) -> Tensor:
+        return torch.zeros_like(h)
+
+
 BROKEN = [
     (ReadsItsInputDense, "shapes", "y of a strided x, channels before length"),
     (HalvesASmallGradient, "gradients", "gradients differ from finite differences, that of gain by"),
@@ -78,6 +111,8 @@ BROKEN = [
     (StepsInFp32, "dtypes", "torch.float32 where torch.bfloat16 was expected"),
     (WidensUnderAutocast, "dtypes", "under bfloat16 autocast is torch.float64; expected bfloat16 or float32"),
     (KeepsAViewOfItsInput, "step", "step wrote to x_t, or to the x of the forward whose state it was given"),
+    (PacksWithHalfTheGradient, "packed", "gradient of x packed, against separate"),
+    (PacksAndForgetsEmptyOnes, "packed", "a batch that continues where packed sequences were empty"),
 ]
 
 

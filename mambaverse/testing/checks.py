@@ -15,6 +15,7 @@ from mambaverse.testing.subject import (
     call,
     needs,
     refuses,
+    rows_of,
     run_and_differentiate,
     same,
     same_gradients,
@@ -192,12 +193,22 @@ def check_packed(subject: Subject) -> None:
     mixer = subject.build()
     if mixer.needs_spatial_shape:
         raise Skip("needs_spatial_shape: it takes one grid, no packed sequences (refusal checked elsewhere)")
-    lengths = (3, 1, 0, 5, 3)
+    lengths = (0, 3, 1, 0, 5, 3, 0)
     rows = [subject.tokens(1, length, seed=length + i) for i, length in enumerate(lengths)]
     bounds = torch.tensor([0, *lengths]).cumsum(0).to(device=subject.device, dtype=torch.int32)
     x = torch.cat(rows, 1)
-    expected = torch.cat([call(mixer, row) for row in rows if row.shape[1]], 1)
-    same("packed, against separate", call(mixer, x, cu_seqlens=bounds), expected)
+    weight = subject.tokens(1, x.shape[1], seed=2)
+
+    def separate(x: Tensor) -> Tensor:
+        return torch.cat([call(mixer, row) for row in x.split(lengths, 1) if row.shape[1]], 1)
+
+    def packed(x: Tensor) -> Tensor:
+        y: Tensor = call(mixer, x, cu_seqlens=bounds)
+        return y
+
+    whole = [x.shape[1]]
+    expected = run_and_differentiate(mixer, x, weight, whole, separate)
+    same_gradients("packed, against separate", run_and_differentiate(mixer, x, weight, whole, packed), expected)
     refuses("a batch of 2 with cu_seqlens", lambda: call(mixer, x.expand(2, -1, -1), cu_seqlens=bounds))
     if not mixer.supports_state:
         return
@@ -206,10 +217,14 @@ def check_packed(subject: Subject) -> None:
         if part.shape[0] != len(lengths):
             raise AssertionError(f"the state of {len(lengths)} packed sequences has shape {tuple(part.shape)}")
     more = subject.tokens(len(lengths), 4, seed=9)
-    whole = torch.cat([call(mixer, torch.cat([row, more[i : i + 1]], 1))[:, -4:] for i, row in enumerate(rows)])
-    same("a batch that continues from the packed sequences' state", call(mixer, more, state=state), whole)
-    again = call(mixer, more.flatten(0, 1)[None], state=state, cu_seqlens=torch.arange(6).to(bounds) * 4)
-    same("packed sequences that continue from packed ones", again, whole.flatten(0, 1)[None])
+    continued = torch.cat([call(mixer, torch.cat([row, more[i : i + 1]], 1))[:, -4:] for i, row in enumerate(rows)])
+    same("a batch that continues from the packed sequences' state", call(mixer, more, state=state), continued)
+    four = torch.arange(len(lengths) + 1).to(bounds) * 4
+    again = call(mixer, more.flatten(0, 1)[None], state=state, cu_seqlens=four)
+    same("packed sequences that continue from packed ones", again, continued.flatten(0, 1)[None])
+    _, state = call(mixer, more[None, 0], state=state, cu_seqlens=four.clamp(max=4), return_state=True)
+    again = call(mixer, more[1:], state=rows_of(state, slice(1, None)))
+    same("a batch that continues where packed sequences were empty", again, continued[1:])
 
 
 def check_padding(subject: Subject) -> None:

@@ -153,6 +153,8 @@ def run_and_differentiate(
             y = call(mixer, part, **arguments) if run is None else run(part)
         outputs.append(y)
     y = torch.cat(outputs, 1)
+    if not y.requires_grad:
+        raise AssertionError("y requires no gradient although x and the parameters do: something cuts it off")
     (y * weight).sum().backward()
     gradients = {f"gradient of {n}": p.grad.clone() for n, p in mixer.named_parameters() if p.grad is not None}
     mixer.zero_grad()
@@ -183,3 +185,8 @@ def slope_error(mixer: Mixer, x: Tensor, weight: Tensor, leaves: dict[str, tuple
         for name, (leaf, _) in leaves.items():
             leaf.add_(1e-3 * directions[name])
     return abs((losses[0] - losses[1]) / 2e-3 - slope)
+
+
+def rows_of(state: Any, rows: slice) -> Any:
+    """Return these rows of a state."""
+    return state[rows] if isinstance(state, Tensor) else tuple(rows_of(part, rows) for part in state)
