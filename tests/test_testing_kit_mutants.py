@@ -103,6 +103,27 @@ class PacksAndForgetsEmptyOnes(PacksBadly):
         return torch.zeros_like(h)
 
 
+class GrowsItsStateDict(Decay):
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(dim, device=device, dtype=dtype)
+        self.register_buffer("positions", torch.zeros(0))
+
+    def mix(self, x: Tensor) -> Tensor:
+        self.positions = torch.arange(x.shape[1])
+        return super().mix(x)
+
+
+class CannotBeCopiedApart(Decay):
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(dim, device=device, dtype=dtype)
+        proj = self.proj
+        self.run = lambda x: proj(x)
+
+    def mix(self, x: Tensor) -> Tensor:
+        y: Tensor = self.run(x).cumsum(1)
+        return y
+
+
 BROKEN = [
     (ReadsItsInputDense, "shapes", "y of a strided x, channels before length"),
     (HalvesASmallGradient, "gradients", "gradients differ from finite differences, that of gain by"),
@@ -113,6 +134,8 @@ BROKEN = [
     (KeepsAViewOfItsInput, "step", "step wrote to x_t, or to the x of the forward whose state it was given"),
     (PacksWithHalfTheGradient, "packed", "gradient of x packed, against separate"),
     (PacksAndForgetsEmptyOnes, "packed", "a batch that continues where packed sequences were empty"),
+    (GrowsItsStateDict, "state_dict", "forward changes the shapes of the state dict: {'positions': (0,), "),
+    (CannotBeCopiedApart, "state_dict", "y of a deep copy, after the original's parameters changed"),
 ]
 
 

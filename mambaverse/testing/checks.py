@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -269,13 +271,25 @@ def check_cpu_gpu(subject: Subject) -> None:
 
 
 def check_state_dict(subject: Subject) -> None:
-    """A state dict, saved and loaded, carries the mixer over whole; weight decay is told of parameters that exist."""
+    """A state dict, saved and loaded, carries the mixer over whole, whatever it ran on; so does a deep copy, apart.
+
+    Weight decay is told of parameters that exist.
+    """
     mixer, other = subject.build(), subject.build(seed=7)
     x = subject.tokens()
+    made = {name: tuple(value.shape) for name, value in mixer.state_dict().items()}
     if torch.equal(call(mixer, x), call(other, x)):
         raise AssertionError("two mixers with different random parameters give the same output")
     other.load_state_dict({name: value.clone() for name, value in mixer.state_dict().items()})
     same("y after load_state_dict", call(other, x), call(mixer, x), 0.0)
+    if (after := {name: tuple(value.shape) for name, value in mixer.state_dict().items()}) != made:
+        raise AssertionError(f"forward changes the shapes of the state dict: {made} became {after}")
+    copied, y = copy.deepcopy(mixer), call(mixer, x)
+    same("y of a deep copy", call(copied, x), y, 0.0)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.zero_()
+    same("y of a deep copy, after the original's parameters changed", call(copied, x), y, 0.0)
     if unknown := mixer.no_weight_decay() - {name for name, _ in mixer.named_parameters()}:
         raise AssertionError(f"no_weight_decay names parameters that do not exist: {sorted(unknown)}")
 
