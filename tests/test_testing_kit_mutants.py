@@ -124,6 +124,23 @@ class CannotBeCopiedApart(Decay):
         return y
 
 
+class LeavesABuffer(Decay):
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(dim, device=device, dtype=dtype)
+        self.register_buffer("scale", torch.ones(dim, device=device, dtype=dtype), persistent=False)
+
+
+class DrawsOtherwise(Decay):
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(dim, device=device, dtype=dtype)
+        nn.init.normal_(self.proj.weight, std=0.02)
+
+
+class KeepsItsStateOnTheCpu(Decay):
+    def init_state(self, batch_size: int, device: Any = None, dtype: Any = None) -> Tensor:
+        return torch.zeros(batch_size, self.proj.weight.shape[0], dtype=dtype or self.proj.weight.dtype)
+
+
 BROKEN = [
     (ReadsItsInputDense, "shapes", "y of a strided x, channels before length"),
     (HalvesASmallGradient, "gradients", "gradients differ from finite differences, that of gain by"),
@@ -136,6 +153,9 @@ BROKEN = [
     (PacksAndForgetsEmptyOnes, "packed", "a batch that continues where packed sequences were empty"),
     (GrowsItsStateDict, "state_dict", "forward changes the shapes of the state dict: {'positions': (0,), "),
     (CannotBeCopiedApart, "state_dict", "y of a deep copy, after the original's parameters changed"),
+    (LeavesABuffer, "meta", "reset_parameters leaves scale as it was"),
+    (DrawsOtherwise, "meta", "times as large as __init__"),
+    (KeepsItsStateOnTheCpu, "meta", "init_state(2) on meta holds a tensor (2, 8) on cpu"),
 ]
 
 

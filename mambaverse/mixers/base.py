@@ -17,9 +17,9 @@ class Mixer(nn.Module):
     carries a state also defines `mix_sequence` and `init_state`, and sets `supports_state`; `step` is then one token
     of `mix_sequence`, unless there is a faster way. One that needs the grid of its tokens sets `needs_spatial_shape`
     and defines `mix_sequence`; for TorchScript also `mix_grid`, which then stands for `mix`. One whose parameters are
-    not all made by torch's own layers defines `reset_parameters(self)`, which draws all of them anew: a model built on
-    the meta device calls it. One with a step Δ that depends on the token tells it by `step_sizes`, for
-    `mambaverse explain`.
+    not all made by torch's own layers defines `reset_parameters(self)`, which draws all of them anew, as `__init__`
+    does, and fills the buffers: a model built on the meta device calls it. One with a step Δ that depends on the token
+    tells it by `step_sizes`, for `mambaverse explain`.
 
     `mambaverse.testing.check_mixer` checks all that is said here.
 

@@ -21,6 +21,7 @@ from typing import Any
 from mambaverse.errors import suggest
 from mambaverse.mixers import Mixer
 from mambaverse.testing import checks as _checks
+from mambaverse.testing import conditions as _conditions
 from mambaverse.testing.subject import Skip, Subject, seeded
 
 __all__ = ["MIXER_CHECKS", "Subject", "check_mixer"]
@@ -36,7 +37,7 @@ MIXER_CHECKS: dict[str, Callable[[Subject], None]] = {
     "padding": _checks.check_padding,
     "cpu_gpu": _checks.check_cpu_gpu,
     "state_dict": _checks.check_state_dict,
-    "meta": _checks.check_meta,
+    "meta": _conditions.check_meta,
     "compile": _checks.check_compile,
     "refusals": _checks.check_refusals,
     "step_sizes": _checks.check_step_sizes,

@@ -21,7 +21,6 @@ from mambaverse.testing.subject import (
     run_and_differentiate,
     same,
     same_gradients,
-    seeded,
     slope_error,
     tensors,
 )
@@ -292,34 +291,6 @@ def check_state_dict(subject: Subject) -> None:
     same("y of a deep copy, after the original's parameters changed", call(copied, x), y, 0.0)
     if unknown := mixer.no_weight_decay() - {name for name, _ in mixer.named_parameters()}:
         raise AssertionError(f"no_weight_decay names parameters that do not exist: {sorted(unknown)}")
-
-
-def check_meta(subject: Subject) -> None:
-    """Built on the meta device it holds no data, runs, and `to_empty` with `reset_parameters` makes it whole.
-
-    That is the mixer's own, or, where it has none, those of the modules that it is made of: a backbone calls them.
-    """
-    mixer = subject.make("meta", torch.bfloat16)
-    for name, value in [*mixer.named_parameters(), *mixer.named_buffers()]:
-        if not value.is_meta:
-            raise AssertionError(f"{name} is on {value.device} although device='meta' was given")
-        if value.is_floating_point() and value.dtype != torch.bfloat16:
-            raise AssertionError(f"{name} is {value.dtype} although dtype=bfloat16 was given")
-    y = call(mixer, torch.empty(2, LENGTH, subject.dim, device="meta", dtype=torch.bfloat16))
-    if not y.is_meta or y.shape != (2, LENGTH, subject.dim) or y.dtype != torch.bfloat16:
-        raise AssertionError(f"forward on meta gave {tuple(y.shape)} {y.dtype} on {y.device}")
-    from mambaverse.blocks import reset_parameters  # loads timm
-
-    mixer = mixer.float().to_empty(device=subject.device)
-    with torch.no_grad(), seeded(0):
-        for parameter in mixer.parameters():
-            parameter.fill_(float("nan"))
-        reset_parameters(mixer)
-    for name, parameter in mixer.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise AssertionError(f"reset_parameters leaves {name} as it was")
-    if not torch.isfinite(call(mixer, subject.tokens())).all():
-        raise AssertionError("y is not finite after to_empty and reset_parameters")
 
 
 def check_compile(subject: Subject, backend: str = "eager") -> None:
