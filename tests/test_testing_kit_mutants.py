@@ -141,6 +141,47 @@ class KeepsItsStateOnTheCpu(Decay):
         return torch.zeros(batch_size, self.proj.weight.shape[0], dtype=dtype or self.proj.weight.dtype)
 
 
+class LeaksWhenLong(Decay):
+    def mix(self, x: Tensor) -> Tensor:
+        y = super().mix(x)
+        return y + 0.1 * y.mean(1, keepdim=True) if x.shape[1] > 16 else y
+
+
+class ForgetsAtChunks(Decay):
+    def mix_sequence(self, x: Tensor, state: Any = None, cu_seqlens: Any = None, spatial_shape: Any = None) -> Any:
+        outputs: list[Tensor] = []
+        for chunk in x.split(64, 1):
+            y, h = super().mix_sequence(chunk, None if outputs else state)
+            outputs.append(y)
+        return torch.cat(outputs, 1), h
+
+
+class StepsWronglyAfterAWhile(Decay):
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, h = super().step(x_t, state[0])
+        return y * (1.0 if state[1].max() < 16 else 1.1), (h, state[1] + 1)
+
+    def mix_sequence(self, x: Tensor, state: Any = None, cu_seqlens: Any = None, spatial_shape: Any = None) -> Any:
+        h, t = self.init_state(len(x)) if state is None else state if isinstance(state, tuple) else (state, 0)
+        y, h = super().mix_sequence(x, h)
+        return (y, (h, t + x.shape[1])) if state is None or isinstance(state, tuple) else (y, h)
+
+    def init_state(self, batch_size: int, device: Any = None, dtype: Any = None) -> Any:
+        return super().init_state(batch_size, device, dtype), torch.zeros(batch_size, device=device)
+
+
+class PacksFewTokensOnly(Decay):
+    supports_cu_seqlens = True
+    supports_state = False
+
+    def mix_sequence(self, x: Tensor, state: Any = None, cu_seqlens: Any = None, spatial_shape: Any = None) -> Any:
+        rows = x.split(cu_seqlens.diff().tolist(), 1) if x.shape[1] < 64 else [x]
+        return torch.cat([self.mix(row) for row in rows if row.shape[1]], 1), None
+
+    def mix(self, x: Tensor) -> Tensor:
+        return Decay.mix_sequence(self, x)[0]
+
+
 BROKEN = [
     (ReadsItsInputDense, "shapes", "y of a strided x, channels before length"),
     (HalvesASmallGradient, "gradients", "gradients differ from finite differences, that of gain by"),
@@ -156,6 +197,10 @@ BROKEN = [
     (LeavesABuffer, "meta", "reset_parameters leaves scale as it was"),
     (DrawsOtherwise, "meta", "times as large as __init__"),
     (KeepsItsStateOnTheCpu, "meta", "init_state(2) on meta holds a tensor (2, 8) on cpu"),
+    (LeaksWhenLong, "long", "y before token 130 of 261, after the tokens from it on changed"),
+    (ForgetsAtChunks, "long", "in chunks of 130 and 131, against one"),
+    (StepsWronglyAfterAWhile, "long", "40 tokens step by step, against forward"),
+    (PacksFewTokensOnly, "long", "packed sequences of [70, 130, 0, 61], against separate"),
 ]
 
 

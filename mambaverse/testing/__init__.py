@@ -41,6 +41,7 @@ MIXER_CHECKS: dict[str, Callable[[Subject], None]] = {
     "compile": _checks.check_compile,
     "refusals": _checks.check_refusals,
     "step_sizes": _checks.check_step_sizes,
+    "long": _conditions.check_long,
 }
 
 

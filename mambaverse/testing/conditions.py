@@ -11,12 +11,66 @@ from torch import Tensor
 from mambaverse.mixers import Mixer
 from mambaverse.testing.subject import (
     LENGTH,
+    LONG,
     Subject,
     call,
     rms,
+    run_and_differentiate,
+    same,
+    same_gradients,
     seeded,
+    slope_error,
     tensors,
 )
+
+CUT = 130  # of LONG tokens: beside any multiple of a power of 2
+
+
+def check_long(subject: Subject) -> None:
+    """What holds of a few tokens holds of hundreds: each row alone, causality, gradients, packing, the state."""
+    mixer = subject.build()
+    x = subject.tokens(5, LONG)
+    with torch.no_grad():
+        y = call(mixer, x)
+        same(f"the last row of a batch of 5 of {LONG} tokens, run alone", call(mixer, x[4:]), y[4:])
+        if mixer.causal:
+            changed = torch.cat([x[:, :CUT], subject.tokens(5, LONG - CUT, seed=5)], 1)
+            what = f"y before token {CUT} of {LONG}, after the tokens from it on changed"
+            same(what, call(mixer, changed)[:, :CUT], y[:, :CUT])
+            same(f"y of the first 128 of {LONG} tokens, run alone", call(mixer, x[:, :128]), y[:, :128])
+        if not mixer.needs_spatial_shape:
+            lengths = [70, CUT, 0, LONG - CUT - 70]
+            bounds = torch.tensor([0, *lengths]).cumsum(0).to(device=x.device, dtype=torch.int32)
+            separate = torch.cat([call(mixer, row) for row in x[:1].split(lengths, 1) if row.shape[1]], 1)
+            same(f"packed sequences of {lengths}, against separate", call(mixer, x[:1], cu_seqlens=bounds), separate)
+    weight = subject.tokens(2, LONG, seed=2)
+    whole = run_and_differentiate(mixer, x[:2], weight, [LONG])
+    leaves = {"x": x[:2].clone(), **dict(mixer.named_parameters())}
+    pairs = {name: (leaf, whole[f"gradient of {name}"]) for name, leaf in leaves.items()}
+    norm = sum(gradient.square().sum().item() for _, gradient in pairs.values()) ** 0.5
+    if not (error := slope_error(mixer, leaves["x"], weight, pairs)) < 0.02 * norm:
+        raise AssertionError(
+            f"gradients over {LONG} tokens differ from finite differences by {error / norm:.1%} of them"
+        )
+    if mixer.supports_state:
+        parts = run_and_differentiate(mixer, x[:2], weight, [CUT, LONG - CUT])
+        same_gradients(f"in chunks of {CUT} and {LONG - CUT}, against one", parts, whole)
+        _check_long_steps(mixer, x[:2], whole["y"])
+
+
+@torch.no_grad()
+def _check_long_steps(mixer: Mixer, x: Tensor, y: Tensor) -> None:
+    """Compare forward with 40 steps, a forward up to token 256, and steps to the end."""
+    state, outputs = mixer.init_state(x.shape[0]), []
+    for t in range(40):
+        y_t, state = mixer.step(x[:, t], state)
+        outputs.append(y_t)
+    same("40 tokens step by step, against forward", torch.stack(outputs, 1), y[:, :40])
+    y_more, state = call(mixer, x[:, 40:256], state=state, return_state=True)
+    same("forward from the state that 40 steps left", y_more, y[:, 40:256])
+    for t in range(256, LONG):
+        y_t, state = mixer.step(x[:, t], state)
+        same(f"step {t} from the state that forward left", y_t, y[:, t])
 
 
 def check_meta(subject: Subject) -> None:

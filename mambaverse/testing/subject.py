@@ -15,6 +15,7 @@ from mambaverse.mixers import Mixer, create_mixer
 
 LENGTH = 12  # tokens of a sequence: longer than a usual convolution window
 GRID = (3, 4)  # of them, for a mixer that needs it
+LONG = 261  # 9 · 29: more than two chunks of 128 or one of 256, and a multiple of neither
 JITTER = 0.1  # added to every parameter, so that one that starts at 0 or 1 takes part
 TOLERANCE = 2e-5  # relative RMS between two fp32 runs, each of which may be 1e-5 from the truth
 
