@@ -40,7 +40,7 @@ class Decay(Mixer):
 
 
 class Grid(Mixer):
-    """Adds up the rows of a grid: bidirectional, needs a spatial shape, keeps no state."""
+    """Adds up the rows of a grid, and all of it: bidirectional, needs a spatial shape, keeps no state."""
 
     causal = False
     needs_spatial_shape = True
@@ -51,7 +51,7 @@ class Grid(Mixer):
 
     def mix_sequence(self, x: Tensor, state: Any = None, cu_seqlens: Any = None, spatial_shape: Any = None) -> Any:
         grid = self.proj(x).unflatten(1, spatial_shape)
-        return (grid + grid.mean((1, 2), keepdim=True)).flatten(1, 2), None
+        return (grid + grid.mean(1, keepdim=True) + grid.mean((1, 2), keepdim=True)).flatten(1, 2), None
 
 
 @pytest.mark.parametrize("mixer", [Decay, Grid])

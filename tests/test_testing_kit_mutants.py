@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mambaverse.mixers import Mixer
 from mambaverse.testing import check_mixer
-from tests.test_testing_kit import Decay
+from tests.test_testing_kit import Decay, Grid
 
 
 class ReadsItsInputDense(Decay):
@@ -182,6 +182,17 @@ class PacksFewTokensOnly(Decay):
         return Decay.mix_sequence(self, x)[0]
 
 
+class IgnoresTheGrid(Grid):
+    def mix_sequence(self, x: Tensor, state: Any = None, cu_seqlens: Any = None, spatial_shape: Any = None) -> Any:
+        return self.proj(x + x.mean(1, keepdim=True)), None
+
+
+class KeepsTheFirstGrid(Grid):
+    def mix_sequence(self, x: Tensor, state: Any = None, cu_seqlens: Any = None, spatial_shape: Any = None) -> Any:
+        self.grid = getattr(self, "grid", spatial_shape)
+        return super().mix_sequence(x, spatial_shape=self.grid)
+
+
 BROKEN = [
     (ReadsItsInputDense, "shapes", "y of a strided x, channels before length"),
     (HalvesASmallGradient, "gradients", "gradients differ from finite differences, that of gain by"),
@@ -201,6 +212,8 @@ BROKEN = [
     (ForgetsAtChunks, "long", "in chunks of 130 and 131, against one"),
     (StepsWronglyAfterAWhile, "long", "40 tokens step by step, against forward"),
     (PacksFewTokensOnly, "long", "packed sequences of [70, 130, 0, 61], against separate"),
+    (IgnoresTheGrid, "grid", "y is the same for (3, 4), (4, 3), (1, 12), (12, 1)"),
+    (KeepsTheFirstGrid, "grid", "y of spatial_shape=(4, 3) after other grids, against a new mixer's"),
 ]
 
 

@@ -42,6 +42,7 @@ MIXER_CHECKS: dict[str, Callable[[Subject], None]] = {
     "refusals": _checks.check_refusals,
     "step_sizes": _checks.check_step_sizes,
     "long": _conditions.check_long,
+    "grid": _conditions.check_grid,
 }
 
 

@@ -12,6 +12,7 @@ from mambaverse.mixers import Mixer
 from mambaverse.testing.subject import (
     LENGTH,
     LONG,
+    Skip,
     Subject,
     call,
     rms,
@@ -71,6 +72,20 @@ def _check_long_steps(mixer: Mixer, x: Tensor, y: Tensor) -> None:
     for t in range(256, LONG):
         y_t, state = mixer.step(x[:, t], state)
         same(f"step {t} from the state that forward left", y_t, y[:, t])
+
+
+def check_grid(subject: Subject) -> None:
+    """A mixer that needs the grid of its tokens takes any, wide or tall, and what it gives depends on it alone."""
+    mixer = subject.build()
+    if not mixer.needs_spatial_shape:
+        raise Skip("needs_spatial_shape is False")
+    x, results = subject.tokens(), {}
+    for grid in ((3, 4), (4, 3), (1, LENGTH), (LENGTH, 1)):
+        results[grid] = mixer(x=x, spatial_shape=grid)
+        what = f"y of spatial_shape={grid} after other grids, against a new mixer's"
+        same(what, results[grid], subject.build()(x=x, spatial_shape=grid))
+    if all(torch.equal(y, results[3, 4]) for y in results.values()):
+        raise AssertionError(f"needs_spatial_shape=True, but y is the same for {', '.join(map(str, results))}")
 
 
 def check_meta(subject: Subject) -> None:
