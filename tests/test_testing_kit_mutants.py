@@ -193,6 +193,17 @@ class KeepsTheFirstGrid(Grid):
         return super().mix_sequence(x, spatial_shape=self.grid)
 
 
+class LeaksInTraining(Decay):
+    def mix(self, x: Tensor) -> Tensor:
+        y = super().mix(x)
+        return y + 0.1 * y.mean(1, keepdim=True) if self.training else y
+
+
+class LeaksBehindDropout(LeaksInTraining):
+    def mix(self, x: Tensor) -> Tensor:
+        return super().mix(nn.functional.dropout(x, 0.1, self.training))
+
+
 BROKEN = [
     (ReadsItsInputDense, "shapes", "y of a strided x, channels before length"),
     (HalvesASmallGradient, "gradients", "gradients differ from finite differences, that of gain by"),
@@ -214,6 +225,8 @@ BROKEN = [
     (PacksFewTokensOnly, "long", "packed sequences of [70, 130, 0, 61], against separate"),
     (IgnoresTheGrid, "grid", "y is the same for (3, 4), (4, 3), (1, 12), (12, 1)"),
     (KeepsTheFirstGrid, "grid", "y of spatial_shape=(4, 3) after other grids, against a new mixer's"),
+    (LeaksInTraining, "training", "y in training, against eval"),
+    (LeaksBehindDropout, "training", "but in training tokens before 6 depend on later ones"),
 ]
 
 

@@ -43,6 +43,7 @@ MIXER_CHECKS: dict[str, Callable[[Subject], None]] = {
     "step_sizes": _checks.check_step_sizes,
     "long": _conditions.check_long,
     "grid": _conditions.check_grid,
+    "training": _conditions.check_training,
 }
 
 

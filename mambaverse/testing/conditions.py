@@ -12,6 +12,7 @@ from mambaverse.mixers import Mixer
 from mambaverse.testing.subject import (
     LENGTH,
     LONG,
+    TOLERANCE,
     Skip,
     Subject,
     call,
@@ -86,6 +87,26 @@ def check_grid(subject: Subject) -> None:
         same(what, results[grid], subject.build()(x=x, spatial_shape=grid))
     if all(torch.equal(y, results[3, 4]) for y in results.values()):
         raise AssertionError(f"needs_spatial_shape=True, but y is the same for {', '.join(map(str, results))}")
+
+
+def check_training(subject: Subject) -> None:
+    """In training y and its gradients are those of eval mode, or where something is drawn (dropout), still causal."""
+    mixer, x, weight = subject.build().train(), subject.tokens().requires_grad_(), subject.tokens(seed=2)
+    before = [buffer.clone() for buffer in mixer.buffers()]
+    with seeded(0):
+        y = call(mixer, x)
+    with seeded(1):
+        drawn = not torch.equal(call(mixer, x), y)
+    learns = not all(map(torch.equal, mixer.buffers(), before))  # running statistics
+    if not (drawn or learns):
+        expected = run_and_differentiate(mixer.eval(), x, weight, [LENGTH])
+        same_gradients("in training, against eval", run_and_differentiate(mixer.train(), x, weight, [LENGTH]), expected)
+    elif mixer.causal:
+        cut = LENGTH // 2
+        gradient = torch.autograd.grad((y * weight)[:, :cut].sum(), x)[0]
+        leak = gradient[:, cut:].norm().item() / gradient.norm().item()
+        if leak > TOLERANCE:
+            raise AssertionError(f"causal=True, but in training tokens before {cut} depend on later ones ({leak:.0e})")
 
 
 def check_meta(subject: Subject) -> None:
