@@ -204,6 +204,17 @@ class LeaksBehindDropout(LeaksInTraining):
         return super().mix(nn.functional.dropout(x, 0.1, self.training))
 
 
+class DividesByNothing(Decay):
+    def mix(self, x: Tensor) -> Tensor:
+        return super().mix(x / x.norm(dim=-1, keepdim=True))
+
+
+class Overflows(Decay):
+    def mix(self, x: Tensor) -> Tensor:
+        weights = self.proj(x).exp()
+        return (weights * x).cumsum(1) / weights.cumsum(1)
+
+
 BROKEN = [
     (ReadsItsInputDense, "shapes", "y of a strided x, channels before length"),
     (HalvesASmallGradient, "gradients", "gradients differ from finite differences, that of gain by"),
@@ -227,6 +238,8 @@ BROKEN = [
     (KeepsTheFirstGrid, "grid", "y of spatial_shape=(4, 3) after other grids, against a new mixer's"),
     (LeaksInTraining, "training", "y in training, against eval"),
     (LeaksBehindDropout, "training", "but in training tokens before 6 depend on later ones"),
+    (DividesByNothing, "loudness", "y is not finite for x = 0"),
+    (Overflows, "loudness", "y is not finite for x = 100"),
 ]
 
 

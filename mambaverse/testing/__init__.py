@@ -44,6 +44,7 @@ MIXER_CHECKS: dict[str, Callable[[Subject], None]] = {
     "long": _conditions.check_long,
     "grid": _conditions.check_grid,
     "training": _conditions.check_training,
+    "loudness": _conditions.check_loudness,
 }
 
 

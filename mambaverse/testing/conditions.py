@@ -26,6 +26,7 @@ from mambaverse.testing.subject import (
 )
 
 CUT = 130  # of LONG tokens: beside any multiple of a power of 2
+LOUD = 100.0  # more than a norm in front of a mixer of fewer than 10,000 channels lets through
 
 
 def check_long(subject: Subject) -> None:
@@ -107,6 +108,15 @@ def check_training(subject: Subject) -> None:
         leak = gradient[:, cut:].norm().item() / gradient.norm().item()
         if leak > TOLERANCE:
             raise AssertionError(f"causal=True, but in training tokens before {cut} depend on later ones ({leak:.0e})")
+
+
+def check_loudness(subject: Subject) -> None:
+    """Of silence (x = 0) and of an x of a hundred times the usual size, y and all gradients are finite."""
+    mixer, weight = subject.build(), subject.tokens(seed=2)
+    for loudness in (0.0, LOUD):
+        for name, value in run_and_differentiate(mixer, loudness * subject.tokens(), weight, [LENGTH]).items():
+            if not torch.isfinite(value).all():
+                raise AssertionError(f"{name} is not finite for x = {loudness:g} · randn")
 
 
 def check_meta(subject: Subject) -> None:
