@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mambaverse.errors import DirectionError, UserError
 from mambaverse.kernels.norm import layer_norm, rms_norm
 from mambaverse.mixers import MIXERS, Mixer, create_mixer, mixer_class
+from mambaverse.mixers._common import reset_parameters as reset_parameters
 from mambaverse.mixers._portable import exporting
 from mambaverse.registry import is_a
 
@@ -187,16 +188,6 @@ class Block(nn.Module):
             x, residual = self.norm2(x, residual)
             x = self.drop_path(self.scale2(self.mlp(x)))
         return x, residual
-
-
-def reset_parameters(module: nn.Module) -> None:
-    """Call `reset_parameters` of `module`, or, where it has none, of the modules that it is made of."""
-    reset = getattr(module, "reset_parameters", None)
-    if callable(reset):
-        reset()
-        return
-    for child in module.children():
-        reset_parameters(child)
 
 
 def check_counts(least: int, **counts: int) -> None:

@@ -63,6 +63,10 @@ def test_a_sound_mixer_passes_every_check(mixer: type[Mixer]) -> None:
     assert (results["step"] == "passed") == mixer.supports_state
 
 
+def test_a_sound_mixer_of_torchs_own_layers_is_made_anew_in_two_directions() -> None:
+    check_mixer("bidirectional", dim=8, checks=["meta"], mixer=f"{__name__}:Decay", merge="concat")
+
+
 def test_arguments_and_registered_names_reach_the_mixer() -> None:
     register_mixer("kit_decay")(Decay)
     try:

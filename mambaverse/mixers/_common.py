@@ -124,6 +124,16 @@ def resolve_dt_rank(mixer: str, dt_rank: int | str, dim: int) -> int:
     return math.ceil(dim / 16)
 
 
+def reset_parameters(module: nn.Module) -> None:
+    """Call `reset_parameters` of `module`, or, where it has none, of the modules that it is made of."""
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        return
+    for child in module.children():
+        reset_parameters(child)
+
+
 def inverse_softplus(x: Tensor) -> Tensor:
     """Return y with softplus(y) = x > 0, without overflow for small x."""
     return x + torch.log(-torch.expm1(-x))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mambaverse.errors import DirectionError, UserError, suggest
 from mambaverse.mixers import create_mixer, register_mixer
+from mambaverse.mixers._common import reset_parameters
 from mambaverse.mixers.base import Mixer
 
 MERGES = ("add", "mean", "concat", "ew_multiply")
@@ -66,8 +67,7 @@ class Bidirectional(Mixer):
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
         for part in (self.fwd, self.bwd, self.merge_proj):
-            if callable(reset := getattr(part, "reset_parameters", None)):
-                reset()
+            reset_parameters(part)
 
     def mix(self, x: Tensor) -> Tensor:
         """See `Mixer.mix`."""

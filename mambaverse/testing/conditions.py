@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mambaverse.mixers import Mixer
+from mambaverse.mixers._common import reset_parameters
 from mambaverse.testing.subject import (
     LENGTH,
     LONG,
@@ -145,8 +146,6 @@ def check_meta(subject: Subject) -> None:
     for what, y in results.items():
         if not y.is_meta or y.shape != x.shape or y.dtype != x.dtype:
             raise AssertionError(f"{what} on meta gave {tuple(y.shape)} {y.dtype} on {y.device}")
-    from mambaverse.blocks import reset_parameters  # loads timm
-
     mixer = subject.make("meta").to_empty(device=subject.device)
     with torch.no_grad(), seeded(0):
         for value in [*mixer.parameters(), *mixer.buffers()]:
