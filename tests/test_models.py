@@ -13,6 +13,7 @@ import mambaverse
 from mambaverse.datasets import register_dataset
 from mambaverse.engine.task import register_task
 from mambaverse.errors import UserError
+from mambaverse.models import MODELS
 
 SMALL: dict[str, dict[str, Any]] = {
     "test_vim": {},
@@ -33,6 +34,13 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [  # with every kind of parameter a
     ("caduceus_ps_d32_n2", {"head": "regression"}),
     ("aum_nano_patch16_128x128", {"wide": 3}),
 ]
+
+
+@pytest.mark.parametrize("name", mambaverse.list_models())
+def test_every_model_says_what_it_is_and_is_built_for_any_classes_without_memory(name: str) -> None:
+    assert MODELS.describe(name)["summary"]
+    model = mambaverse.create_model(name, num_classes=3, device="meta")
+    assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 def build(name: str, **overrides: Any) -> nn.Module:

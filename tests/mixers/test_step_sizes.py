@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mambaverse.kernels import nc_ssd, ssd
 from mambaverse.kernels import selective_scan as scan
-from mambaverse.mixers import Mixer, create_mixer, list_mixers
+from mambaverse.mixers import Mixer, create_mixer, list_mixers, mixer_class
 from mambaverse.mixers import mamba3 as mamba3_module
 
 HEIGHT, WIDTH, DIM = 3, 4, 16
@@ -116,8 +116,15 @@ def test_mamba3_tells_what_moves_its_angles_and_inputs(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", list_mixers())
 def test_mixers_without_it_tell_none(name: str) -> None:
-    told = create_mixer(name, DIM).step_sizes(tokens(), (HEIGHT, WIDTH))
-    assert bool(told) is (name not in WITHOUT)
+    mixer = create_mixer(name, DIM)
+    told = mixer.step_sizes(tokens(), (HEIGHT, WIDTH))
+    assert bool(told) is (type(mixer).step_sizes is not Mixer.step_sizes)
+    assert not (told and name in WITHOUT)
+
+
+def test_mixers_with_it_are_these_at_least() -> None:
+    told = {name for name in list_mixers() if mixer_class(name).step_sizes is not Mixer.step_sizes}
+    assert told >= {"bidirectional", "bissd", "mamba3", "ncssd", "s6", "ss2d", "ssd", "vim"}
 
 
 def test_a_constant_step_is_none() -> None:
