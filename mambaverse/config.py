@@ -357,7 +357,13 @@ def _find(name: str, roots: list[Path], by: Path | None = None) -> Path:
         if path.is_file():
             return path
     source = "" if by is None else f"{by}: defaults: "
-    raise ConfigError(f"{source}no config {name!r}{suggest(name, list_configs(roots), limit=30)}")
+    from mambaverse.datasets import list_datasets  # which imports this module
+
+    domain, _, dataset = name.partition("/")
+    known = suggest(name, list_configs(roots), limit=30)
+    if name in list_datasets():
+        known = f", but a data set; data.name={dataset} trains on it with another config of {domain}"
+    raise ConfigError(f"{source}no config {name!r}{known}")
 
 
 def argument_layers(overrides: Sequence[str]) -> Iterator[tuple[str, DictConfig]]:

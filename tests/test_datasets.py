@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mambaverse.cli import main
-from mambaverse.config import DataConfig
+from mambaverse.config import DataConfig, compose
 from mambaverse.datasets import (
     DATASETS,
     Dataset,
@@ -76,6 +76,13 @@ def test_ones_own_is_registered_and_found(mine: str, tmp_path: Path) -> None:
     (tmp_path / "mine.bin").write_bytes(b"xyz")
     assert get_dataset("mine", "toy").open(DataConfig(name="mine", root=str(tmp_path))) == b"xyz"
     assert describe_dataset(mine, str(tmp_path))["status"] == f"found: {tmp_path / 'mine.bin'}"
+
+
+def test_a_data_set_given_as_a_config_says_how_it_is_trained(mine: str) -> None:
+    with pytest.raises(
+        UserError, match="no config 'toy/mine', but a data set; data.name=mine trains on it with another"
+    ):
+        compose(mine)
 
 
 def test_a_path_needs_no_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
