@@ -113,6 +113,8 @@ class Registry(Generic[T]):
                 )
             if not overwrite and builtin is not None and source != builtin:
                 raise RegistryError(f"{self.kind} {name!r} is built in ({builtin}); overwrite=True replaces it")
+            if taken is not None and isinstance(taken.target, str) and not overwrite:
+                source = taken.source  # the entry point, whose import has come to the decorator
             self._entries[name] = Entry(name, obj, source, tags, overwrite)
             return obj
 
@@ -248,14 +250,16 @@ class Registry(Generic[T]):
                 continue
             if not self._module_is_name:
                 self._load_builtins(None)  # for their names
-            if point.name in self._entries or (self._module_is_name and point.name in self._builtin_modules()):
-                taken = self._entries.get(point.name)
+            target = point.value.partition("[")[0].strip()  # "a.b:C [extra]" is a.b:C
+            taken = self._entries.get(point.name)
+            if taken is not None and _same(target, taken.target):  # a decorator registered it before
+                continue
+            if taken is not None or (self._module_is_name and point.name in self._builtin_modules()):
                 by = taken.source if taken else f"built-in {self._builtin_modules()[point.name]}"
                 warnings.warn(
                     f"{self.kind} {point.name!r} of package {owner} is ignored: the name is taken by {by}", stacklevel=3
                 )
                 continue
-            target = point.value.partition("[")[0].strip()  # "a.b:C [extra]" is a.b:C
             self._entries[point.name] = Entry(point.name, target, f"entry point of package {owner}")
 
     def _import(self, path: str, what: str) -> T:
@@ -340,7 +344,11 @@ def _normal(distribution: str) -> str:
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Whether `new` is `old` again (a module that was reloaded)."""
+    """Whether `new` is `old` again (a module that was reloaded), or what an entry point `old` names."""
+    if isinstance(old, str):  # which may be another module of that package, from which the one named imports it
+        module, _, name = old.partition(":")
+        root = str(getattr(new, "__module__", "")).partition(".")[0]
+        return name == getattr(new, "__qualname__", None) and module.partition(".")[0] == root
     both = [(getattr(o, "__module__", None), getattr(o, "__qualname__", None)) for o in (old, new)]
     return both[0] == both[1] != (None, None)
 

@@ -1,10 +1,13 @@
 """The registry: names to objects by folder, decorator, entry point and path; errors that teach."""
 
+import builtins
+import importlib
 import importlib.metadata
 import re
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +162,24 @@ def test_plugins_can_be_limited(
 ) -> None:
     monkeypatch.setenv("MAMBAVERSE_PLUGINS", setting)
     assert plugins.list() == names
+
+
+@pytest.mark.parametrize("imported_first", [True, False])
+def test_an_entry_point_may_name_what_a_decorator_registers_too(
+    plugins: Registry[type], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imported_first: bool
+) -> None:
+    (tmp_path / "decorated.py").write_text("class Own:\n    pass\n\n\nregistry.register('own', tag=1)(Own)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "decorated", raising=False)
+    monkeypatch.setattr(builtins, "registry", plugins, raising=False)
+    points = [entry_point("own", "decorated:Own", "lab")]
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: points)
+    if imported_first:
+        importlib.import_module("decorated")
+    with warnings.catch_warnings(action="error"):
+        assert plugins.get("own").__name__ == "Own" and plugins.entry("own").tags == {"tag": 1}
+    with pytest.raises(RegistryError, match="already registered by"):
+        plugins.register("own", Thing)
 
 
 def test_entry_point_cannot_take_a_built_in_name(monkeypatch: pytest.MonkeyPatch) -> None:
