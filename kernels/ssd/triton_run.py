@@ -142,12 +142,16 @@ class Run:
     def segment_starts(
         self, x: Tensor, B: Tensor, z: Tensor | None, incoming: Tensor | None, *, gradient: bool
     ) -> Tensor:
-        """Return what enters each segment, (sequences, H, segments, P, N) float32."""
+        """Return what enters each segment, (sequences, H, segments, P, N) float32.
+
+        Nothing enters a segment from the last one, or of gradients from the first, so that its end is not looked for.
+        """
         p = self.p
         shape = p.sequences, p.heads, p.segments, p.head_dim, p.state_dim
         ends, starts = (torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(2))
         sums = torch.empty(shape[:3], dtype=torch.float32, device=x.device)
-        self.carry(x, B, z, None, gradient=gradient, ends=ends, sums=sums)
+        left = range(1, p.segments) if gradient else range(p.segments - 1)
+        self.carry(x, B, z, None, gradient=gradient, ends=ends, sums=sums, segments=left)
         size, block = p.head_dim * p.state_dim, 512
         launch(
             self.memo, ("combine", gradient), combine, (p.sequences * p.heads, ceil_div(size, block)),
