@@ -39,6 +39,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no such file, damaged, holds code, or holds no weights.
     """
+    content = read_content(path)
+    return content if path.suffix == ".safetensors" else find_weights(content, path)
+
+
+def read_content(path: Path) -> Any:
+    """Return all that a weights file holds, on the CPU: the tensors of safetensors, or what `torch.save` wrote.
+
+    Raises:
+        CheckpointError: no such file, damaged, or holds code.
+    """
     if not path.is_file():
         inside = sorted(map(str, path.glob("*.safetensors")))  # of a run folder: best, last
         raise CheckpointError(f"no weights file {str(path)!r}" + (f", did you mean {inside[0]!r}?" if inside else ""))
@@ -47,7 +57,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: damaged or not safetensors: {_line(error)}") from None
-    return _find(read_torch(path), path)
+    return read_torch(path)
 
 
 def read_torch(path: Path) -> Any:
@@ -113,12 +123,28 @@ def without_prefix(weights: Mapping[str, Any]) -> dict[str, Any]:
     return weights
 
 
-def _find(content: Any, path: Path) -> dict[str, Tensor]:
+def wrapper_of(content: Any) -> str | None:
+    """Return under which of `WRAPPERS` a checkpoint keeps its weights, None where it is they."""
+    if not isinstance(content, Mapping):
+        return None
+    return next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+
+
+def kept_version(weights: Mapping[str, Any]) -> int:
+    """Return the `_version` of the model whose `state_dict()` this is, maybe wrapped: torch keeps it beside them.
+
+    1 is that of a model that states none, and of weights in a dictionary of their own.
+    """
+    parts = {prefix.rstrip(".") for prefix in PREFIXES} | {""}
+    of_modules = getattr(weights, "_metadata", {}).items()
+    return max((about.get("version", 1) for name, about in of_modules if set(name.split(".")) <= parts), default=1)
+
+
+def find_weights(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the weights in what a weights file holds; CheckpointError where there are none."""
     if isinstance(content, Mapping):
-        for key in WRAPPERS:
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
-                break
+        if key := wrapper_of(content):
+            content = content[key]
         weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         if weights and len(weights) == len(content):
             return weights

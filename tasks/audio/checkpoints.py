@@ -12,12 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mambaverse.engine.checkpoint import CheckpointError, load_state, read_torch, read_weights, without_prefix
+from mambaverse.engine.checkpoint import (
+    CheckpointError,
+    find_weights,
+    kept_version,
+    load_state,
+    read_content,
+    without_prefix,
+    wrapper_of,
+)
 from mambaverse.errors import warn
 from mambaverse.tasks.audio.aum import AuM, stretch
 
@@ -28,9 +37,10 @@ def load_aum(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: damaged, or of another model.
     """
-    weights = read_weights(path)
+    content = read_content(path)
+    weights = find_weights(content, path)
     if isinstance(model, AuM):
-        weights = convert(weights, model, str(path), cls_first=not _is_original(path))
+        weights = convert(weights, model, str(path), cls_first=not _is_original(content))
     load_state(model, weights, str(path))
 
 
@@ -70,12 +80,10 @@ def convert(weights: dict[str, Tensor], model: AuM, source: str, cls_first: bool
     return weights
 
 
-def _is_original(path: Path) -> bool:
-    """Whether a weights file is one of those that hustvl/Vim's training script saves; our runs write safetensors."""
-    if path.suffix == ".safetensors":
-        return False
-    content = read_torch(path)
-    return any(isinstance(content.get(key), Mapping) for key in ("model", "model_ema"))
+def _is_original(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is one that hustvl/Vim's training script saves: the model of ours states a version."""
+    key = wrapper_of(content)
+    return key in ("model", "model_ema") and kept_version(content[key]) == 1
 
 
 def _table(table: Tensor, prefix: int, source: str) -> Tensor:

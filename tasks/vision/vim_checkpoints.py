@@ -25,7 +25,7 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
-from mambaverse.engine.checkpoint import PREFIXES, CheckpointError, load_state, read_torch, read_weights, without_prefix
+from mambaverse.engine.checkpoint import CheckpointError, kept_version, load_state, read_content, without_prefix
 from mambaverse.errors import suggest
 from mambaverse.tasks.vision.fine_tune import fitted
 
@@ -49,13 +49,9 @@ def load_vim(model: Vim, path: Path | str, key: str | None = None, partial: bool
     Raises:
         CheckpointError: no such file, damaged, or the weights of another model.
     """
-    path = Path(path)
-    if path.suffix == ".safetensors" or not path.is_file():
-        content: Mapping[str, Any] = read_weights(path)
-    else:
-        content = read_torch(path)
-        if not isinstance(content, Mapping):
-            raise CheckpointError(f"{path}: expected a dictionary of weights, got {type(content).__name__}")
+    content = read_content(Path(path))
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: expected a dictionary of weights, got {type(content).__name__}")
     weights = convert(content, model, str(path), key)
     weights = fitted(weights, model, str(path), "patch_embed.proj", "head")
     own = model.state_dict() if partial else weights
@@ -83,21 +79,13 @@ def convert(content: Mapping[str, Any], model: Vim, source: str, key: str | None
         expected = ", ".join((*ORIGINAL_KEYS, *OWN_KEYS))
         raise CheckpointError(f"{source}: holds no weights; expected a state dict, or one under {expected}")
     if "pos_embed" in weights:
-        original = key in ORIGINAL_KEYS and not _is_ours(inner, model)
+        original = key in ORIGINAL_KEYS and kept_version(inner) < model._version
         weights["pos_embed"] = _position(weights, model, source, original)
     name = "patch_embed.proj.weight"
     size = model.patch_embed.patch_size
     if name in weights and weights[name].ndim == 4 and tuple(weights[name].shape[2:]) != tuple(size):
         weights[name] = resample_patch_embed(weights[name], list(size))
     return weights
-
-
-def _is_ours(inner: Mapping[str, Any], model: Vim) -> bool:
-    """Return whether `inner` is a state dict of a model of ours, maybe wrapped, by what torch keeps beside it."""
-    of_modules = getattr(inner, "_metadata", {})
-    parts = {prefix.rstrip(".") for prefix in PREFIXES} | {""}
-    wrapped = [about for name, about in of_modules.items() if set(name.split(".")) <= parts]
-    return any(about.get("version", 1) >= model._version for about in wrapped)
 
 
 def _position(weights: Mapping[str, Tensor], model: Vim, source: str, original: bool) -> Tensor:

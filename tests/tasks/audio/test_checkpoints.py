@@ -47,9 +47,11 @@ def test_a_vision_mamba_checkpoint_is_turned_into_one(tmp_path: Path) -> None:
     pairs = cls_first[:, 1:].unflatten(1, (4, 2, 8)).mean(2)  # 8 rows of patches become 4
     torch.testing.assert_close(pos_embed[:, 1:].unflatten(1, (4, 8)), pairs)
     torch.testing.assert_close(proj.weight, weights["patch_embed.proj.weight"].mean(1, keepdim=True))
-    for suffix, save in ((".pth", torch.save), (".safetensors", save_file)):  # ours have the cls token first
-        save(weights, tmp_path / f"ours{suffix}")
-        load_aum(again := small(), tmp_path / f"ours{suffix}")
+    torch.save({"model": weights}, tmp_path / "wrapped.pth")
+    torch.save(weights, tmp_path / "ours.pth")
+    save_file(weights, tmp_path / "ours.safetensors")
+    for name in ("wrapped.pth", "ours.pth", "ours.safetensors"):  # ours have the cls token first
+        load_aum(again := small(), tmp_path / name)
         assert all(value.equal(model.state_dict()[name]) for name, value in again.state_dict().items())
 
 
