@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import BackendError
 
+AHEAD_BYTES = 160 * 2**10  # of shared memory a program: where a GPU has less, kernels that could load ahead do not
 Memo = dict[Hashable, tuple[Any, tuple[Any, ...]]]  # by name: a compiled kernel, and the values of its constants
 
 

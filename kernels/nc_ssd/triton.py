@@ -16,13 +16,21 @@ from torch import Tensor
 
 from mambaverse.kernels import columns
 from mambaverse.kernels.backend import BackendError
-from mambaverse.kernels.launch import Spec, launch, memo_of, num_multiprocessors, on_device, power_of_2, shared_memory
+from mambaverse.kernels.launch import (
+    AHEAD_BYTES,
+    Spec,
+    launch,
+    memo_of,
+    num_multiprocessors,
+    on_device,
+    power_of_2,
+    shared_memory,
+)
 from mambaverse.kernels.nc_ssd import triton_kernels as kernels
 from mambaverse.kernels.nc_ssd.reference import state_dtype
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_STATE = 64 * 128  # numbers of a state, sizes rounded up to powers of two: backward has two of them on chip
-AHEAD_BYTES = 160 * 2**10  # of shared memory a program: GPUs that have less load nothing ahead
 _PROGRAMS = 4  # that a multiprocessor runs side by side
 
 

@@ -70,6 +70,7 @@ def backward(
             dt_softplus=dt_softplus, dt_min=dt_min, dt_max=dt_max, reverse=reverse, chunk_size=chunk_size,
             weight=weight, own_weight=own_weight,
         )  # fmt: skip
+    chunk_states = chunk_states.contiguous()  # of a part of the columns they are not
     p = plan_of(x, B, C, cu_seqlens).backward()
     absent = x.new_empty(0)
     if dy is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mambaverse.kernels.backend import BackendError
 from mambaverse.kernels.checks import num_sequences
-from mambaverse.kernels.launch import num_multiprocessors, shared_memory
+from mambaverse.kernels.launch import AHEAD_BYTES, num_multiprocessors, shared_memory
 from mambaverse.kernels.ssd.layout import (
     TRITON_FAR,
     TRITON_KEEP,
@@ -56,7 +56,7 @@ AHEAD = {
     "through_states": {64: (TRITON_KEEP, 4, 3), 128: (TRITON_KEEP, 8, 3)},
     "rest_of_one": {128: (TRITON_KEEP, 4, 1)},
 }
-AHEAD_BYTES, WALK_BYTES = 160 * 2**10, 184 * 2**10
+WALK_BYTES = 184 * 2**10
 # Of `scan` where no other head reads a head's B and C again, and they are most of what it reads; and of more than 128
 # states in bfloat16 on GPUs with less shared memory than AHEAD_BYTES.
 SCAN_OF_OWN, SCAN_OF_LESS = (32, 4, 3), (32, 8, 1)

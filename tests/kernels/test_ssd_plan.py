@@ -8,8 +8,9 @@ pytest.importorskip("triton")
 
 import torch
 
+from mambaverse.kernels.launch import AHEAD_BYTES
 from mambaverse.kernels.ssd.layout import TRITON_COLUMNS, TRITON_KEEP
-from mambaverse.kernels.ssd.triton_plan import AHEAD_BYTES, INTERPRETED, WALK_BYTES, Plan, tuning
+from mambaverse.kernels.ssd.triton_plan import INTERPRETED, WALK_BYTES, Plan, tuning
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter has one plan")
 LM = Plan(8, 2048, 32, 1, 64, 128, 8, packed=False, dtype=torch.bfloat16, ahead=True)
