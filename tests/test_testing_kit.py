@@ -200,13 +200,18 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("mixer", "check", "message"), BROKEN, ids=lambda v: getattr(v, "__name__", None))
-def test_a_broken_promise_is_named(mixer: type[Mixer], check: str, message: str) -> None:
+def assert_named(mixer: type[Mixer], check: str, message: str) -> None:
+    """Raise AssertionError unless the kit finds `mixer` to fail `check`, and says `message`."""
     with pytest.raises(AssertionError) as error:
         check_mixer(mixer, dim=8, checks=[check])
     text = str(error.value)
     assert text.startswith(f"{mixer.__name__}(dim=8) breaks 1 promise(s):") and f"\n  {check}: " in text
     assert message in text and "the contract: " in text
+
+
+@pytest.mark.parametrize(("mixer", "check", "message"), BROKEN, ids=lambda v: getattr(v, "__name__", None))
+def test_a_broken_promise_is_named(mixer: type[Mixer], check: str, message: str) -> None:
+    assert_named(mixer, check, message)
 
 
 def test_the_kit_leaves_the_global_generator_alone() -> None:
